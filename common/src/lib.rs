@@ -1,1 +1,5 @@
-//! Placeholder.
+//! What the API and the worker share: domain types, the store, the queue, configuration, telemetry, shutdown.
+//!
+//! Must never know HTTP handlers (axum) or tensors (burn). Start reading at [`domain`].
+
+pub mod domain;

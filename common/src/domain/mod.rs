@@ -1,0 +1,18 @@
+//! The service's vocabulary: ids, job states, generation parameters and results.
+//!
+//! Owns what a value *means* and which values are legal. Must never do I/O. Text becomes one of these types at the edge
+//! (`api/src/validate.rs`, the store's row decoding), and nothing behind the edge takes the loose form.
+//! Next: `store/` persists these types, `queue/` carries their ids.
+
+mod generation;
+mod id;
+mod job;
+mod state;
+
+pub use generation::{Choice, Completion, FinishReason, GenerationParams, Prompt, Usage};
+pub use id::{
+    EventId, EventKind, Id, IdKind, IdParseError, JobId, JobKind, ProjectId, ProjectKind, TenantId, TenantKind, UserId,
+    UserKind, WorkerId, WorkerKind,
+};
+pub use job::{Class, JobError, JobKey, ModelRef, QueueName};
+pub use state::{IllegalTransition, JobStatus};
