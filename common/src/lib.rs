@@ -2,4 +2,10 @@
 //!
 //! Must never know HTTP handlers (axum) or tensors (burn). Start reading at [`domain`].
 
+pub mod backoff;
+pub mod config;
 pub mod domain;
+pub mod queue;
+pub mod shutdown;
+pub mod store;
+pub mod telemetry;

@@ -3,7 +3,7 @@
 //! ```text
 //!  scheduled ──► queued ──► in_progress ──► completed
 //!      │           │ ▲        │  │  │
-//!      │           │ └────────┘  │  └─────► failed      (also from queued: attempts used up while waiting)
+//!      │           │ └────────┘  │  └─────► failed
 //!      │           │   (retry)   ▼
 //!      │           │         cancelling ──► cancelled
 //!      ├───────────┴──────────────────────► cancelled
@@ -69,8 +69,7 @@ impl JobStatus {
             Self::Scheduled => &[],
             Self::Queued => &[Self::Scheduled, Self::InProgress],
             Self::InProgress => &[Self::Queued],
-            Self::Cancelling | Self::Completed => &[Self::InProgress],
-            Self::Failed => &[Self::Queued, Self::InProgress],
+            Self::Cancelling | Self::Completed | Self::Failed => &[Self::InProgress],
             Self::Cancelled => &[Self::Scheduled, Self::Queued, Self::Cancelling],
             Self::Expired => &[Self::Scheduled, Self::Queued, Self::InProgress],
         }

@@ -1,0 +1,108 @@
+//! The relay: from outbox rows to confirmed messages. It is the queue's only entrance and its release window.
+//!
+//! Any number of replicas may run; one at a time serves a queue. A failure rolls its transaction back, so that every row
+//! stays until its message was confirmed: messages may be doubled, never lost. Next: the worker's `consumer.rs`.
+
+use std::sync::Arc;
+
+use claimcheck_common::backoff::Backoff;
+use claimcheck_common::config::DeliveryConfig;
+use claimcheck_common::domain::QueueName;
+use claimcheck_common::queue::{Broker, JobMessage, Publisher, QueueError};
+use claimcheck_common::store::notify::JobChanges;
+use claimcheck_common::store::{Pool, StoreError, outbox};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// Most messages in one transaction, so that its confirms come well within its time limit.
+const BATCH: u32 = 256;
+
+#[derive(Debug, thiserror::Error)]
+enum RelayError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+}
+
+/// Moves due outbox rows to the broker.
+pub struct Relay {
+    pool: Pool,
+    broker: Broker,
+    config: DeliveryConfig,
+    changes: JobChanges,
+    submitted: Arc<Notify>,
+    publisher: Option<Publisher>,
+}
+
+impl Relay {
+    /// `submitted` is notified after each commit that wrote to the outbox here; `changes` tells of claims anywhere,
+    /// which make room in the window. Rows written elsewhere are found within the relay interval.
+    pub fn new(pool: Pool, broker: Broker, config: DeliveryConfig, changes: JobChanges, submitted: Arc<Notify>) -> Self {
+        Self { pool, broker, config, changes, submitted, publisher: None }
+    }
+
+    /// Relays until `stop`, through every failure of broker and database.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut backoff = Backoff::default();
+        while !stop.is_cancelled() {
+            // Never dropped half-way: a batch is bounded by the publisher's and the database's time limits.
+            match self.relay_due().await {
+                Ok(()) => {
+                    backoff.reset();
+                    self.wait_for_work(&stop).await;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the relay failed and will try again");
+                    self.publisher = None;
+                    tokio::select! {
+                        () = stop.cancelled() => {}
+                        () = backoff.wait() => {}
+                    }
+                }
+            }
+        }
+    }
+
+    async fn wait_for_work(&self, stop: &CancellationToken) {
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.submitted.notified() => {}
+            () = self.changes.any() => {}
+            () = tokio::time::sleep(self.config.relay_interval) => {}
+        }
+    }
+
+    async fn relay_due(&mut self) -> Result<(), RelayError> {
+        for queue in outbox::queues(&self.pool).await? {
+            while self.relay_batch(&queue).await? == BATCH as usize {}
+        }
+        Ok(())
+    }
+
+    /// One transaction: take what the window has room for, publish, delete what was confirmed.
+    async fn relay_batch(&mut self, queue: &QueueName) -> Result<usize, RelayError> {
+        let mut transaction = self.pool.begin().await.map_err(StoreError::from)?;
+        let rows = outbox::take(&mut transaction, queue, self.config.release_window, BATCH).await?;
+        if rows.is_empty() {
+            return Ok(0);
+        }
+        let (ids, messages): (Vec<_>, Vec<_>) = rows
+            .into_iter()
+            .map(|row| (row.id, JobMessage { job_id: row.job_id, traceparent: row.traceparent }))
+            .unzip();
+        self.publisher().await?.publish(queue, &messages).await?;
+        outbox::confirm(&mut transaction, &ids).await?;
+        transaction.commit().await.map_err(StoreError::from)?;
+        metrics::counter!("claimcheck_relay_messages_total").increment(ids.len() as u64);
+        Ok(ids.len())
+    }
+
+    async fn publisher(&mut self) -> Result<&mut Publisher, QueueError> {
+        if self.publisher.is_none() {
+            self.publisher = Some(Publisher::connect(self.broker.clone()).await?);
+            tracing::info!("the relay is connected to the broker");
+        }
+        Ok(self.publisher.as_mut().expect("connected above"))
+    }
+}

@@ -1,0 +1,48 @@
+//! Waiting longer after each failure, with jitter, so that many processes do not come back in step.
+
+use std::time::Duration;
+
+use rand::RngExt;
+
+const FIRST: Duration = Duration::from_millis(50);
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// Exponential back-off: 50 ms doubling to 5 s, each wait drawn between its half and its whole.
+#[derive(Debug, Default)]
+pub struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// Waits for this failure's turn.
+    pub async fn wait(&mut self) {
+        tokio::time::sleep(self.next()).await;
+    }
+
+    /// Things work again: the next failure waits briefly.
+    pub const fn reset(&mut self) {
+        self.failures = 0;
+    }
+
+    fn next(&mut self) -> Duration {
+        let whole = FIRST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
+        self.failures = self.failures.saturating_add(1);
+        whole.mul_f64(rand::rng().random_range(0.5..=1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_grow_to_a_limit_and_start_over_after_success() {
+        let mut backoff = Backoff::default();
+        for _ in 0..100 {
+            assert!(backoff.next() <= LONGEST);
+        }
+        assert!(backoff.next() >= LONGEST / 2);
+        backoff.reset();
+        assert!(backoff.next() <= FIRST);
+    }
+}

@@ -1,0 +1,268 @@
+//! Configuration: one small struct a concern, read once from the environment (and a `.env` file) at start-up.
+//!
+//! The only place that reads environment variables. A value that cannot be read stops the process with the variable's
+//! name; nothing else is guessed. Durations carry a unit (`500ms`, `30s`, `2h`).
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+/// A variable is missing or does not read.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// `envy` names the variable.
+    #[error("the environment does not configure this process: {0}")]
+    Environment(#[from] envy::Error),
+    /// The `.env` file is not in order.
+    #[error("the .env file cannot be read: {0}")]
+    DotEnv(#[from] dotenvy::Error),
+    /// Values that cannot stand together.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// Reads `.env` from this or a parent folder, if there is one. Variables that are set already win.
+pub fn load_dotenv() -> Result<(), ConfigError> {
+    match dotenvy::dotenv() {
+        Err(error) if !error.not_found() => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn from_env<T: DeserializeOwned>(prefix: &str) -> Result<T, ConfigError> {
+    Ok(envy::prefixed(prefix).from_env()?)
+}
+
+/// Where Postgres is.
+#[derive(Debug, Clone, Deserialize)]
+pub struct DatabaseConfig {
+    /// `DATABASE_URL`: as the application role.
+    pub url: String,
+    /// `DATABASE_OWNER_URL`: as the owner, for migrations only. The same as `DATABASE_URL` unless set.
+    #[serde(default)]
+    pub owner_url: Option<String>,
+    /// `DATABASE_POOL_SIZE`: most connections of this process (16).
+    #[serde(default = "default_pool_size")]
+    pub pool_size: u32,
+}
+
+impl DatabaseConfig {
+    /// Reads `DATABASE_*`.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        from_env("DATABASE_")
+    }
+
+    /// The URL that migrations use.
+    pub fn owner_url(&self) -> &str {
+        self.owner_url.as_deref().unwrap_or(&self.url)
+    }
+}
+
+/// Where RabbitMQ is and what our queues are called.
+#[derive(Debug, Clone)]
+pub struct BrokerConfig {
+    /// `AMQP_URL`, with the virtual host as its path.
+    pub url: String,
+    /// `CLAIMCHECK_QUEUE_PREFIX`: the first part of every queue's name (`claimcheck`).
+    pub queue_prefix: String,
+}
+
+impl BrokerConfig {
+    /// Reads `AMQP_URL` and `CLAIMCHECK_QUEUE_PREFIX`.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        #[derive(Deserialize)]
+        struct Url {
+            url: String,
+        }
+        #[derive(Deserialize)]
+        struct Prefix {
+            #[serde(default = "default_queue_prefix")]
+            queue_prefix: String,
+        }
+        let (Url { url }, Prefix { queue_prefix }) = (from_env("AMQP_")?, from_env("CLAIMCHECK_")?);
+        Ok(Self { url, queue_prefix })
+    }
+}
+
+/// Where Redis is. It holds only what may be lost.
+#[derive(Debug, Clone, Deserialize)]
+pub struct RedisConfig {
+    /// `REDIS_URL`.
+    pub url: String,
+}
+
+impl RedisConfig {
+    /// Reads `REDIS_URL`.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        from_env("REDIS_")
+    }
+}
+
+/// How the process logs.
+#[derive(Debug, Clone, Deserialize)]
+pub struct TelemetryConfig {
+    /// `CLAIMCHECK_LOG`: `pretty` for people (the default), `json` for machines.
+    #[serde(default)]
+    pub log: LogFormat,
+}
+
+/// The shape of a log line.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Readable lines.
+    #[default]
+    Pretty,
+    /// One JSON object a line.
+    Json,
+}
+
+impl TelemetryConfig {
+    /// Reads `CLAIMCHECK_LOG`. `RUST_LOG` filters as usual (`info`).
+    pub fn from_env() -> Result<Self, ConfigError> {
+        from_env("CLAIMCHECK_")
+    }
+}
+
+/// The times of the delivery protocol. All processes of an installation share them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct DeliveryConfig {
+    /// `CLAIMCHECK_LEASE`: how long a silent worker keeps its jobs (10 s).
+    #[serde(with = "humantime_serde")]
+    pub lease: Duration,
+    /// `CLAIMCHECK_HEARTBEAT`: how often a worker extends its leases (2 s).
+    #[serde(with = "humantime_serde")]
+    pub heartbeat: Duration,
+    /// `CLAIMCHECK_RELEASE_WINDOW`: jobs of one queue that are released to the broker and not yet claimed (256).
+    pub release_window: u32,
+    /// `CLAIMCHECK_RELAY_INTERVAL`: the relay looks at the outbox at least this often (250 ms).
+    #[serde(with = "humantime_serde")]
+    pub relay_interval: Duration,
+    /// `CLAIMCHECK_MAINTENANCE_INTERVAL`: rescue and schedule run this often (1 s).
+    #[serde(with = "humantime_serde")]
+    pub maintenance_interval: Duration,
+    /// `CLAIMCHECK_REEMIT_AFTER`: a released job that nobody claimed for so long may have lost its message (30 s).
+    #[serde(with = "humantime_serde")]
+    pub reemit_after: Duration,
+    /// `CLAIMCHECK_RETENTION`: ended jobs are deleted after this time. Unset keeps them.
+    #[serde(with = "humantime_serde")]
+    pub retention: Option<Duration>,
+}
+
+impl Default for DeliveryConfig {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(10),
+            heartbeat: Duration::from_secs(2),
+            release_window: 256,
+            relay_interval: Duration::from_millis(250),
+            maintenance_interval: Duration::from_secs(1),
+            reemit_after: Duration::from_secs(30),
+            retention: None,
+        }
+    }
+}
+
+impl DeliveryConfig {
+    /// Reads `CLAIMCHECK_*` and checks that the times fit each other.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        let config: Self = from_env("CLAIMCHECK_")?;
+        if config.heartbeat * 3 > config.lease {
+            let (beat, lease) = (config.heartbeat, config.lease);
+            return Err(ConfigError::Invalid(format!(
+                "CLAIMCHECK_HEARTBEAT ({beat:?}) must be at most a third of CLAIMCHECK_LEASE ({lease:?}), so that two lost beats cost no job"
+            )));
+        }
+        if config.release_window == 0 {
+            return Err(ConfigError::Invalid(
+                "CLAIMCHECK_RELEASE_WINDOW must be at least 1".to_owned(),
+            ));
+        }
+        Ok(config)
+    }
+}
+
+/// What the API process alone needs.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ApiConfig {
+    /// `CLAIMCHECK_HTTP_ADDR`: where to listen (127.0.0.1:8080). Port 0 takes a free one.
+    #[serde(default = "default_http_addr")]
+    pub http_addr: SocketAddr,
+    /// `CLAIMCHECK_JWT_SECRET`: signs access tokens; at least 32 bytes. Changing it ends all sessions.
+    pub jwt_secret: SecretString,
+    /// `CLAIMCHECK_TOKEN_TTL`: how long an access token is good (15 min).
+    #[serde(default = "default_token_ttl", with = "humantime_serde")]
+    pub token_ttl: Duration,
+    /// `CLAIMCHECK_DRAIN`: how long open requests may go on after a stop signal (20 s).
+    #[serde(default = "default_drain", with = "humantime_serde")]
+    pub drain: Duration,
+}
+
+impl ApiConfig {
+    /// Reads `CLAIMCHECK_*`.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        from_env("CLAIMCHECK_")
+    }
+}
+
+/// What the worker process alone needs.
+#[derive(Debug, Clone, Deserialize)]
+pub struct WorkerConfig {
+    /// `CLAIMCHECK_WORKER_HTTP_ADDR`: where health and metrics are served (127.0.0.1:9091).
+    #[serde(default = "default_worker_http_addr")]
+    pub worker_http_addr: SocketAddr,
+    /// `CLAIMCHECK_MODEL`: a folder with Hugging Face files, or a name on the hub.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// `CLAIMCHECK_MODEL_NAME`: the name that requests use. The folder's or the hub's name unless set.
+    #[serde(default)]
+    pub model_name: Option<String>,
+    /// `CLAIMCHECK_MODEL_REVISION`: which revision of a hub model (`main`).
+    #[serde(default)]
+    pub model_revision: Option<String>,
+    /// `CLAIMCHECK_SLOTS`: sequences that are generated side by side (32).
+    #[serde(default = "default_slots")]
+    pub slots: u16,
+    /// `CLAIMCHECK_DRAIN`: how long running jobs may go on after a stop signal (20 s).
+    #[serde(default = "default_drain", with = "humantime_serde")]
+    pub drain: Duration,
+}
+
+impl WorkerConfig {
+    /// Reads `CLAIMCHECK_*`.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        from_env("CLAIMCHECK_")
+    }
+}
+
+const fn default_pool_size() -> u32 {
+    16
+}
+
+fn default_queue_prefix() -> String {
+    "claimcheck".to_owned()
+}
+
+fn default_http_addr() -> SocketAddr {
+    ([127, 0, 0, 1], 8080).into()
+}
+
+fn default_worker_http_addr() -> SocketAddr {
+    ([127, 0, 0, 1], 9091).into()
+}
+
+const fn default_token_ttl() -> Duration {
+    Duration::from_secs(15 * 60)
+}
+
+const fn default_drain() -> Duration {
+    Duration::from_secs(20)
+}
+
+const fn default_slots() -> u16 {
+    32
+}

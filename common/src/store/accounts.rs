@@ -1,0 +1,109 @@
+//! Users with their personal organization and project.
+
+use sqlx::{PgConnection, PgExecutor, Row};
+
+use super::row::get;
+use super::{Pool, StoreResult, transaction};
+use crate::domain::{Id, ProjectId, TenantId, UserId};
+
+/// What registering needs. Name and address were checked, the password is hashed already.
+#[derive(Debug, Clone)]
+pub struct NewUser {
+    /// Unique whatever its case.
+    pub username: String,
+    /// Unique whatever its case.
+    pub email: String,
+    /// PHC string of argon2id.
+    pub password_hash: String,
+}
+
+/// A user and where their jobs go.
+#[derive(Debug, Clone)]
+pub struct Account {
+    /// The user.
+    pub user_id: UserId,
+    /// Their organization.
+    pub tenant_id: TenantId,
+    /// Their project.
+    pub project_id: ProjectId,
+    /// The name they log in with.
+    pub username: String,
+    /// Where they are reached.
+    pub email: String,
+    /// PHC string of argon2id.
+    pub password_hash: String,
+    /// `user`, `auditor` or `admin`.
+    pub role: String,
+    /// A deactivated user keeps their data and loses their access.
+    pub is_active: bool,
+    /// When they registered.
+    pub created_at: time::OffsetDateTime,
+}
+
+/// Creates a user with a personal organization and one project.
+///
+/// [`super::StoreError::Conflict`] names `users_username_key` or `users_email_key`.
+pub async fn register(pool: &Pool, user: NewUser) -> StoreResult<Account> {
+    transaction(pool, move |connection| {
+        let user = user.clone();
+        Box::pin(async move { insert(connection, user).await })
+    })
+    .await
+}
+
+async fn insert(connection: &mut PgConnection, user: NewUser) -> StoreResult<Account> {
+    let (user_id, tenant_id, project_id) = (UserId::new(), TenantId::new(), ProjectId::new());
+    let row = sqlx::query(
+        "WITH organization AS (
+             INSERT INTO organizations (id, name) VALUES ($2, $4)
+         ), project AS (
+             INSERT INTO projects (id, organization_id, name) VALUES ($3, $2, 'default')
+         ), audit AS (
+             INSERT INTO audit_log (tenant_id, actor, action, subject)
+             VALUES ($2, 'user:' || $1::uuid, 'user.registered', $1)
+         )
+         INSERT INTO users (id, tenant_id, project_id, username, email, password_hash)
+         VALUES ($1, $2, $3, $4, $5, $6) RETURNING *",
+    )
+    .bind(user_id.uuid())
+    .bind(tenant_id.uuid())
+    .bind(project_id.uuid())
+    .bind(user.username)
+    .bind(user.email)
+    .bind(user.password_hash)
+    .fetch_one(connection)
+    .await?;
+    account(&row)
+}
+
+/// The user of that name, whatever its case.
+pub async fn find_by_username(executor: impl PgExecutor<'_>, username: &str) -> StoreResult<Option<Account>> {
+    let row = sqlx::query("SELECT * FROM users WHERE lower(username) = lower($1)")
+        .bind(username)
+        .fetch_optional(executor)
+        .await?;
+    row.as_ref().map(account).transpose()
+}
+
+/// The user of that id.
+pub async fn find(executor: impl PgExecutor<'_>, id: UserId) -> StoreResult<Option<Account>> {
+    let row = sqlx::query("SELECT * FROM users WHERE id = $1")
+        .bind(id.uuid())
+        .fetch_optional(executor)
+        .await?;
+    row.as_ref().map(account).transpose()
+}
+
+fn account(row: &sqlx::postgres::PgRow) -> StoreResult<Account> {
+    Ok(Account {
+        user_id: Id::from_uuid(row.try_get("id")?),
+        tenant_id: Id::from_uuid(row.try_get("tenant_id")?),
+        project_id: Id::from_uuid(row.try_get("project_id")?),
+        username: get(row, "username")?,
+        email: get(row, "email")?,
+        password_hash: get(row, "password_hash")?,
+        role: get(row, "role")?,
+        is_active: get(row, "is_active")?,
+        created_at: get(row, "created_at")?,
+    })
+}

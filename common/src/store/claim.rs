@@ -1,0 +1,78 @@
+//! Claiming: a delivery becomes an attempt, or nothing.
+
+use std::time::Duration;
+
+use sqlx::postgres::PgRow;
+
+use super::row::{get, json, parse, present, unsigned};
+use super::{Pool, StoreResult, notify, transaction};
+use crate::domain::{Class, GenerationParams, Id, JobId, JobKey, Prompt, WorkerId};
+
+/// A job that is now this worker's until its lease ends.
+#[derive(Debug, Clone)]
+pub struct ClaimedJob {
+    /// The job and this claim of it.
+    pub key: JobKey,
+    /// Its class.
+    pub class: Class,
+    /// The text or tokens.
+    pub prompt: Prompt,
+    /// How to continue it.
+    pub params: GenerationParams,
+    /// Leases of it that ran out before: from two on it is to run alone.
+    pub lapses: u32,
+}
+
+/// Claims those of `ids` that wait. An id that is not in the answer is a duplicate or has ended: its message can go.
+///
+/// A job that is queued but must not run yet gets its outbox row back in the same statement, so that dropping its
+/// message loses nothing.
+pub async fn claim(pool: &Pool, worker: WorkerId, ids: Vec<JobId>, lease: Duration) -> StoreResult<Vec<ClaimedJob>> {
+    transaction(pool, move |connection| {
+        let ids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
+        Box::pin(async move {
+            let rows = sqlx::query(
+                // Locked in id order. No SKIP LOCKED: a row that is skipped would look like a duplicate.
+                "WITH waiting AS MATERIALIZED (
+                     SELECT id, available_at <= now() AS due FROM jobs
+                     WHERE id = ANY($1) AND status = 'queued' ORDER BY id FOR UPDATE
+                 ), early AS (
+                     UPDATE jobs j SET dispatched_at = NULL FROM waiting w WHERE j.id = w.id AND NOT w.due
+                     RETURNING j.id, j.model, j.class, j.available_at
+                 ), returned AS (
+                     INSERT INTO outbox (job_id, model, class, available_at) SELECT id, model, class, available_at
+                     FROM early e WHERE NOT EXISTS (SELECT FROM outbox o WHERE o.job_id = e.id)
+                 ), claimed AS (
+                     UPDATE jobs j SET status = 'in_progress', attempt = attempt + 1, fence = fence + 1,
+                         worker_id = $2, lease_expires_at = now() + $3::interval, dispatched_at = NULL
+                     FROM waiting w WHERE j.id = w.id AND w.due
+                     RETURNING j.id, j.fence, j.class, j.lapses
+                 )
+                 SELECT c.*, i.prompt, i.parameters FROM claimed c JOIN job_inputs i ON i.job_id = c.id ORDER BY c.id",
+            )
+            .bind(ids)
+            .bind(worker.uuid())
+            .bind(lease)
+            .fetch_all(&mut *connection)
+            .await?;
+            let claimed = rows.iter().map(job).collect::<StoreResult<Vec<_>>>()?;
+            let changed: Vec<_> = claimed.iter().map(|job| job.key.id).collect();
+            notify::jobs_changed(connection, &changed).await?;
+            Ok(claimed)
+        })
+    })
+    .await
+}
+
+fn job(row: &PgRow) -> StoreResult<ClaimedJob> {
+    Ok(ClaimedJob {
+        key: JobKey {
+            id: Id::from_uuid(get(row, "id")?),
+            fence: get(row, "fence")?,
+        },
+        class: parse(row, "class")?,
+        prompt: present(json(row, "prompt")?, "prompt")?,
+        params: present(json(row, "parameters")?, "parameters")?,
+        lapses: unsigned(row, "lapses")?,
+    })
+}

@@ -1,0 +1,26 @@
+//! All SQL of the service. Postgres is the truth; every promise about jobs is kept by a statement in here.
+//!
+//! Free functions over a connection or pool; the caller chooses the transaction. Must never talk to the broker or hold
+//! a transaction open across inference or HTTP. Statements on many rows lock in id order.
+//!
+//! A job's life in this folder: [`submit`] → [`outbox`] → [`claim`] → [`lease`] → [`settle`], with [`rescue`] and
+//! [`schedule`] leading back to the outbox, [`jobs`] for reading and cancelling, [`notify`] for waking who waits.
+
+pub mod accounts;
+pub mod claim;
+mod error;
+pub mod jobs;
+pub mod lease;
+pub mod models;
+pub mod notify;
+pub mod outbox;
+mod pool;
+pub mod rescue;
+pub mod retention;
+mod row;
+pub mod schedule;
+pub mod settle;
+pub mod submit;
+
+pub use error::{StoreError, StoreResult};
+pub use pool::{Pool, connect, migrate, ping, transaction};

@@ -1,0 +1,156 @@
+//! What workers serve: registered models, the names that lead to them, and the workers themselves.
+
+use std::time::Duration;
+
+use sqlx::{PgExecutor, Row};
+
+use super::row::{get, unsigned};
+use super::{Pool, StoreResult, transaction};
+use crate::domain::{ModelRef, WorkerId};
+
+/// A model as a worker announces it.
+#[derive(Debug, Clone)]
+pub struct NewModel {
+    /// Name and revision.
+    pub model: ModelRef,
+    /// Most tokens of prompt and output together.
+    pub context_length: u32,
+    /// Token ids are below this.
+    pub vocabulary_size: u32,
+    /// The arithmetic it is served in (`f32`).
+    pub dtype: String,
+    /// The bytes of `tokenizer.json`.
+    pub tokenizer: Vec<u8>,
+    /// Their digest in hexadecimal: what the API keys its cache by.
+    pub tokenizer_sha256: String,
+}
+
+/// A model as a request finds it.
+#[derive(Debug, Clone)]
+pub struct ServedModel {
+    /// Name and revision.
+    pub model: ModelRef,
+    /// Most tokens of prompt and output together.
+    pub context_length: u32,
+    /// Token ids are below this.
+    pub vocabulary_size: u32,
+    /// The arithmetic it is served in (`f32`).
+    pub dtype: String,
+    /// Hexadecimal digest of its tokenizer.
+    pub tokenizer_sha256: String,
+    /// When it was first announced.
+    pub registered_at: time::OffsetDateTime,
+    /// Workers that were heard of within the last half minute.
+    pub workers: u32,
+}
+
+/// Announces a worker and its model, and points the model's name at this revision. Safe to repeat.
+pub async fn announce(pool: &Pool, worker: WorkerId, prefetch: u16, model: NewModel) -> StoreResult<()> {
+    transaction(pool, move |connection| {
+        let model = model.clone();
+        Box::pin(async move {
+            sqlx::query(
+                "INSERT INTO models (name, revision, context_length, vocabulary_size, dtype, tokenizer, tokenizer_sha256)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7)
+                 ON CONFLICT (name, revision) DO UPDATE SET context_length = excluded.context_length,
+                     vocabulary_size = excluded.vocabulary_size, dtype = excluded.dtype,
+                     tokenizer = excluded.tokenizer, tokenizer_sha256 = excluded.tokenizer_sha256
+                 WHERE (models.tokenizer_sha256, models.context_length, models.dtype)
+                     IS DISTINCT FROM (excluded.tokenizer_sha256, excluded.context_length, excluded.dtype)",
+            )
+            .bind(&model.model.name)
+            .bind(&model.model.revision)
+            .bind(model.context_length.cast_signed())
+            .bind(model.vocabulary_size.cast_signed())
+            .bind(&model.dtype)
+            .bind(&model.tokenizer)
+            .bind(&model.tokenizer_sha256)
+            .execute(&mut *connection)
+            .await?;
+            sqlx::query(
+                "INSERT INTO model_aliases (alias, name, revision) VALUES ($1, $1, $2)
+                 ON CONFLICT (alias) DO UPDATE SET name = excluded.name, revision = excluded.revision
+                 WHERE (model_aliases.name, model_aliases.revision) IS DISTINCT FROM (excluded.name, excluded.revision)",
+            )
+            .bind(&model.model.name)
+            .bind(&model.model.revision)
+            .execute(&mut *connection)
+            .await?;
+            sqlx::query(
+                "INSERT INTO workers (id, model, model_revision, prefetch) VALUES ($1, $2, $3, $4)
+                 ON CONFLICT (id) DO UPDATE SET last_seen_at = now()",
+            )
+            .bind(worker.uuid())
+            .bind(&model.model.name)
+            .bind(&model.model.revision)
+            .bind(i32::from(prefetch))
+            .execute(connection)
+            .await?;
+            Ok(())
+        })
+    })
+    .await
+}
+
+/// A worker still lives. Beaten along with its leases.
+pub async fn seen(executor: impl PgExecutor<'_>, worker: WorkerId) -> StoreResult<()> {
+    sqlx::query("UPDATE workers SET last_seen_at = now() WHERE id = $1")
+        .bind(worker.uuid())
+        .execute(executor)
+        .await?;
+    Ok(())
+}
+
+/// Forgets workers that were not heard of for that long.
+pub async fn forget_workers(executor: impl PgExecutor<'_>, silent_for: Duration) -> StoreResult<u64> {
+    let done = sqlx::query("DELETE FROM workers WHERE last_seen_at < now() - $1::interval")
+        .bind(silent_for)
+        .execute(executor)
+        .await?;
+    Ok(done.rows_affected())
+}
+
+const SERVED: &str =
+    "SELECT m.name, m.revision, m.context_length, m.vocabulary_size, m.dtype, m.tokenizer_sha256, m.registered_at,
+        (SELECT count(*)::int FROM workers w WHERE w.model = m.name AND w.model_revision = m.revision
+             AND w.last_seen_at > now() - interval '30 seconds') AS workers
+     FROM model_aliases a JOIN models m ON (m.name, m.revision) = (a.name, a.revision)
+     WHERE $1::text IS NULL OR a.alias = $1 ORDER BY a.alias";
+
+/// What a name leads to.
+pub async fn resolve(executor: impl PgExecutor<'_>, alias: &str) -> StoreResult<Option<ServedModel>> {
+    let row = sqlx::query(SERVED).bind(Some(alias)).fetch_optional(executor).await?;
+    row.as_ref().map(served).transpose()
+}
+
+/// All that can be asked for, by name.
+pub async fn list(executor: impl PgExecutor<'_>) -> StoreResult<Vec<ServedModel>> {
+    let rows = sqlx::query(SERVED).bind(None::<&str>).fetch_all(executor).await?;
+    rows.iter().map(served).collect()
+}
+
+/// The bytes of a model's `tokenizer.json`.
+pub async fn tokenizer(executor: impl PgExecutor<'_>, model: &ModelRef) -> StoreResult<Option<Vec<u8>>> {
+    Ok(
+        sqlx::query_scalar("SELECT tokenizer FROM models WHERE name = $1 AND revision = $2")
+            .bind(&model.name)
+            .bind(&model.revision)
+            .fetch_optional(executor)
+            .await?,
+    )
+}
+
+fn served(row: &sqlx::postgres::PgRow) -> StoreResult<ServedModel> {
+    Ok(ServedModel {
+        model: ModelRef {
+            name: get(row, "name")?,
+            revision: get(row, "revision")?,
+        },
+        context_length: unsigned(row, "context_length")?,
+        vocabulary_size: unsigned(row, "vocabulary_size")?,
+        dtype: get(row, "dtype")?,
+        tokenizer_sha256: get(row, "tokenizer_sha256")?,
+        registered_at: row.try_get("registered_at")?,
+        workers: unsigned(row, "workers")?,
+    })
+}

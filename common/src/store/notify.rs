@@ -1,0 +1,186 @@
+//! Waking who waits for a job: one listening connection a process, whatever the number of waiters.
+//!
+//! A notification is a hint and may be lost. So the hub looks at all awaited jobs with one query after every reconnect
+//! and every few seconds: a lost notification costs time, not an answer. Subscribe first, then read the job.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sqlx::postgres::PgListener;
+use sqlx::{PgConnection, Row};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Pool, StoreResult};
+use crate::backoff::Backoff;
+use crate::domain::JobId;
+
+const CHANNEL: &str = "claimcheck_jobs";
+/// Ids in one payload: 33 bytes each, under Postgres' limit of 8,000.
+const IDS_PER_PAYLOAD: usize = 200;
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
+
+/// Tells every process that these jobs changed, at the commit of the caller's transaction.
+pub async fn jobs_changed(connection: &mut PgConnection, ids: &[JobId]) -> StoreResult<()> {
+    for chunk in ids.chunks(IDS_PER_PAYLOAD) {
+        let payload: Vec<_> = chunk.iter().map(|id| id.uuid().simple().to_string()).collect();
+        sqlx::query("SELECT pg_notify($1, $2)")
+            .bind(CHANNEL)
+            .bind(payload.join(","))
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+/// The waiters of one process.
+#[derive(Clone, Default)]
+pub struct JobChanges {
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    waiters: Mutex<HashMap<Uuid, Waiting>>,
+    any: Notify,
+}
+
+struct Waiting {
+    wake: Arc<Notify>,
+    waiters: usize,
+    /// Status and fence as the last look saw them.
+    seen: Option<(String, i64)>,
+}
+
+/// One caller's wish to hear of one job; dropping it ends it.
+pub struct JobWaiter {
+    changes: JobChanges,
+    id: Uuid,
+    wake: Arc<Notify>,
+}
+
+impl JobChanges {
+    /// Registers before the first read, so that no change falls between reading and waiting.
+    pub fn subscribe(&self, id: JobId) -> JobWaiter {
+        let mut waiters = self.lock();
+        let waiting = waiters.entry(id.uuid()).or_insert_with(|| Waiting {
+            wake: Arc::new(Notify::new()),
+            waiters: 0,
+            seen: None,
+        });
+        waiting.waiters += 1;
+        JobWaiter {
+            changes: self.clone(),
+            id: id.uuid(),
+            wake: waiting.wake.clone(),
+        }
+    }
+
+    /// Completes when any job changed anywhere: room in a queue's window, perhaps.
+    pub async fn any(&self) {
+        self.shared.any.notified().await;
+    }
+
+    /// Wakes whoever listens for [`Self::any`] in this process.
+    pub fn poke(&self) {
+        self.shared.any.notify_one();
+    }
+
+    /// Listens until `stop`, through every failure of the database.
+    pub async fn listen(&self, pool: Pool, stop: CancellationToken) {
+        let mut backoff = Backoff::default();
+        while !stop.is_cancelled() {
+            let outcome = tokio::select! {
+                () = stop.cancelled() => return,
+                outcome = self.listen_once(&pool, &mut backoff) => outcome,
+            };
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "lost the notification connection");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = backoff.wait() => {}
+            }
+        }
+    }
+
+    async fn listen_once(&self, pool: &Pool, backoff: &mut Backoff) -> StoreResult<()> {
+        let mut listener = PgListener::connect_with(pool).await?;
+        listener.listen(CHANNEL).await?;
+        loop {
+            self.look(pool).await?;
+            backoff.reset();
+            let look_again = tokio::time::sleep(LOOK_AGAIN);
+            tokio::pin!(look_again);
+            loop {
+                tokio::select! {
+                    () = &mut look_again => break,
+                    notification = listener.try_recv() => match notification? {
+                        Some(notification) => self.wake(notification.payload()),
+                        // The connection was lost and made anew: what came in between is unknown.
+                        None => break,
+                    },
+                }
+            }
+        }
+    }
+
+    fn wake(&self, payload: &str) {
+        let waiters = self.lock();
+        for id in payload.split(',').filter_map(|id| Uuid::try_parse(id).ok()) {
+            if let Some(waiting) = waiters.get(&id) {
+                waiting.wake.notify_waiters();
+            }
+        }
+        drop(waiters);
+        self.poke();
+    }
+
+    /// One query for all awaited jobs; wakes those that changed since the last one.
+    async fn look(&self, pool: &Pool) -> StoreResult<()> {
+        let ids: Vec<Uuid> = self.lock().keys().copied().collect();
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let rows = sqlx::query("SELECT id, status, fence FROM jobs WHERE id = ANY($1)")
+            .bind(ids)
+            .fetch_all(pool)
+            .await?;
+        let mut waiters = self.lock();
+        for row in rows {
+            let (id, now): (Uuid, _) = (row.try_get("id")?, (row.try_get("status")?, row.try_get("fence")?));
+            if let Some(waiting) = waiters.get_mut(&id)
+                && waiting.seen.as_ref() != Some(&now)
+            {
+                waiting.seen = Some(now);
+                waiting.wake.notify_waiters();
+            }
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<Uuid, Waiting>> {
+        self.shared.waiters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl JobWaiter {
+    /// A future that completes at the next change after this call (not after its first poll).
+    pub fn changed(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.wake.clone().notified_owned()
+    }
+}
+
+impl Drop for JobWaiter {
+    fn drop(&mut self) {
+        let mut waiters = self.changes.lock();
+        if let Some(waiting) = waiters.get_mut(&self.id) {
+            waiting.waiters -= 1;
+            if waiting.waiters == 0 {
+                waiters.remove(&self.id);
+            }
+        }
+    }
+}

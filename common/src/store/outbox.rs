@@ -1,0 +1,118 @@
+//! The outbox as the relay sees it: which queues have due rows, how many may go, which went.
+//!
+//! The relay's transaction stays open while it publishes, for five seconds at most: a relay that dies gives its rows
+//! back by itself.
+
+use sqlx::{PgConnection, Row};
+
+use super::row::{get, parse};
+use super::{Pool, StoreResult};
+use crate::domain::{JobId, QueueName};
+
+/// A message that waits to be published.
+#[derive(Debug, Clone)]
+pub struct OutboxRow {
+    /// The row.
+    pub id: i64,
+    /// The job it is about.
+    pub job_id: JobId,
+    /// W3C trace context of the request that made it.
+    pub traceparent: Option<String>,
+}
+
+/// The queues that have rows, due or not.
+pub async fn queues(pool: &Pool) -> StoreResult<Vec<QueueName>> {
+    let rows = sqlx::query(
+        // A loose index scan: one probe a queue, however many rows wait.
+        "WITH RECURSIVE queue AS (
+             (SELECT model, class FROM outbox ORDER BY model, class LIMIT 1)
+             UNION ALL
+             SELECT next.model, next.class FROM queue CROSS JOIN LATERAL (
+                 SELECT o.model, o.class FROM outbox o WHERE (o.model, o.class) > (queue.model, queue.class)
+                 ORDER BY o.model, o.class LIMIT 1
+             ) next
+         )
+         SELECT model, class FROM queue",
+    )
+    .fetch_all(pool)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(QueueName {
+                model: get(row, "model")?,
+                class: parse(row, "class")?,
+            })
+        })
+        .collect()
+}
+
+/// Takes at most `most` due rows while the queue's window has room, and locks them until the transaction ends.
+///
+/// The window is counted from the jobs themselves: released and not yet claimed. One relay at a time serves a queue, so
+/// that two of them do not fill the same room twice; an empty answer also means that another one is at it.
+pub async fn take(
+    connection: &mut PgConnection,
+    queue: &QueueName,
+    window: u32,
+    most: u32,
+) -> StoreResult<Vec<OutboxRow>> {
+    let lock = format!("relay:{}:{}", queue.model, queue.class.as_str());
+    let mine: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))")
+        .bind(lock)
+        .fetch_one(&mut *connection)
+        .await?;
+    if !mine {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query(
+        "WITH released AS MATERIALIZED (
+             SELECT count(*) AS jobs FROM (
+                 SELECT FROM jobs WHERE status = 'queued' AND dispatched_at IS NOT NULL AND model = $1 AND class = $2
+                 LIMIT $3
+             ) counted
+         )
+         SELECT id, job_id, traceparent FROM outbox
+         WHERE model = $1 AND class = $2 AND available_at <= now()
+         ORDER BY available_at, id LIMIT (SELECT least($3 - jobs, $4) FROM released) FOR UPDATE SKIP LOCKED",
+    )
+    .bind(&queue.model)
+    .bind(queue.class.as_str())
+    .bind(i64::from(window))
+    .bind(i64::from(most))
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let job_id = JobId::from_uuid(row.try_get("job_id")?);
+            Ok(OutboxRow {
+                id: get(row, "id")?,
+                job_id,
+                traceparent: get(row, "traceparent")?,
+            })
+        })
+        .collect()
+}
+
+/// Deletes rows whose messages were confirmed and not returned, and notes the release on jobs that still wait.
+pub async fn confirm(connection: &mut PgConnection, rows: &[i64]) -> StoreResult<()> {
+    sqlx::query(
+        "WITH sent AS (
+             DELETE FROM outbox WHERE id = ANY($1) RETURNING job_id
+         ), waiting AS MATERIALIZED (
+             SELECT j.id FROM jobs j WHERE j.id IN (SELECT job_id FROM sent) AND j.status = 'queued'
+             ORDER BY j.id FOR NO KEY UPDATE OF j
+         )
+         UPDATE jobs j SET dispatched_at = now(), dispatches = dispatches + 1 FROM waiting WHERE j.id = waiting.id",
+    )
+    .bind(rows)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Rows that wait for the broker, for the metrics.
+pub async fn depth(pool: &Pool) -> StoreResult<i64> {
+    Ok(sqlx::query_scalar("SELECT count(*) FROM outbox")
+        .fetch_one(pool)
+        .await?)
+}

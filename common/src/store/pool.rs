@@ -1,0 +1,88 @@
+//! Connections and transactions.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection, PgConnection, PgPool};
+
+use super::{StoreError, StoreResult};
+use crate::config::DatabaseConfig;
+
+/// The pool that every store function takes.
+pub type Pool = PgPool;
+
+/// How often a transaction is repeated after a deadlock before the caller hears of it.
+const REPEATS: usize = 5;
+
+fn options(url: &str) -> StoreResult<PgConnectOptions> {
+    Ok(PgConnectOptions::from_str(url)?
+        .application_name("claimcheck")
+        .options([
+            // A statement that hangs must not hold its locks for ever; a forgotten transaction neither.
+            ("statement_timeout", "30s"),
+            ("idle_in_transaction_session_timeout", "30s"),
+        ]))
+}
+
+/// A pool that connects at its first use, so that a process starts and says so while the database is away.
+pub fn connect(config: &DatabaseConfig) -> StoreResult<Pool> {
+    Ok(PgPoolOptions::new()
+        .max_connections(config.pool_size)
+        .acquire_timeout(Duration::from_secs(5))
+        .connect_lazy_with(options(&config.url)?))
+}
+
+/// Brings the schema of the database at `url` up to date, as its owner.
+pub async fn migrate(url: &str) -> StoreResult<()> {
+    let mut connection = PgConnection::connect_with(&options(url)?).await?;
+    sqlx::migrate!("../migrations")
+        .run(&mut connection)
+        .await
+        .map_err(|error| StoreError::Refused(error.into()))?;
+    connection.close().await?;
+    Ok(())
+}
+
+/// Whether the database answers and has the schema.
+pub async fn ping(pool: &Pool) -> StoreResult<()> {
+    sqlx::query("SELECT 1 FROM jobs LIMIT 1").execute(pool).await?;
+    Ok(())
+}
+
+/// Runs `work` in a transaction, and again if another one was in the way.
+///
+/// The transaction runs in a task of its own: a caller that is dropped half-way (an HTTP client that hung up) can
+/// otherwise leave an open transaction to the connection's next borrower (sqlx issues 4385 and 4393).
+pub async fn transaction<T, F>(pool: &Pool, work: F) -> StoreResult<T>
+where
+    T: Send + 'static,
+    F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Send + Sync + 'static,
+{
+    let pool = pool.clone();
+    let task = tokio::spawn(async move {
+        let mut repeats = REPEATS;
+        loop {
+            match attempt(&pool, &work).await {
+                Err(StoreError::Retry(cause)) if repeats > 0 => {
+                    tracing::debug!(%cause, "transaction repeated");
+                    repeats -= 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    });
+    task.await
+        .unwrap_or_else(|panicked| Err(StoreError::contradiction(panicked)))
+}
+
+async fn attempt<T, F>(pool: &Pool, work: &F) -> StoreResult<T>
+where
+    F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>>,
+{
+    let mut transaction = pool.begin().await?;
+    let value = work(&mut transaction).await?;
+    transaction.commit().await?;
+    Ok(value)
+}

@@ -1,0 +1,46 @@
+//! Forgetting: ended jobs after the operator's time, idempotency keys after theirs; and next month's audit partition.
+
+use std::time::Duration;
+
+use super::rescue::CHUNK;
+use super::{Pool, StoreResult};
+
+/// Deletes one chunk of jobs that ended longer than `keep` ago, with their inputs and outputs. Events of such jobs go
+/// with them; the audit log stays. Answers how many jobs went.
+pub async fn forget_jobs(pool: &Pool, keep: Duration) -> StoreResult<u64> {
+    let done = sqlx::query(
+        "WITH old AS MATERIALIZED (
+             SELECT id FROM jobs WHERE finished_at < now() - $1::interval ORDER BY finished_at LIMIT $2
+         ), event AS (
+             DELETE FROM events WHERE job_id IN (SELECT id FROM old)
+         )
+         DELETE FROM jobs WHERE id IN (SELECT id FROM old)",
+    )
+    .bind(keep)
+    .bind(CHUNK)
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Deletes one chunk of idempotency keys whose time is over. Answers how many.
+pub async fn forget_idempotency_keys(pool: &Pool) -> StoreResult<u64> {
+    let done = sqlx::query(
+        "DELETE FROM idempotency_keys WHERE (user_id, key) IN (
+             SELECT user_id, key FROM idempotency_keys WHERE expires_at < now() ORDER BY expires_at LIMIT $1)",
+    )
+    .bind(CHUNK)
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Makes sure that the audit log has a partition for this month and the next.
+pub async fn prepare_audit_partitions(pool: &Pool) -> StoreResult<()> {
+    sqlx::query(
+        "SELECT ensure_audit_partition(current_date), ensure_audit_partition((current_date + interval '1 month')::date)",
+    )
+    .execute(pool)
+    .await?;
+    Ok(())
+}
