@@ -1,1 +1,3 @@
-//! Placeholder.
+//! From the socket to a committed row and a confirmed message.
+
+pub mod relay;

@@ -38,8 +38,21 @@ pub struct Relay {
 impl Relay {
     /// `submitted` is notified after each commit that wrote to the outbox here; `changes` tells of claims anywhere,
     /// which make room in the window. Rows written elsewhere are found within the relay interval.
-    pub fn new(pool: Pool, broker: Broker, config: DeliveryConfig, changes: JobChanges, submitted: Arc<Notify>) -> Self {
-        Self { pool, broker, config, changes, submitted, publisher: None }
+    pub fn new(
+        pool: Pool,
+        broker: Broker,
+        config: DeliveryConfig,
+        changes: JobChanges,
+        submitted: Arc<Notify>,
+    ) -> Self {
+        Self {
+            pool,
+            broker,
+            config,
+            changes,
+            submitted,
+            publisher: None,
+        }
     }
 
     /// Relays until `stop`, through every failure of broker and database.
@@ -89,7 +102,15 @@ impl Relay {
         }
         let (ids, messages): (Vec<_>, Vec<_>) = rows
             .into_iter()
-            .map(|row| (row.id, JobMessage { job_id: row.job_id, traceparent: row.traceparent }))
+            .map(|row| {
+                (
+                    row.id,
+                    JobMessage {
+                        job_id: row.job_id,
+                        traceparent: row.traceparent,
+                    },
+                )
+            })
             .unzip();
         self.publisher().await?.publish(queue, &messages).await?;
         outbox::confirm(&mut transaction, &ids).await?;

@@ -1,14 +1,16 @@
 //! Settling: the one way by which a job ends, whoever ends it.
 //!
-//! State, output, audit row and event change in one statement. It is guarded twice: by the fence (a newer claim owns the
+//! State, output, audit row and event change in one transaction. It is guarded twice: by the fence (a newer claim owns the
 //! job) and by the legal transitions of [`JobStatus`]. A key that is not in the answer was refused: discard its result.
 
-use sqlx::{PgConnection, Row};
-use uuid::Uuid;
+use std::collections::HashMap;
+
+use sqlx::PgConnection;
 
 use super::lease::columns;
+use super::row::{get, parse};
 use super::{Pool, StoreError, StoreResult, notify, transaction};
-use crate::domain::{Choice, Completion, EventId, Id, JobError, JobKey, JobStatus};
+use crate::domain::{Choice, Completion, EventId, Id, JobError, JobId, JobKey, JobStatus};
 
 /// How a job is to end.
 #[derive(Debug, Clone)]
@@ -107,92 +109,98 @@ async fn settle_in_one(pool: &Pool, group: Vec<Settlement>, actor: String) -> St
 
 /// Settles within the caller's transaction. `actor` goes to the audit log (`worker:<uuid>`, `service`).
 pub async fn settle(connection: &mut PgConnection, group: &[Settlement], actor: &str) -> StoreResult<Vec<JobKey>> {
-    debug_assert!(
-        group.iter().all(|one| one.status.is_terminal()),
-        "only endings are settled"
-    );
-    let keys: Vec<_> = group.iter().map(|one| one.key).collect();
+    let legal = lock_legal(connection, group).await?;
+    if legal.is_empty() {
+        return Ok(Vec::new());
+    }
+    let keys: Vec<_> = legal.iter().map(|ending| ending.key).collect();
     let (ids, fences) = columns(&keys);
-    let (from, to) = legal_endings();
-    let rows = sqlx::query(
+    sqlx::query(
         "WITH ending AS MATERIALIZED (
              SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::jsonb[], $5::int[], $6::jsonb[], $7::uuid[])
                  AS ending (id, fence, status, choices, completion_tokens, error, event_id)
-         ), legal AS MATERIALIZED (
-             SELECT * FROM unnest($8::text[], $9::text[]) AS legal (was, becomes)
-         ), locked AS MATERIALIZED (
-             -- A newer claim has a greater fence: a worker that lost its job finds no row here.
-             SELECT j.id FROM jobs j JOIN ending e USING (id, fence)
-             WHERE j.finished_at IS NULL ORDER BY j.id FOR UPDATE OF j
          ), settled AS (
-             UPDATE jobs j SET
-                 status = legal.becomes,
-                 error = CASE legal.becomes WHEN 'failed' THEN e.error END,
-                 completion_tokens = e.completion_tokens,
+             UPDATE jobs j SET status = e.status, error = e.error, completion_tokens = e.completion_tokens,
                  finished_at = now(), lease_expires_at = NULL, dispatched_at = NULL,
-                 cancel_requested_at = CASE legal.becomes WHEN 'cancelled' THEN coalesce(cancel_requested_at, now()) END
-             FROM locked JOIN ending e USING (id), legal
-             WHERE j.id = locked.id AND legal.was = j.status
-                 -- Who was told `cancelling` is never told `completed`.
-                 AND legal.becomes = CASE j.status WHEN 'cancelling' THEN 'cancelled' ELSE e.status END
-             RETURNING j.id, j.fence, j.status, j.project_id, j.tenant_id, e.choices, e.event_id
+                 cancel_requested_at = CASE e.status WHEN 'cancelled' THEN coalesce(cancel_requested_at, now()) END
+             FROM ending e WHERE j.id = e.id AND j.fence = e.fence
+             RETURNING j.id, j.status, j.project_id, j.tenant_id, e.choices, e.event_id
          ), output AS (
              INSERT INTO job_outputs (job_id, choices) SELECT id, choices FROM settled WHERE choices IS NOT NULL
          ), event AS (
              INSERT INTO events (id, project_id, type, job_id)
              SELECT event_id, project_id, 'job.' || status, id FROM settled
-         ), audit AS (
-             INSERT INTO audit_log (tenant_id, actor, action, subject)
-             SELECT tenant_id, $10, 'job.' || status, id FROM settled
          )
-         SELECT id, fence FROM settled ORDER BY id",
+         INSERT INTO audit_log (tenant_id, actor, action, subject)
+         SELECT tenant_id, $8, 'job.' || status, id FROM settled",
     )
     .bind(ids)
     .bind(fences)
-    .bind(group.iter().map(|one| one.status.as_str()).collect::<Vec<_>>())
+    .bind(legal.iter().map(|ending| ending.status.as_str()).collect::<Vec<_>>())
     .bind(
-        group
+        legal
             .iter()
-            .map(|one| one.choices.as_ref().map(sqlx::types::Json))
+            .map(|ending| ending.choices.as_ref().map(sqlx::types::Json))
             .collect::<Vec<_>>(),
     )
     .bind(
-        group
+        legal
             .iter()
-            .map(|one| one.completion_tokens.cast_signed())
+            .map(|ending| ending.completion_tokens.cast_signed())
             .collect::<Vec<_>>(),
     )
     .bind(
-        group
+        legal
             .iter()
-            .map(|one| one.error.as_ref().map(sqlx::types::Json))
+            .map(|ending| ending.error.as_ref().map(sqlx::types::Json))
             .collect::<Vec<_>>(),
     )
-    .bind(group.iter().map(|_| EventId::new().uuid()).collect::<Vec<_>>())
-    .bind(from)
-    .bind(to)
+    .bind(legal.iter().map(|_| EventId::new().uuid()).collect::<Vec<_>>())
     .bind(actor)
-    .fetch_all(&mut *connection)
+    .execute(&mut *connection)
     .await?;
-    let settled = rows
-        .iter()
-        .map(|row| {
-            Ok(JobKey {
-                id: Id::from_uuid(row.try_get::<Uuid, _>("id")?),
-                fence: row.try_get("fence")?,
-            })
-        })
-        .collect::<StoreResult<Vec<_>>>()?;
-    let changed: Vec<_> = settled.iter().map(|key| key.id).collect();
+    let changed: Vec<_> = keys.iter().map(|key| key.id).collect();
     notify::jobs_changed(connection, &changed).await?;
-    Ok(settled)
+    Ok(keys)
 }
 
-/// The arrows of the state diagram that end a job, as two columns.
-fn legal_endings() -> (Vec<&'static str>, Vec<&'static str>) {
-    JobStatus::ALL
-        .into_iter()
-        .filter(|to| to.is_terminal())
-        .flat_map(|to| to.sources().iter().map(move |from| (from.as_str(), to.as_str())))
-        .unzip()
+/// Locks the group's jobs and keeps those endings that are legal now.
+///
+/// A statement of its own: a status that changes while one statement waits for its lock is not joined anew in that same
+/// statement, and a settle that met a cancel would then be dropped.
+async fn lock_legal(connection: &mut PgConnection, group: &[Settlement]) -> StoreResult<Vec<Settlement>> {
+    let keys: Vec<_> = group.iter().map(|one| one.key).collect();
+    let (ids, fences) = columns(&keys);
+    let rows = sqlx::query(
+        // A newer claim has a greater fence: a worker that lost its job finds no row here.
+        "SELECT j.id, j.status FROM jobs j JOIN unnest($1::uuid[], $2::bigint[]) AS ending (id, fence) USING (id, fence)
+         ORDER BY j.id FOR UPDATE OF j",
+    )
+    .bind(ids)
+    .bind(fences)
+    .fetch_all(connection)
+    .await?;
+    let mut now: HashMap<JobId, JobStatus> = HashMap::new();
+    for row in &rows {
+        now.insert(Id::from_uuid(get(row, "id")?), parse(row, "status")?);
+    }
+    Ok(group
+        .iter()
+        .filter_map(|wanted| {
+            // Taken out, so that a key that stands twice in a group settles once.
+            let status = now.remove(&wanted.key.id)?;
+            legal_ending(status, wanted)
+        })
+        .collect())
+}
+
+/// The ending that `wanted` means for a job in `status`, if the diagram has it.
+fn legal_ending(status: JobStatus, wanted: &Settlement) -> Option<Settlement> {
+    let mut ending = wanted.clone();
+    if status == JobStatus::Cancelling {
+        // Who was told `cancelling` is never told `completed` or `failed`.
+        ending.status = JobStatus::Cancelled;
+        ending.error = None;
+    }
+    (ending.status.is_terminal() && status.transition(ending.status).is_ok()).then_some(ending)
 }

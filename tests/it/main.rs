@@ -1,0 +1,3 @@
+//! All integration tests in one binary; each module is one part of the promise.
+
+mod store;

@@ -1,0 +1,812 @@
+//! The delivery protocol, statement by statement, against the real Postgres and RabbitMQ.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use claimcheck_api::relay::Relay;
+use claimcheck_common::domain::{
+    Choice, Class, Completion, FinishReason, GenerationParams, JobError, JobId, JobKey, JobStatus, ModelRef, ProjectId,
+    Prompt, QueueName, Usage, UserId, WorkerId,
+};
+use claimcheck_common::queue::{Delivery, Subscription};
+use claimcheck_common::store::accounts::{Account, NewUser};
+use claimcheck_common::store::jobs::{JobFilter, JobView, Page};
+use claimcheck_common::store::notify::JobChanges;
+use claimcheck_common::store::settle::Settlement;
+use claimcheck_common::store::submit::{IdempotencyKey, NewJob, Submitted};
+use claimcheck_common::store::{
+    Pool, StoreError, accounts, claim, jobs, lease, outbox, rescue, retention, schedule, settle, submit,
+};
+use claimcheck_tests::{World, eventually, in_world};
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
+
+const LEASE: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn queue() -> QueueName {
+    QueueName {
+        model: "m".to_owned(),
+        class: Class::Interactive,
+    }
+}
+
+async fn account(pool: &Pool) -> Account {
+    let username = format!("u{}", uuid::Uuid::now_v7().simple());
+    let email = format!("{username}@example.org");
+    accounts::register(
+        pool,
+        NewUser {
+            username,
+            email,
+            password_hash: "hash".to_owned(),
+        },
+    )
+    .await
+    .unwrap()
+}
+
+fn new_job(account: &Account) -> NewJob {
+    NewJob {
+        id: JobId::new(),
+        tenant_id: account.tenant_id,
+        project_id: account.project_id,
+        user_id: account.user_id,
+        model: ModelRef {
+            name: "m".to_owned(),
+            revision: "r".to_owned(),
+        },
+        class: Class::Interactive,
+        prompt: Prompt::Text("Once upon a time".to_owned()),
+        prompt_tokens: 4,
+        params: GenerationParams {
+            max_tokens: 8,
+            temperature: 0.7,
+            top_p: 1.0,
+            top_k: None,
+            n: 1,
+            stop: vec!["\n".to_owned()],
+            seed: -7,
+        },
+        metadata: Some([("k".to_owned(), "v".to_owned())].into()),
+        scheduled_at: None,
+        traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+    }
+}
+
+async fn accept(pool: &Pool, job: NewJob) -> JobView {
+    match submit::submit(pool, job, None, |_| serde_json::Value::Null)
+        .await
+        .unwrap()
+    {
+        Submitted::Accepted(view) => *view,
+        other => panic!("not accepted: {other:?}"),
+    }
+}
+
+async fn submitted(pool: &Pool) -> JobView {
+    let account = account(pool).await;
+    accept(pool, new_job(&account)).await
+}
+
+async fn claimed(pool: &Pool) -> JobKey {
+    let id = submitted(pool).await.key.id;
+    claim_one(pool, id).await.expect("a queued job can be claimed")
+}
+
+async fn claim_one(pool: &Pool, id: JobId) -> Option<JobKey> {
+    claim::claim(pool, WorkerId::new(), vec![id], LEASE)
+        .await
+        .unwrap()
+        .first()
+        .map(|job| job.key)
+}
+
+fn completion(text: &str) -> Completion {
+    let choice = Choice {
+        text: text.to_owned(),
+        index: 0,
+        finish_reason: Some(FinishReason::Stop),
+        logprobs: None,
+    };
+    Completion {
+        choices: vec![choice],
+        usage: Usage::new(4, 3),
+    }
+}
+
+async fn settle_completed(pool: &Pool, key: JobKey, text: &str) -> Vec<JobKey> {
+    settle::settle_group(
+        pool,
+        vec![Settlement::completed(key, completion(text))],
+        "worker:test".to_owned(),
+    )
+    .await
+    .unwrap()
+}
+
+async fn view(pool: &Pool, id: JobId) -> JobView {
+    let project: uuid::Uuid = sqlx::query_scalar("SELECT project_id FROM jobs WHERE id = $1")
+        .bind(id.uuid())
+        .fetch_one(pool)
+        .await
+        .unwrap();
+    jobs::get(pool, ProjectId::from_uuid(project), id)
+        .await
+        .unwrap()
+        .expect("the job is there")
+}
+
+async fn count(pool: &Pool, sql: &'static str) -> i64 {
+    sqlx::query_scalar(sql).fetch_one(pool).await.unwrap()
+}
+
+async fn lapse_all_leases(world: &World) {
+    world
+        .execute_as_owner(
+            "UPDATE jobs SET lease_expires_at = now() - interval '1 s' WHERE lease_expires_at IS NOT NULL",
+        )
+        .await;
+}
+
+/// Runs the relay until `world`'s outbox is empty.
+async fn relay_everything(world: &World) {
+    with_relay(world, async || {
+        eventually("the outbox is empty", LIMIT, async || {
+            (outbox::depth(&world.pool).await.unwrap() == 0).then_some(())
+        })
+        .await;
+    })
+    .await;
+}
+
+async fn with_relay(world: &World, work: impl AsyncFnOnce()) {
+    let stop = CancellationToken::new();
+    let relay = Relay::new(
+        world.pool.clone(),
+        world.broker(),
+        world.delivery.clone(),
+        JobChanges::default(),
+        Arc::default(),
+    );
+    let running = tokio::spawn(relay.run(stop.clone()));
+    work().await;
+    stop.cancel();
+    running.await.unwrap();
+}
+
+async fn receive(subscription: &mut Subscription) -> Delivery {
+    tokio::time::timeout(LIMIT, subscription.next())
+        .await
+        .expect("a delivery in time")
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_job_goes_from_submit_through_the_broker_to_its_settled_output() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let job = submitted(pool).await;
+        assert_eq!((job.status, job.attempt), (JobStatus::Queued, 0));
+        relay_everything(world).await;
+
+        let mut subscription = Subscription::open(&world.broker(), &[queue()], 4).await.unwrap();
+        let delivery = receive(&mut subscription).await;
+        let message = delivery.message.unwrap();
+        assert_eq!(message.job_id, job.key.id);
+        assert_eq!(
+            message.traceparent.as_deref(),
+            Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+        );
+
+        let claimed = claim::claim(pool, WorkerId::new(), vec![message.job_id], LEASE)
+            .await
+            .unwrap()
+            .remove(0);
+        assert_eq!(claimed.prompt, Prompt::Text("Once upon a time".to_owned()));
+        assert_eq!(claimed.params, new_job(&account(pool).await).params);
+        assert_eq!(claimed.key.fence, 1);
+        lease::mark_started(pool, vec![claimed.key]).await.unwrap();
+        assert_eq!(settle_completed(pool, claimed.key, "there was").await, [claimed.key]);
+        delivery.acker.ack().await.unwrap();
+
+        let ended = view(pool, job.key.id).await;
+        assert_eq!(ended.status, JobStatus::Completed);
+        assert_eq!(ended.choices.unwrap()[0].text, "there was");
+        assert_eq!(ended.usage, Usage::new(4, 3));
+        assert!(ended.started_at.is_some() && ended.finished_at.is_some());
+        assert_eq!(
+            count(pool, "SELECT count(*) FROM events WHERE type = 'job.completed'").await,
+            1
+        );
+        assert_eq!(
+            count(pool, "SELECT count(*) FROM audit_log WHERE action = 'job.completed'").await,
+            1
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_job_is_claimed_once_however_many_workers_try_together() {
+    in_world(async |world| {
+        let id = submitted(&world.pool).await.key.id;
+        let tries = (0..16).map(|_| claim_one(&world.pool, id));
+        let won = futures::future::join_all(tries).await.into_iter().flatten().count();
+        assert_eq!(won, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_stale_worker_cannot_settle_a_job_that_was_claimed_again() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let stale = claimed(pool).await;
+        lapse_all_leases(world).await;
+        assert_eq!(rescue::rescue_lapsed(pool).await.unwrap().requeued, 1);
+        assert_eq!(
+            settle_completed(pool, stale, "late, while it waits").await,
+            [],
+            "a queued job is nobody's"
+        );
+        let fresh = claim_one(pool, stale.id).await.unwrap();
+        assert!(fresh.fence > stale.fence);
+        assert_eq!(settle_completed(pool, stale, "late, while it runs").await, []);
+        assert_eq!(lease::heartbeat(pool, &[stale], LEASE).await.unwrap().lost, [stale]);
+        assert_eq!(settle_completed(pool, fresh, "in time").await, [fresh]);
+        assert_eq!(settle_completed(pool, fresh, "twice").await, []);
+        assert_eq!(view(pool, fresh.id).await.choices.unwrap()[0].text, "in time");
+        assert_eq!(
+            count(pool, "SELECT count(*) FROM events WHERE type = 'job.completed'").await,
+            1
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_lapsed_job_is_tried_again_and_fails_after_its_last_attempt() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let id = claimed(pool).await.id;
+        for attempt in 1..5 {
+            lapse_all_leases(world).await;
+            rescue::rescue_lapsed(pool).await.unwrap();
+            assert_eq!(
+                view(pool, id).await.status,
+                JobStatus::Queued,
+                "after attempt {attempt}"
+            );
+            claim_one(pool, id).await.unwrap();
+        }
+        lapse_all_leases(world).await;
+        assert_eq!(rescue::rescue_lapsed(pool).await.unwrap().ended, 1);
+        let ended = view(pool, id).await;
+        assert_eq!((ended.status, ended.attempt), (JobStatus::Failed, 5));
+        assert_eq!(ended.error.unwrap().code, "attempts_exhausted");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_job_that_lapsed_twice_says_so_at_its_next_claim() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let id = claimed(pool).await.id;
+        for _ in 0..2 {
+            lapse_all_leases(world).await;
+            rescue::rescue_lapsed(pool).await.unwrap();
+            claim_one(pool, id).await.unwrap();
+        }
+        lapse_all_leases(world).await;
+        rescue::rescue_lapsed(pool).await.unwrap();
+        let claimed = claim::claim(pool, WorkerId::new(), vec![id], LEASE)
+            .await
+            .unwrap()
+            .remove(0);
+        assert_eq!(claimed.lapses, 3);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_heartbeat_keeps_the_lease_and_brings_back_a_cancel() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let (kept, stopped) = (claimed(pool).await, claimed(pool).await);
+        assert_eq!(
+            lease::heartbeat(pool, &[kept, stopped], LEASE).await.unwrap(),
+            lease::Beat::default()
+        );
+        let owner = view(pool, stopped.id).await;
+        assert_eq!(owner.status, JobStatus::InProgress);
+        assert_eq!(cancel(pool, stopped.id).await.status, JobStatus::Cancelling);
+        assert_eq!(
+            cancel(pool, stopped.id).await.status,
+            JobStatus::Cancelling,
+            "asking twice changes nothing"
+        );
+        let beat = lease::heartbeat(pool, &[kept, stopped], LEASE).await.unwrap();
+        assert_eq!(
+            beat,
+            lease::Beat {
+                cancel: vec![stopped],
+                lost: vec![]
+            }
+        );
+        lapse_all_leases(world).await;
+        lease::heartbeat(pool, &[kept], LEASE).await.unwrap();
+        let rescued = rescue::rescue_lapsed(pool).await.unwrap();
+        assert_eq!(
+            rescued,
+            rescue::Rescued { requeued: 0, ended: 1 },
+            "the beaten one stays, the cancelled one ends"
+        );
+        assert_eq!(view(pool, stopped.id).await.status, JobStatus::Cancelled);
+    })
+    .await;
+}
+
+async fn cancel(pool: &Pool, id: JobId) -> JobView {
+    let project: uuid::Uuid = sqlx::query_scalar("SELECT project_id FROM jobs WHERE id = $1")
+        .bind(id.uuid())
+        .fetch_one(pool)
+        .await
+        .unwrap();
+    jobs::request_cancel(pool, ProjectId::from_uuid(project), id)
+        .await
+        .unwrap()
+        .expect("the job is there")
+}
+
+#[tokio::test]
+async fn once_cancelling_a_job_ends_as_cancelled_and_keeps_what_was_generated() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let key = claimed(pool).await;
+        cancel(pool, key.id).await;
+        assert_eq!(settle_completed(pool, key, "finished all the same").await, [key]);
+        let ended = view(pool, key.id).await;
+        assert_eq!(ended.status, JobStatus::Cancelled);
+        assert_eq!(ended.choices.unwrap()[0].text, "finished all the same");
+        assert_eq!(cancel(pool, key.id).await.status, JobStatus::Cancelled);
+        assert_eq!(count(pool, "SELECT count(*) FROM events").await, 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_waiting_job_is_cancelled_at_once_and_its_message_finds_nothing() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let id = submitted(pool).await.key.id;
+        assert_eq!(cancel(pool, id).await.status, JobStatus::Cancelled);
+        assert_eq!(claim_one(pool, id).await, None);
+        assert_eq!(cancel(pool, id).await.status, JobStatus::Cancelled);
+        assert_eq!(
+            count(pool, "SELECT count(*) FROM events WHERE type = 'job.cancelled'").await,
+            1
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_thousand_races_of_cancel_against_settle_leave_one_ending_each() {
+    in_world(async |world| {
+        let pool = world.pool.clone();
+        let account = account(&pool).await;
+        for _ in 0..50 {
+            let mut keys = Vec::new();
+            for _ in 0..20 {
+                let id = accept(&pool, new_job(&account)).await.key.id;
+                keys.push(claim_one(&pool, id).await.unwrap());
+            }
+            let races = keys.iter().map(|key| async {
+                tokio::join!(
+                    jobs::request_cancel(&pool, account.project_id, key.id),
+                    settle_completed(&pool, *key, "done"),
+                    lease::heartbeat(&pool, std::slice::from_ref(key), LEASE),
+                )
+            });
+            for (cancelled, settled, _) in futures::future::join_all(races).await {
+                assert_eq!(settled.len(), 1);
+                let told = cancelled.unwrap().unwrap();
+                let ended = view(&pool, told.key.id).await.status;
+                assert_eq!(
+                    ended,
+                    if told.status == JobStatus::Completed {
+                        told.status
+                    } else {
+                        JobStatus::Cancelled
+                    }
+                );
+            }
+        }
+        assert_eq!(count(&pool, "SELECT count(*) FROM events").await, 1000);
+        assert_eq!(count(&pool, "SELECT count(DISTINCT job_id) FROM events").await, 1000);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_released_job_is_free_at_once_and_has_lost_no_attempt() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let key = claimed(pool).await;
+        assert_eq!(lease::release(pool, vec![key]).await.unwrap(), 1);
+        let released = view(pool, key.id).await;
+        assert_eq!((released.status, released.attempt), (JobStatus::Queued, 0));
+        let again = claim_one(pool, key.id).await.unwrap();
+        assert!(again.fence > key.fence);
+        assert_eq!(
+            lease::release(pool, vec![key]).await.unwrap(),
+            0,
+            "the old claim releases nothing"
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_output_that_cannot_be_stored_fails_its_job_and_spoils_no_other() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let (good, bad) = (claimed(pool).await, claimed(pool).await);
+        let group = vec![
+            Settlement::completed(bad, completion("a NUL: \0")),
+            Settlement::completed(good, completion("fine")),
+        ];
+        let settled = settle::settle_group(pool, group, "worker:test".to_owned())
+            .await
+            .unwrap();
+        assert_eq!(settled.len(), 2);
+        assert_eq!(view(pool, good.id).await.status, JobStatus::Completed);
+        let failed = view(pool, bad.id).await;
+        assert_eq!(
+            (failed.status, failed.error.unwrap().code.as_str()),
+            (JobStatus::Failed, "output_not_storable")
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_failed_job_keeps_its_reason() {
+    in_world(async |world| {
+        let key = claimed(&world.pool).await;
+        let error = JobError::server("numerical_error", "The model's output was not a number.");
+        settle::settle_group(
+            &world.pool,
+            vec![Settlement::failed(key, error.clone())],
+            "worker:test".to_owned(),
+        )
+        .await
+        .unwrap();
+        assert_eq!(view(&world.pool, key.id).await.error, Some(error));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_release_window_keeps_the_brokers_queue_short_and_claims_make_room() {
+    in_world(async |world| {
+        world.delivery.release_window = 10;
+        let pool = world.pool.clone();
+        let account = account(&pool).await;
+        let mut submitted = Vec::new();
+        for _ in 0..25 {
+            submitted.push(accept(&pool, new_job(&account)).await.key.id);
+        }
+        let mut received = Vec::new();
+        let world = &*world;
+        with_relay(world, async || {
+            eventually("the window is full", LIMIT, async || {
+                (outbox::depth(&pool).await.unwrap() == 15).then_some(())
+            })
+            .await;
+            let mut subscription = Subscription::open(&world.broker(), &[queue()], 50).await.unwrap();
+            for _ in 0..25 {
+                let delivery = receive(&mut subscription).await;
+                let id = delivery.message.unwrap().job_id;
+                claim_one(&pool, id).await.expect("released jobs can be claimed");
+                received.push(id);
+                delivery.acker.ack().await.unwrap();
+            }
+        })
+        .await;
+        assert_eq!(received, submitted, "first in, first out");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn two_relays_neither_lose_nor_overfill_anything() {
+    in_world(async |world| {
+        world.delivery.release_window = 30;
+        let world = &*world;
+        let account = account(&world.pool).await;
+        for _ in 0..60 {
+            accept(&world.pool, new_job(&account)).await;
+        }
+        with_relay(world, async || {
+            with_relay(world, async || {
+                eventually("the window is full", LIMIT, async || {
+                    (outbox::depth(&world.pool).await.unwrap() == 30).then_some(())
+                })
+                .await;
+            })
+            .await;
+        })
+        .await;
+        assert_eq!(world.broker().ready(&queue()).await.unwrap(), 30);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn messages_that_the_broker_lost_are_emitted_again_and_no_more_than_are_missing() {
+    in_world(async |world| {
+        let world = &*world;
+        let pool = &world.pool;
+        let account = account(pool).await;
+        for _ in 0..20 {
+            accept(pool, new_job(&account)).await;
+        }
+        relay_everything(world).await;
+        assert_eq!(
+            rescue::overdue_queues(pool, LEASE).await.unwrap(),
+            [],
+            "nothing is overdue yet"
+        );
+        world
+            .execute_as_owner("UPDATE jobs SET dispatched_at = dispatched_at - interval '1 min'")
+            .await;
+        let overdue = rescue::overdue_queues(pool, LEASE).await.unwrap();
+        assert_eq!(
+            overdue,
+            [rescue::ReleasedQueue {
+                queue: queue(),
+                released: 20
+            }]
+        );
+        assert_eq!(rescue::reemit(pool, queue(), 15, LEASE).await.unwrap(), 15);
+        assert_eq!(
+            rescue::reemit(pool, queue(), 20, LEASE).await.unwrap(),
+            5,
+            "those with an outbox row are not lost"
+        );
+        relay_everything(world).await;
+        world
+            .execute_as_owner("UPDATE jobs SET dispatched_at = dispatched_at - interval '15 s'")
+            .await;
+        assert_eq!(
+            rescue::reemit(pool, queue(), 20, LEASE).await.unwrap(),
+            0,
+            "the interval doubled to 20 s"
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_job_that_must_not_run_yet_gets_its_outbox_row_back() {
+    in_world(async |world| {
+        let world = &*world;
+        let id = submitted(&world.pool).await.key.id;
+        relay_everything(world).await;
+        world
+            .execute_as_owner("UPDATE jobs SET available_at = now() + interval '1 h'")
+            .await;
+        for _ in 0..2 {
+            assert_eq!(claim_one(&world.pool, id).await, None);
+        }
+        assert_eq!(
+            count(&world.pool, "SELECT count(*) FROM outbox WHERE available_at > now()").await,
+            1
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_scheduled_job_gets_its_message_when_its_time_has_come() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let account = account(pool).await;
+        let tomorrow = OffsetDateTime::now_utc() + Duration::from_secs(86_400);
+        let job = accept(
+            pool,
+            NewJob {
+                scheduled_at: Some(tomorrow),
+                ..new_job(&account)
+            },
+        )
+        .await;
+        assert_eq!(job.status, JobStatus::Scheduled);
+        assert_eq!(schedule::promote_due(pool).await.unwrap(), 0);
+        assert_eq!(outbox::depth(pool).await.unwrap(), 0);
+        world.execute_as_owner("UPDATE jobs SET available_at = now()").await;
+        assert_eq!(schedule::promote_due(pool).await.unwrap(), 1);
+        assert_eq!(view(pool, job.key.id).await.status, JobStatus::Queued);
+        assert_eq!(outbox::depth(pool).await.unwrap(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn equal_idempotency_keys_make_one_job() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let account = account(pool).await;
+        let key = |body: u8| IdempotencyKey {
+            key: "k".to_owned(),
+            request_sha256: [body; 32],
+            keep: LIMIT,
+        };
+        let send = |body| {
+            submit::submit(pool, new_job(&account), Some(key(body)), |job| {
+                job.key.id.to_string().into()
+            })
+        };
+        let outcomes = futures::future::join_all((0..20).map(|_| send(1))).await;
+        let mut accepted = 0;
+        for outcome in outcomes {
+            match outcome.unwrap() {
+                Submitted::Accepted(_) => accepted += 1,
+                Submitted::Replayed { .. } | Submitted::KeyInFlight => {}
+                Submitted::KeyReused => panic!("the body was the same"),
+            }
+        }
+        assert_eq!(accepted, 1);
+        assert_eq!(count(pool, "SELECT count(*) FROM jobs").await, 1);
+        assert_eq!(count(pool, "SELECT count(*) FROM outbox").await, 1);
+        assert!(matches!(
+            send(1).await.unwrap(),
+            Submitted::Replayed { status: 202, .. }
+        ));
+        assert!(matches!(send(2).await.unwrap(), Submitted::KeyReused));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn lists_page_newest_first_and_foreign_jobs_do_not_exist() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let (mine, other) = (account(pool).await, account(pool).await);
+        let mut ids = Vec::new();
+        for _ in 0..5 {
+            ids.push(accept(pool, new_job(&mine)).await.key.id);
+        }
+        ids.reverse();
+        let foreign = accept(pool, new_job(&other)).await.key.id;
+        assert!(jobs::get(pool, mine.project_id, foreign).await.unwrap().is_none());
+        assert!(
+            jobs::request_cancel(pool, mine.project_id, foreign)
+                .await
+                .unwrap()
+                .is_none()
+        );
+        let list = async |filter: JobFilter, after| {
+            let page = jobs::list(pool, mine.project_id, &filter, Page { after, limit: 3 })
+                .await
+                .unwrap();
+            page.into_iter().map(|job| job.key.id).collect::<Vec<_>>()
+        };
+        assert_eq!(list(JobFilter::default(), None).await, ids[..3]);
+        assert_eq!(list(JobFilter::default(), Some(ids[2])).await, ids[3..]);
+        cancel(pool, ids[4]).await;
+        let cancelled = JobFilter {
+            status: Some(JobStatus::Cancelled),
+            model: Some("m".to_owned()),
+        };
+        assert_eq!(list(cancelled, None).await, ids[4..]);
+        let absent = JobFilter {
+            status: None,
+            model: Some("x".to_owned()),
+        };
+        assert_eq!(list(absent, None).await, []);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_name_or_address_is_taken_whatever_its_case() {
+    in_world(async |world| {
+        let register = |username: &str, email: &str| {
+            let (username, email) = (username.to_owned(), email.to_owned());
+            accounts::register(
+                &world.pool,
+                NewUser {
+                    username,
+                    email,
+                    password_hash: String::new(),
+                },
+            )
+        };
+        register("Ada", "ada@example.org").await.unwrap();
+        let taken = |outcome| match outcome {
+            Err(StoreError::Conflict { constraint }) => constraint,
+            other => panic!("not refused: {other:?}"),
+        };
+        assert_eq!(taken(register("aDA", "other@example.org").await), "users_username_key");
+        assert_eq!(taken(register("grace", "ADA@example.org").await), "users_email_key");
+        assert_eq!(
+            accounts::find_by_username(&world.pool, "ADA")
+                .await
+                .unwrap()
+                .unwrap()
+                .username,
+            "Ada"
+        );
+        assert!(accounts::find(&world.pool, UserId::new()).await.unwrap().is_none());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_waiter_hears_of_a_change_and_a_lost_notification_costs_only_time() {
+    in_world(async |world| {
+        let pool = world.pool.clone();
+        let changes = JobChanges::default();
+        let stop = CancellationToken::new();
+        let id = submitted(&pool).await.key.id;
+        let waiter = changes.subscribe(id);
+        let listening = tokio::spawn({
+            let (changes, pool, stop) = (changes.clone(), pool.clone(), stop.clone());
+            async move { changes.listen(pool, stop).await }
+        });
+        // The first look of the hub says that it listens.
+        tokio::time::timeout(LIMIT, waiter.changed()).await.unwrap();
+        let change = waiter.changed();
+        cancel(&pool, id).await;
+        tokio::time::timeout(LIMIT, change).await.expect("a notification");
+        // A change that nobody notified of is found by looking.
+        let change = waiter.changed();
+        world.execute_as_owner("UPDATE jobs SET fence = fence + 1").await;
+        tokio::time::timeout(LIMIT, change).await.expect("found by looking");
+        stop.cancel();
+        listening.await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn retention_forgets_old_jobs_and_keeps_the_audit_log() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let old = submitted(pool).await.key.id;
+        let live = submitted(pool).await.key.id;
+        cancel(pool, old).await;
+        assert_eq!(retention::forget_jobs(pool, LEASE).await.unwrap(), 0);
+        world
+            .execute_as_owner(
+                "UPDATE jobs SET finished_at = finished_at - interval '1 d' WHERE finished_at IS NOT NULL",
+            )
+            .await;
+        assert_eq!(retention::forget_jobs(pool, LEASE).await.unwrap(), 1);
+        assert_eq!(count(pool, "SELECT count(*) FROM job_inputs").await, 1);
+        assert_eq!(view(pool, live).await.status, JobStatus::Queued);
+        assert_eq!(
+            count(pool, "SELECT count(*) FROM audit_log WHERE action = 'job.cancelled'").await,
+            1
+        );
+        retention::prepare_audit_partitions(pool).await.unwrap();
+        assert_eq!(
+            count(
+                pool,
+                "SELECT count(*) FROM audit_log WHERE tableoid::regclass::text = 'audit_log_default'"
+            )
+            .await,
+            0
+        );
+        let rewritten = sqlx::query("UPDATE audit_log SET actor = 'nobody'").execute(pool).await;
+        assert!(
+            rewritten.is_err(),
+            "the services may add to the audit log and never change it"
+        );
+    })
+    .await;
+}

@@ -1,0 +1,116 @@
+//! A world of a test's own: a fresh database with the schema in it, and a queue prefix that nobody else uses.
+
+use std::panic::{AssertUnwindSafe, resume_unwind};
+
+use claimcheck_common::config::{BrokerConfig, DatabaseConfig, DeliveryConfig, RedisConfig};
+use claimcheck_common::queue::Broker;
+use claimcheck_common::store::{self, Pool};
+use futures::FutureExt;
+use lapin::options::QueueDeleteOptions;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use url::Url;
+use uuid::Uuid;
+
+/// Where a test's parts live.
+pub struct World {
+    /// The test's database.
+    pub database: DatabaseConfig,
+    /// A pool of it, as the application role.
+    pub pool: Pool,
+    /// The broker, with the test's queue prefix.
+    pub broker: BrokerConfig,
+    /// Redis, shared: keys hold ids that no other test has.
+    pub redis: RedisConfig,
+    /// The protocol's times, short enough for a test.
+    pub delivery: DeliveryConfig,
+    name: String,
+    admin_url: String,
+}
+
+/// Runs a test in a new world and clears it away afterwards, also when the test fails.
+///
+/// # Panics
+/// If the servers cannot be reached, and with whatever the test panics.
+pub async fn in_world(test: impl AsyncFnOnce(&mut World)) {
+    let mut world = World::create().await;
+    let outcome = AssertUnwindSafe(test(&mut world)).catch_unwind().await;
+    world.clear_away().await;
+    if let Err(panicked) = outcome {
+        resume_unwind(panicked);
+    }
+}
+
+impl World {
+    async fn create() -> Self {
+        let server = DatabaseConfig::from_env().expect("tests/run sets the servers' addresses");
+        let admin_url = server.owner_url().to_owned();
+        let name = format!("test_{}", Uuid::now_v7().simple());
+        let mut admin = PgConnection::connect(&admin_url).await.expect("Postgres is up");
+        execute(&mut admin, format!("CREATE DATABASE {name}")).await;
+        let here = |url: &str| {
+            let mut url = Url::parse(url).expect("a database URL");
+            url.set_path(&name);
+            url.to_string()
+        };
+        let database = DatabaseConfig {
+            url: here(&server.url),
+            owner_url: Some(here(server.owner_url())),
+            pool_size: 8,
+        };
+        store::migrate(database.owner_url())
+            .await
+            .expect("the schema can be made");
+        Self {
+            pool: store::connect(&database).expect("a valid URL"),
+            broker: BrokerConfig {
+                queue_prefix: name.clone(),
+                ..BrokerConfig::from_env().expect("AMQP_URL is set")
+            },
+            redis: RedisConfig::from_env().expect("REDIS_URL is set"),
+            delivery: DeliveryConfig::default(),
+            database,
+            name,
+            admin_url,
+        }
+    }
+
+    /// The broker, ready to connect.
+    pub fn broker(&self) -> Broker {
+        Broker::new(self.broker.clone())
+    }
+
+    /// Runs a statement in the test's database as its owner.
+    pub async fn execute_as_owner(&self, sql: &str) {
+        let mut owner = PgConnection::connect(self.database.owner_url())
+            .await
+            .expect("Postgres is up");
+        execute(&mut owner, sql.to_owned()).await;
+    }
+
+    async fn clear_away(self) {
+        let queues: Vec<(String, String)> = sqlx::query_as("SELECT DISTINCT model, class FROM jobs")
+            .fetch_all(&self.pool)
+            .await
+            .unwrap_or_default();
+        self.pool.close().await;
+        if let Ok(connection) = self.broker().connect("test").await
+            && let Ok(channel) = connection.create_channel().await
+        {
+            for (model, class) in queues {
+                let queue = format!("{}.{model}.{class}", self.broker.queue_prefix);
+                let _ = channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await;
+            }
+        }
+        if let Ok(mut admin) = PgConnection::connect(&self.admin_url).await {
+            let drop = format!("DROP DATABASE {} WITH (FORCE)", self.name);
+            let _ = sqlx::query(AssertSqlSafe(drop)).execute(&mut admin).await;
+        }
+    }
+}
+
+async fn execute(connection: &mut PgConnection, sql: String) {
+    sqlx::raw_sql(AssertSqlSafe(sql))
+        .execute(connection)
+        .await
+        .expect("the statement is valid");
+}
