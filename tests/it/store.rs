@@ -266,6 +266,25 @@ async fn a_stale_worker_cannot_settle_a_job_that_was_claimed_again() {
 }
 
 #[tokio::test]
+async fn the_endings_of_an_old_and_a_new_claim_may_come_in_one_group() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let old = claimed(pool).await;
+        lapse_all_leases(world).await;
+        rescue::rescue_lapsed(pool).await.unwrap();
+        let new = claim_one(pool, old.id).await.unwrap();
+        let group = vec![
+            Settlement::completed(old, completion("of the old claim")),
+            Settlement::completed(new, completion("of the new claim")),
+        ];
+        let settled = settle::settle_group(pool, group, "worker:test".to_owned()).await.unwrap();
+        assert_eq!(settled, [new]);
+        assert_eq!(view(pool, new.id).await.choices.unwrap()[0].text, "of the new claim");
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_lapsed_job_is_tried_again_and_fails_after_its_last_attempt() {
     in_world(async |world| {
         let pool = &world.pool;

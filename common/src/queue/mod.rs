@@ -1,4 +1,4 @@
-//! RabbitMQ says "there is work". Messages carry a version, a job id and the trace context, never a prompt.
+//! `RabbitMQ` says "there is work". Messages carry a version, a job id and the trace context, never a prompt.
 //!
 //! Queues are durable quorum queues, one for each model and class. Publishing and consuming use separate connections,
 //! since a broker alarm stops every write on a connection that publishes, acks included. Nothing here recovers by itself: on any

@@ -46,9 +46,9 @@ pub async fn heartbeat(executor: impl PgExecutor<'_>, keys: &[JobKey], lease: Du
             fence: row.try_get("fence")?,
         };
         if row.try_get("cancel")? {
-            beat.cancel.push(key)
+            beat.cancel.push(key);
         } else {
-            beat.lost.push(key)
+            beat.lost.push(key);
         }
     }
     Ok(beat)

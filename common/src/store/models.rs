@@ -92,13 +92,14 @@ pub async fn announce(pool: &Pool, worker: WorkerId, prefetch: u16, model: NewMo
     .await
 }
 
-/// A worker still lives. Beaten along with its leases.
-pub async fn seen(executor: impl PgExecutor<'_>, worker: WorkerId) -> StoreResult<()> {
-    sqlx::query("UPDATE workers SET last_seen_at = now() WHERE id = $1")
+/// A worker still lives. Beaten along with its leases. `false` if nobody knows it (forgotten, or another database): it
+/// has to announce itself again.
+pub async fn seen(executor: impl PgExecutor<'_>, worker: WorkerId) -> StoreResult<bool> {
+    let done = sqlx::query("UPDATE workers SET last_seen_at = now() WHERE id = $1")
         .bind(worker.uuid())
         .execute(executor)
         .await?;
-    Ok(())
+    Ok(done.rows_affected() > 0)
 }
 
 /// Forgets workers that were not heard of for that long.

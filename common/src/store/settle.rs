@@ -10,7 +10,7 @@ use sqlx::PgConnection;
 use super::lease::columns;
 use super::row::{get, parse};
 use super::{Pool, StoreError, StoreResult, notify, transaction};
-use crate::domain::{Choice, Completion, EventId, Id, JobError, JobId, JobKey, JobStatus};
+use crate::domain::{Choice, Completion, EventId, Id, JobError, JobKey, JobStatus};
 
 /// How a job is to end.
 #[derive(Debug, Clone)]
@@ -173,22 +173,25 @@ async fn lock_legal(connection: &mut PgConnection, group: &[Settlement]) -> Stor
     let (ids, fences) = columns(&keys);
     let rows = sqlx::query(
         // A newer claim has a greater fence: a worker that lost its job finds no row here.
-        "SELECT j.id, j.status FROM jobs j JOIN unnest($1::uuid[], $2::bigint[]) AS ending (id, fence) USING (id, fence)
+        "SELECT j.id, j.fence, j.status FROM jobs j
+         JOIN unnest($1::uuid[], $2::bigint[]) AS ending (id, fence) USING (id, fence)
          ORDER BY j.id FOR UPDATE OF j",
     )
     .bind(ids)
     .bind(fences)
     .fetch_all(connection)
     .await?;
-    let mut now: HashMap<JobId, JobStatus> = HashMap::new();
+    // By key: a group may hold the ending of an old claim beside that of the newest one.
+    let mut now: HashMap<JobKey, JobStatus> = HashMap::new();
     for row in &rows {
-        now.insert(Id::from_uuid(get(row, "id")?), parse(row, "status")?);
+        let id = Id::from_uuid(get(row, "id")?);
+        now.insert(JobKey { id, fence: get(row, "fence")? }, parse(row, "status")?);
     }
     Ok(group
         .iter()
         .filter_map(|wanted| {
             // Taken out, so that a key that stands twice in a group settles once.
-            let status = now.remove(&wanted.key.id)?;
+            let status = now.remove(&wanted.key)?;
             legal_ending(status, wanted)
         })
         .collect())
