@@ -61,7 +61,7 @@ impl DatabaseConfig {
     }
 }
 
-/// Where RabbitMQ is and what our queues are called.
+/// Where `RabbitMQ` is and what our queues are called.
 #[derive(Debug, Clone)]
 pub struct BrokerConfig {
     /// `AMQP_URL`, with the virtual host as its path.
@@ -256,7 +256,7 @@ fn default_worker_http_addr() -> SocketAddr {
 }
 
 const fn default_token_ttl() -> Duration {
-    Duration::from_secs(15 * 60)
+    Duration::from_mins(15)
 }
 
 const fn default_drain() -> Duration {

@@ -1,0 +1,83 @@
+//! The role `maintain`: small tasks that find their work in the tables, again and again.
+//!
+//! Each is idempotent and takes no input, so any number of processes may run them, a missed turn costs time only, and a
+//! failed one is repeated. What they put back goes through the outbox, like everything else (`api/src/relay.rs`).
+
+mod reap_clock;
+mod reemit;
+mod rescue;
+mod retention;
+mod schedule;
+
+use std::time::Duration;
+
+use claimcheck_common::backoff::Backoff;
+use claimcheck_common::config::DeliveryConfig;
+use claimcheck_common::queue::{Broker, QueueError};
+use claimcheck_common::store::{Pool, StoreError};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use self::reemit::Reemit;
+use self::rescue::Rescue;
+use self::retention::Retention;
+use self::schedule::Schedule;
+
+#[derive(Debug, thiserror::Error)]
+enum MaintenanceError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+}
+
+/// A task of the common loop.
+trait Task: Send + 'static {
+    /// What the log calls it.
+    const NAME: &'static str;
+
+    /// The pause between two turns.
+    fn period(&self) -> Duration;
+
+    /// One turn: all that is to be done at this moment.
+    fn run(&mut self) -> impl Future<Output = Result<(), MaintenanceError>> + Send;
+}
+
+/// Runs all tasks until `stop`.
+pub async fn run(pool: Pool, broker: Broker, config: DeliveryConfig, stop: CancellationToken) {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(repeat(Rescue::new(pool.clone(), &config), stop.clone()));
+    tasks.spawn(repeat(Schedule::new(pool.clone(), &config), stop.clone()));
+    tasks.spawn(repeat(Reemit::new(pool.clone(), broker, &config), stop.clone()));
+    tasks.spawn(repeat(Retention::new(pool, &config), stop));
+    tasks.join_all().await;
+}
+
+async fn repeat(mut task: impl Task, stop: CancellationToken) {
+    let name = task_name(&task);
+    let mut backoff = Backoff::default();
+    while !stop.is_cancelled() {
+        // A turn is not dropped half-way; each of its statements is bounded by the database's time limits.
+        let outcome = task.run().await;
+        let pause = async {
+            match &outcome {
+                Ok(()) => {
+                    backoff.reset();
+                    tokio::time::sleep(task.period()).await;
+                }
+                Err(error) => {
+                    tracing::warn!(task = name, %error, "a maintenance task failed and will try again");
+                    backoff.wait().await;
+                }
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = pause => {}
+        }
+    }
+}
+
+fn task_name<T: Task>(_task: &T) -> &'static str {
+    T::NAME
+}

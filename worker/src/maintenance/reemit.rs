@@ -1,0 +1,80 @@
+//! Messages that the broker lost (a purged queue, a lost disk) are sent again, by way of the outbox.
+//!
+//! Never more than are missing: what was released and not claimed, less what is ready in the queue. A message that is
+//! on its way to a worker counts as missing for that moment; the doubled one finds nothing to claim.
+
+use std::time::Duration;
+
+use claimcheck_common::config::DeliveryConfig;
+use claimcheck_common::queue::Broker;
+use claimcheck_common::store::Pool;
+use claimcheck_common::store::rescue;
+
+use super::{MaintenanceError, Task};
+
+pub(super) struct Reemit {
+    pool: Pool,
+    broker: Broker,
+    after: Duration,
+    period: Duration,
+}
+
+impl Reemit {
+    pub(super) fn new(pool: Pool, broker: Broker, config: &DeliveryConfig) -> Self {
+        let period = (config.reemit_after / 4).max(config.maintenance_interval);
+        Self {
+            pool,
+            broker,
+            after: config.reemit_after,
+            period,
+        }
+    }
+}
+
+impl Task for Reemit {
+    const NAME: &'static str = "reemit";
+
+    fn period(&self) -> Duration {
+        self.period
+    }
+
+    async fn run(&mut self) -> Result<(), MaintenanceError> {
+        for queue in rescue::overdue_queues(&self.pool, self.after).await? {
+            let ready = self.broker.ready(&queue.queue).await?;
+            let missing = missing(queue.released, ready);
+            if missing == 0 {
+                continue;
+            }
+            let name = self.broker.queue(&queue.queue);
+            let sent = rescue::reemit(&self.pool, queue.queue, missing, self.after).await?;
+            if sent > 0 {
+                tracing::warn!(
+                    queue = name,
+                    sent,
+                    ready,
+                    "messages were missing in the broker and are sent again"
+                );
+                metrics::counter!("claimcheck_reemitted_total").increment(sent);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How many messages of a queue nobody has, at most.
+const fn missing(released: u64, ready: u64) -> u64 {
+    released.saturating_sub(ready)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::missing;
+
+    #[test]
+    fn a_long_queue_lacks_nothing_and_a_purged_one_lacks_all() {
+        assert_eq!(missing(256, 256), 0);
+        assert_eq!(missing(256, 300), 0, "duplicates");
+        assert_eq!(missing(256, 0), 256);
+        assert_eq!(missing(256, 250), 6);
+    }
+}
