@@ -1,3 +1,22 @@
-//! From the socket to a committed row and a confirmed message.
+//! The HTTP face: from the socket to a committed row and a confirmed message.
+//!
+//! Start reading at [`router`] (every route and layer on one page), follow `routes/submit_job.rs` inwards, and then
+//! [`relay`], which carries what was committed to the broker. Owns everything that knows HTTP. Must never contain SQL
+//! (that is `common::store`), publish to the broker other than by the relay, or touch a tensor.
 
+pub mod app;
+pub mod auth;
+pub mod catalog;
+pub mod docs;
+pub mod error;
+pub mod extract;
+pub mod health;
+pub mod middleware;
 pub mod relay;
+pub mod router;
+pub mod routes;
+pub mod serve;
+pub mod validate;
+pub mod view;
+
+pub use app::{App, AppState, Config};

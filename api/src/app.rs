@@ -1,0 +1,189 @@
+//! Composes the process: configuration in, a bound listener and wired parts out. Nothing else here decides anything.
+
+use std::net::SocketAddr;
+use std::num::NonZero;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use claimcheck_common::backoff::Backoff;
+use claimcheck_common::config::{ApiConfig, BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, RedisConfig};
+use claimcheck_common::queue::Broker;
+use claimcheck_common::store::notify::JobChanges;
+use claimcheck_common::store::{self, Pool};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::token::Key;
+use crate::auth::{Keyring, Passwords, TokenIssuer};
+use crate::catalog::Catalog;
+use crate::health::Health;
+use crate::relay::Relay;
+use crate::serve::{ServeLimits, serve};
+
+/// Written into tokens and demanded of them.
+const TOKEN_ISSUER: &str = "claimcheck";
+const TOKEN_AUDIENCE: &str = "claimcheck-api";
+/// Passwords that stand in line while all cores hash: a second or two of work.
+const PASSWORDS_WAITING: usize = 32;
+const HEAD_TIME: Duration = Duration::from_secs(10);
+const CONNECTIONS_MAX: usize = 4096;
+const POOL_CLOSE_TIME: Duration = Duration::from_secs(5);
+
+/// Everything that the process is configured by.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Address, tokens, drain.
+    pub api: ApiConfig,
+    /// Postgres.
+    pub database: DatabaseConfig,
+    /// RabbitMQ.
+    pub broker: BrokerConfig,
+    /// Redis.
+    pub redis: RedisConfig,
+    /// The relay's window and interval.
+    pub delivery: DeliveryConfig,
+}
+
+impl Config {
+    /// Reads the environment.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Ok(Self {
+            api: ApiConfig::from_env()?,
+            database: DatabaseConfig::from_env()?,
+            broker: BrokerConfig::from_env()?,
+            redis: RedisConfig::from_env()?,
+            delivery: DeliveryConfig::from_env()?,
+        })
+    }
+}
+
+/// What handlers share. Cheap to clone.
+#[derive(Clone)]
+pub struct AppState {
+    /// Postgres.
+    pub pool: Pool,
+    /// Issues and verifies access tokens.
+    pub tokens: Arc<TokenIssuer>,
+    /// Hashes and checks passwords.
+    pub passwords: Passwords,
+    /// The served models.
+    pub catalog: Catalog,
+    /// Wakes who waits for a job.
+    pub changes: JobChanges,
+    /// Told after each commit that wrote to the outbox.
+    pub submitted: Arc<Notify>,
+    /// Answers the probes.
+    pub health: Health,
+    /// Cancelled when the process is to stop: long waits end.
+    pub stopping: CancellationToken,
+}
+
+impl AppState {
+    /// Wires the parts. Connects to nothing.
+    pub fn new(config: &Config) -> anyhow::Result<Self> {
+        let pool = store::connect(&config.database).context("DATABASE_URL does not read")?;
+        let key = Key::hs256(&config.api.jwt_secret).context("CLAIMCHECK_JWT_SECRET is not usable")?;
+        let tokens = TokenIssuer::new(
+            Keyring::new(key, Vec::new()),
+            TOKEN_ISSUER.to_owned(),
+            TOKEN_AUDIENCE.to_owned(),
+            config.api.token_ttl,
+        );
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        Ok(Self {
+            tokens: Arc::new(tokens),
+            passwords: Passwords::new(cores, PASSWORDS_WAITING)?,
+            catalog: Catalog::new(pool.clone()),
+            changes: JobChanges::default(),
+            submitted: Arc::new(Notify::new()),
+            health: Health::new(pool.clone(), &config.broker.url, &config.redis.url),
+            stopping: CancellationToken::new(),
+            pool,
+        })
+    }
+}
+
+/// The process, bound and not yet serving.
+pub struct App {
+    listener: TcpListener,
+    state: AppState,
+    config: Config,
+}
+
+impl App {
+    /// Binds the address and wires the parts. The database may be away: requests are answered 503 until it is back.
+    pub async fn build(config: Config) -> anyhow::Result<Self> {
+        let state = AppState::new(&config)?;
+        let address = config.api.http_addr;
+        let listener = TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address}"))?;
+        Ok(Self {
+            listener,
+            state,
+            config,
+        })
+    }
+
+    /// Where the process listens; tells the port that was chosen for port 0.
+    pub fn address(&self) -> SocketAddr {
+        self.listener.local_addr().unwrap_or(self.config.api.http_addr)
+    }
+
+    /// Serves, relays and listens until `stop`; then drains requests, and only then ends the rest.
+    pub async fn run_until_stopped(self, stop: CancellationToken) {
+        let Self {
+            listener,
+            state,
+            config,
+        } = self;
+        let background = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        tasks.spawn({
+            let (changes, pool, stop) = (state.changes.clone(), state.pool.clone(), background.clone());
+            async move { changes.listen(pool, stop).await }
+        });
+        tasks.spawn(supervise_relay(state.clone(), config.clone(), background.clone()));
+        let stopping = state.stopping.clone();
+        let forward = tokio::spawn(async move {
+            stop.cancelled().await;
+            stopping.cancel();
+        });
+        let limits = ServeLimits {
+            head: HEAD_TIME,
+            connections: CONNECTIONS_MAX,
+            drain: config.api.drain,
+        };
+        let router = crate::router::router(state.clone());
+        serve(listener, router, limits, state.stopping.clone()).await;
+        // What was accepted in the drain is still relayed, if not here then by another replica or the next start.
+        background.cancel();
+        tasks.close();
+        tasks.wait().await;
+        forward.abort();
+        if tokio::time::timeout(POOL_CLOSE_TIME, state.pool.close()).await.is_err() {
+            tracing::warn!("some database connections did not close in time");
+        }
+    }
+}
+
+/// The relay handles every failure that it knows; one that it does not know must not end it for good.
+async fn supervise_relay(state: AppState, config: Config, stop: CancellationToken) {
+    let mut backoff = Backoff::default();
+    while !stop.is_cancelled() {
+        let relay = Relay::new(
+            state.pool.clone(),
+            Broker::new(config.broker.clone()),
+            config.delivery.clone(),
+            state.changes.clone(),
+            state.submitted.clone(),
+        );
+        if let Err(panicked) = tokio::spawn(relay.run(stop.clone())).await {
+            tracing::error!(error = %panicked, "the relay died and is started again");
+            backoff.wait().await;
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! What the OpenAPI document says besides the routes, and the pages to read it with. Both come from the binary alone.
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use utoipa::openapi::security::{Flow, OAuth2, Password, Scopes, SecurityScheme};
+use utoipa::{IntoResponses, Modify, OpenApi};
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+use crate::error::{ApiError, ErrorBody, Problem};
+
+/// The document's head; the paths are added by `router.rs`.
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Claimcheck",
+        description = "A queue for text generation: hand in a prompt, get a job id at once, collect the result later.\n\n\
+            Every error has the same body, `{\"error\": {message, type, param, code}}`; every answer carries \
+            `x-request-id` and `x-process-time` (seconds). Times are Unix seconds."
+    ),
+    modifiers(&Security),
+    tags(
+        (name = "Jobs", description = "Submit, watch, list and cancel."),
+        (name = "Models", description = "What can be asked for."),
+        (name = "Accounts", description = "Register and get an access token."),
+        (name = "Service", description = "Probes, metrics, version."),
+    )
+)]
+pub struct ApiDoc;
+
+/// The name of the security scheme in the document.
+pub const BEARER: &str = "bearer";
+
+struct Security;
+
+impl Modify for Security {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        // As an OAuth 2 flow, so that the reading pages can log in by themselves.
+        let password = Flow::Password(Password::new("/v1/auth/token", Scopes::new()));
+        document
+            .components
+            .get_or_insert_default()
+            .add_security_scheme(BEARER, SecurityScheme::OAuth2(OAuth2::new([password])));
+    }
+}
+
+/// Answers of every route that reads a body.
+#[derive(IntoResponses)]
+pub enum BadBody {
+    /// The body is malformed, has an unknown field or a value beyond its limit; `param` names it.
+    #[response(status = 400)]
+    Invalid(ErrorBody),
+    /// The body came too slowly.
+    #[response(status = 408)]
+    Slow(ErrorBody),
+    /// The body is larger than this route reads.
+    #[response(status = 413)]
+    TooLarge(ErrorBody),
+    /// The body is of another type, or compressed.
+    #[response(status = 415)]
+    WrongType(ErrorBody),
+}
+
+/// Answers of every route that needs a token.
+#[derive(IntoResponses)]
+pub enum NeedsToken {
+    /// The access token is missing, bad or expired, or the account is not active.
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "`Bearer …`")))]
+    Unauthenticated(ErrorBody),
+}
+
+/// Answers that any route can give.
+#[derive(IntoResponses)]
+pub enum Trouble {
+    /// Something went wrong inside.
+    #[response(status = 500)]
+    Internal(ErrorBody),
+    /// The database is away or the service is full; try again.
+    #[response(status = 503, headers(("Retry-After" = u32, description = "Seconds")))]
+    Unavailable(ErrorBody),
+    /// The time limit was reached; not to be retried blindly (`x-should-retry: false`).
+    #[response(status = 504)]
+    TimedOut(ErrorBody),
+}
+
+/// The reading pages at `/docs`.
+pub fn pages<S: Clone + Send + Sync + 'static>() -> Router<S> {
+    // Without "none" the pages would ask a validator on the internet about the document.
+    let config = Config::new(["/openapi.json"])
+        .validator_url("none")
+        .persist_authorization(true);
+    Router::from(SwaggerUi::new("/docs").config(config)).layer(from_fn(in_our_envelope))
+}
+
+/// A page that does not exist is a 404 like any other.
+async fn in_our_envelope(request: Request, next: Next) -> Response {
+    let response = next.run(request).await;
+    if response.status() == StatusCode::NOT_FOUND {
+        return ApiError::NotFound(Problem::new("not_found", "There is no such page; start at /docs/."))
+            .into_response();
+    }
+    response
+}

@@ -1,0 +1,18 @@
+//! From a raw request to typed input, with every refusal in the error envelope.
+//!
+//! axum's own extractors answer in plain text and with statuses of their own, hence these. Must never echo a body back.
+
+pub mod body;
+pub mod caller;
+
+pub mod form;
+pub mod json;
+pub mod path;
+pub mod query;
+pub mod trace;
+
+pub use caller::Caller;
+pub use form::Form;
+pub use json::Json;
+pub use path::JobIdPath;
+pub use query::Query;

@@ -1,0 +1,30 @@
+//! Ids in the path. What is not an id names nothing, hence 404 and not 400.
+
+use axum::extract::{FromRequestParts, Path};
+use axum::http::request::Parts;
+use claimcheck_common::domain::JobId;
+
+use crate::error::{ApiError, Problem};
+
+/// The `{id}` of a job route.
+#[derive(Debug, Clone, Copy)]
+pub struct JobIdPath(pub JobId);
+
+impl<S: Send + Sync> FromRequestParts<S> for JobIdPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let text = Path::<String>::from_request_parts(parts, state)
+            .await
+            .map_err(|_| job_not_found())?;
+        text.parse().map(Self).map_err(|_| {
+            let message = "There is no such job; a job id is `job_` followed by 26 lower-case letters and digits.";
+            ApiError::NotFound(Problem::new("job_not_found", message).at("id"))
+        })
+    }
+}
+
+/// The one answer for jobs that do not exist and for jobs of others.
+pub fn job_not_found() -> ApiError {
+    ApiError::NotFound(Problem::new("job_not_found", "There is no such job.").at("id"))
+}

@@ -1,0 +1,188 @@
+//! What happens around every handler: request id, log line, metrics, time limit, admission, panics.
+//!
+//! The order is set in `router.rs`. Must never log a header, a query or a body.
+
+use std::any::Any;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use claimcheck_common::domain::UserId;
+use tokio::sync::Semaphore;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use crate::error::ApiError;
+
+/// Names a request in answers and logs.
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Seconds that the request took.
+pub const X_PROCESS_TIME: HeaderName = HeaderName::from_static("x-process-time");
+
+const REQUEST_ID_MAX: usize = 128;
+
+/// What handlers tell the log line about the request.
+#[derive(Debug, Clone, Default)]
+pub struct RequestNotes {
+    user: Arc<OnceLock<UserId>>,
+}
+
+impl RequestNotes {
+    /// Who the caller turned out to be.
+    pub fn set_user(&self, user: UserId) {
+        let _already_known = self.user.set(user);
+    }
+}
+
+/// The outermost layer: names the request, measures it, writes its one log line.
+pub async fn observe(mut request: Request, next: Next) -> Response {
+    let id = request_id(request.headers());
+    let notes = RequestNotes::default();
+    request.extensions_mut().insert(notes.clone());
+    let record = Record {
+        id: id.clone(),
+        method: request.method().clone(),
+        route: request
+            .extensions()
+            .get::<MatchedPath>()
+            .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned()),
+        notes,
+        started: Instant::now(),
+        status: None,
+    };
+    let span = tracing::info_span!("http", request_id = %id);
+    let mut response = next.run(request).instrument(span).await;
+    let seconds = record.answered(response.status());
+    let headers = response.headers_mut();
+    headers.insert(
+        X_REQUEST_ID,
+        HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("invalid")),
+    );
+    headers.insert(
+        X_PROCESS_TIME,
+        HeaderValue::from_str(&format!("{seconds:.6}")).unwrap_or(HeaderValue::from_static("0")),
+    );
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// The caller's own id if it is a short visible word, else a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    headers
+        .get(X_REQUEST_ID)
+        .and_then(|value| value.to_str().ok())
+        .filter(|id| (1..=REQUEST_ID_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic()))
+        .map_or_else(|| Uuid::now_v7().to_string(), ToOwned::to_owned)
+}
+
+/// Writes the log line when it is dropped, so that a client that hung up leaves one too.
+struct Record {
+    id: String,
+    method: Method,
+    route: String,
+    notes: RequestNotes,
+    started: Instant,
+    status: Option<StatusCode>,
+}
+
+impl Record {
+    fn answered(mut self, status: StatusCode) -> f64 {
+        self.status = Some(status);
+        self.started.elapsed().as_secs_f64()
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        // 499 is nginx's word for a client that closed the connection before the answer.
+        let status = self.status.map_or(499, |status| status.as_u16());
+        let method = method_label(&self.method);
+        let labels = [
+            ("method", method.to_owned()),
+            ("route", self.route.clone()),
+            ("status", status.to_string()),
+        ];
+        metrics::counter!("claimcheck_http_requests_total", &labels).increment(1);
+        metrics::histogram!("claimcheck_http_request_duration_seconds", "route" => self.route.clone()).record(seconds);
+        let duration_ms = (seconds * 1e6).round() / 1e3;
+        let user = self.notes.user.get().map(tracing::field::display);
+        let (route, request_id) = (self.route.as_str(), self.id.as_str());
+        if is_probe(route) {
+            tracing::debug!(method, route, status, duration_ms, request_id, user, "request");
+        } else {
+            tracing::info!(method, route, status, duration_ms, request_id, user, "request");
+        }
+    }
+}
+
+/// Callers may send any word as a method; a metric's label may take only a few values.
+fn method_label(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        _ => "other",
+    }
+}
+
+fn is_probe(route: &str) -> bool {
+    matches!(route, "/healthz" | "/readyz" | "/startupz" | "/metrics")
+}
+
+/// Gives a request up after `limit`.
+pub async fn time_limit(State(limit): State<Duration>, request: Request, next: Next) -> Response {
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => ApiError::TimedOut.into_response(),
+    }
+}
+
+/// Refuses requests while `room` is used up, before they cost anything.
+pub async fn admit(State(room): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
+    match room.try_acquire() {
+        Ok(_place) => next.run(request).await,
+        Err(_) => ApiError::busy(
+            "The service is at its limit of open requests; try again in a moment.",
+            1,
+        )
+        .into_response(),
+    }
+}
+
+/// A handler that panicked is a 500 like any other.
+#[allow(clippy::needless_pass_by_value, reason = "the shape that `CatchPanicLayer` wants")]
+pub fn panicked(panic: Box<dyn Any + Send + 'static>) -> Response {
+    let message = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "a panic without a message".to_owned());
+    ApiError::internal(format!("a handler panicked: {message}")).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_callers_own_request_id_is_kept_if_it_is_sane() {
+        let id = |value: &[u8]| {
+            request_id(&HeaderMap::from_iter([(
+                X_REQUEST_ID,
+                HeaderValue::from_bytes(value).unwrap(),
+            )]))
+        };
+        assert_eq!(id(b"trace-17"), "trace-17");
+        for odd in [b"".as_slice(), b"two words", b"\xff", &[b'x'; 129]] {
+            assert!(Uuid::try_parse(&id(odd)).is_ok(), "{odd:?}");
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! The face as a caller meets it while every server behind it is away.
+
+use super::*;
+use axum::body::{Body, to_bytes};
+use axum::http::{HeaderMap, Method, Request, StatusCode};
+use claimcheck_common::config::{ApiConfig, BrokerConfig, DatabaseConfig, DeliveryConfig, RedisConfig};
+use claimcheck_common::domain::UserId;
+use secrecy::ExposeSecret;
+use serde_json::Value;
+use tower::ServiceExt;
+
+fn state() -> AppState {
+    // Nothing listens on the discard port.
+    let config = crate::Config {
+        api: ApiConfig {
+            http_addr: ([127, 0, 0, 1], 0).into(),
+            jwt_secret: "a secret of at least thirty-two bytes".to_owned().into(),
+            token_ttl: Duration::from_mins(1),
+            drain: Duration::from_secs(1),
+        },
+        database: DatabaseConfig {
+            url: "postgres://nobody@127.0.0.1:9/none".to_owned(),
+            owner_url: None,
+            pool_size: 1,
+        },
+        broker: BrokerConfig {
+            url: "amqp://127.0.0.1:9".to_owned(),
+            queue_prefix: "none".to_owned(),
+        },
+        redis: RedisConfig {
+            url: "redis://127.0.0.1:9".to_owned(),
+        },
+        delivery: DeliveryConfig::default(),
+    };
+    AppState::new(&config).unwrap()
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("not JSON: {}", self.body))
+    }
+
+    fn code(&self) -> String {
+        self.json()["error"]["code"]
+            .as_str()
+            .expect("an error envelope")
+            .to_owned()
+    }
+}
+
+async fn send_to(router: Router, request: Request<Body>) -> Answer {
+    let (parts, body) = router.oneshot(request).await.unwrap().into_parts();
+    let body = String::from_utf8(to_bytes(body, 16 << 20).await.unwrap().to_vec()).unwrap();
+    Answer {
+        status: parts.status,
+        headers: parts.headers,
+        body,
+    }
+}
+
+async fn send(request: Request<Body>) -> Answer {
+    send_to(router(state()), request).await
+}
+
+async fn get(path: &str) -> Answer {
+    send(Request::get(path).body(Body::empty()).unwrap()).await
+}
+
+#[tokio::test]
+async fn an_unknown_path_and_an_unknown_page_are_404_in_the_envelope() {
+    for path in ["/nothing", "/v1", "/v1/jobs/x/y/z", "/docs/nothing.html"] {
+        let answer = get(path).await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
+        assert_eq!(answer.code(), "not_found", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_method_is_405_and_told_the_right_ones() {
+    let answer = send(Request::delete("/v1/jobs").body(Body::empty()).unwrap()).await;
+    assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(answer.code(), "method_not_allowed");
+    let allowed = answer.headers["allow"].to_str().unwrap().to_owned();
+    assert!(allowed.contains("POST") && allowed.contains("GET"), "{allowed}");
+}
+
+#[tokio::test]
+async fn every_answer_carries_its_request_id_and_its_time() {
+    for path in ["/", "/nothing", "/v1/jobs", "/docs/"] {
+        let answer = get(path).await;
+        assert!(!answer.headers["x-request-id"].is_empty(), "{path}");
+        let seconds: f64 = answer.headers["x-process-time"].to_str().unwrap().parse().unwrap();
+        assert!((0.0..30.0).contains(&seconds));
+    }
+    let named = Request::get("/")
+        .header("x-request-id", "mine-17")
+        .body(Body::empty())
+        .unwrap();
+    assert_eq!(send(named).await.headers["x-request-id"], "mine-17");
+}
+
+#[tokio::test]
+async fn without_a_token_every_private_route_is_401_with_a_challenge() {
+    for (method, path) in [
+        (Method::GET, "/v1/jobs"),
+        (Method::POST, "/v1/jobs"),
+        (Method::GET, "/v1/jobs/job_01h455vb4pex5vsknk084sn02q"),
+        (Method::POST, "/v1/jobs/job_01h455vb4pex5vsknk084sn02q/cancel"),
+        (Method::GET, "/v1/models"),
+        (Method::GET, "/v1/models/tiny"),
+        (Method::GET, "/v1/models/openai-community/gpt2"),
+    ] {
+        let request = Request::builder()
+            .method(&method)
+            .uri(path)
+            .body(Body::empty())
+            .unwrap();
+        let answer = send(request).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{method} {path}");
+        assert!(answer.headers.contains_key("www-authenticate"), "{method} {path}");
+    }
+}
+
+#[tokio::test]
+async fn while_the_database_is_away_requests_are_503_and_the_process_is_alive_but_not_ready() {
+    let state = state();
+    let token = state.tokens.issue(UserId::new()).unwrap().token;
+    let request = Request::get("/v1/jobs")
+        .header("authorization", format!("Bearer {}", token.expose_secret()))
+        .body(Body::empty())
+        .unwrap();
+    let answer = send_to(router(state.clone()), request).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "{}", answer.body);
+    assert!(answer.headers.contains_key("retry-after"));
+    assert!(!answer.body.contains("127.0.0.1"), "internals leak: {}", answer.body);
+    assert_eq!(get("/healthz").await.status, StatusCode::OK);
+    let ready = get("/readyz").await;
+    assert_eq!(ready.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(ready.json()["checks"]["postgres"], "down");
+    assert_eq!(get("/startupz").await.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_bad_registration_is_refused_before_anything_else_is_asked() {
+    let register = |media: &str, body: &str| {
+        Request::post("/v1/auth/register")
+            .header("content-type", media)
+            .body(Body::from(body.to_owned()))
+            .unwrap()
+    };
+    let huge = format!(r#"{{"username": "{}"}}"#, "x".repeat(20_000));
+    for (media, body, status) in [
+        ("application/json", "{", StatusCode::BAD_REQUEST),
+        ("application/json", r#"{"username": "a"}"#, StatusCode::BAD_REQUEST),
+        ("application/json", &huge, StatusCode::PAYLOAD_TOO_LARGE),
+        ("text/plain", "{}", StatusCode::UNSUPPORTED_MEDIA_TYPE),
+    ] {
+        assert_eq!(send(register(media, body)).await.status, status, "{body:.40}");
+    }
+    let good = r#"{"username": "ada", "email": "ada@example.org", "password": "correct horse"}"#;
+    assert_eq!(
+        send(register("application/json", good)).await.status,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
+}
+
+#[tokio::test]
+async fn the_token_form_follows_rfc_6749() {
+    let form = |body: &'static str| {
+        Request::post("/v1/auth/token")
+            .header("content-type", "application/x-www-form-urlencoded")
+            .body(Body::from(body))
+            .unwrap()
+    };
+    for (body, code) in [
+        ("", "invalid_request"),
+        ("grant_type=password&username=ada", "invalid_request"),
+        (
+            "grant_type=password&username=a&username=b&password=x",
+            "invalid_request",
+        ),
+        ("grant_type=client_credentials", "unsupported_grant_type"),
+        // A name that no account can have needs no database to be wrong.
+        ("grant_type=password&username=%00&password=whatever", "invalid_grant"),
+    ] {
+        assert_eq!(send(form(body)).await.code(), code, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_panic_and_an_overlong_request_are_answered_in_the_envelope() {
+    async fn boom() {
+        panic!("secret detail");
+    }
+    let router = Router::new()
+        .route("/boom", axum::routing::get(boom))
+        .route("/slow", axum::routing::get(std::future::pending::<()>))
+        .layer(from_fn_with_state(Duration::from_millis(5), middleware::time_limit))
+        .layer(CatchPanicLayer::custom(middleware::panicked))
+        .layer(from_fn(middleware::observe));
+    let answer = send_to(router.clone(), Request::get("/boom").body(Body::empty()).unwrap()).await;
+    assert_eq!(
+        (answer.status, answer.code().as_str()),
+        (StatusCode::INTERNAL_SERVER_ERROR, "internal_error")
+    );
+    assert!(!answer.body.contains("secret"));
+    let answer = send_to(router, Request::get("/slow").body(Body::empty()).unwrap()).await;
+    assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(answer.headers["x-should-retry"], "false");
+}
+
+#[tokio::test]
+async fn beyond_the_room_requests_are_refused_at_once() {
+    let room = Arc::new(Semaphore::new(1));
+    let router = Router::new()
+        .route("/", axum::routing::get(|| async {}))
+        .layer(from_fn_with_state(room.clone(), middleware::admit));
+    let request = || Request::get("/").body(Body::empty()).unwrap();
+    let taken = room.try_acquire().unwrap();
+    assert_eq!(
+        send_to(router.clone(), request()).await.status,
+        StatusCode::SERVICE_UNAVAILABLE
+    );
+    drop(taken);
+    assert_eq!(send_to(router, request()).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn the_document_lists_every_route_with_its_errors_and_the_pages_need_no_other_host() {
+    let document = get("/openapi.json").await.json();
+    let paths = document["paths"].as_object().unwrap();
+    for path in [
+        "/",
+        "/version",
+        "/healthz",
+        "/readyz",
+        "/startupz",
+        "/metrics",
+        "/v1/auth/register",
+        "/v1/auth/token",
+        "/v1/jobs",
+        "/v1/jobs/{id}",
+        "/v1/jobs/{id}/cancel",
+        "/v1/models",
+        "/v1/models/{name}",
+    ] {
+        assert!(paths.contains_key(path), "{path} is not documented");
+    }
+    for (path, operations) in paths.iter().filter(|(path, _)| path.starts_with("/v1/")) {
+        for (method, operation) in operations.as_object().unwrap() {
+            let answers = operation["responses"].as_object().unwrap();
+            assert!(
+                answers.contains_key("503") && answers.contains_key("500"),
+                "{method} {path}"
+            );
+            let private = !path.starts_with("/v1/auth/");
+            assert_eq!(operation.get("security").is_some(), private, "{method} {path}");
+            assert_eq!(
+                answers.contains_key("401"),
+                private || path.ends_with("token"),
+                "{method} {path}"
+            );
+        }
+    }
+    assert_eq!(document["components"]["securitySchemes"]["bearer"]["type"], "oauth2");
+    for name in ["SubmitJob", "JobBody", "ErrorBody", "Registration"] {
+        assert!(
+            document["components"]["schemas"][name].is_object(),
+            "{name} has no schema"
+        );
+    }
+    for page in ["/docs/", "/docs/index.html", "/docs/swagger-initializer.js"] {
+        let answer = get(page).await;
+        assert_eq!(answer.status, StatusCode::OK, "{page}");
+        assert!(
+            !answer.body.contains("src=\"http") && !answer.body.contains("href=\"http"),
+            "{page}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn every_schema_that_the_document_refers_to_is_in_it() {
+    fn references(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(object) => object.iter().for_each(|(key, value)| match value.as_str() {
+                Some(reference) if key == "$ref" => found.push(reference.to_owned()),
+                _ => references(value, found),
+            }),
+            Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+            _ => {}
+        }
+    }
+    let document = serde_json::to_value(document()).unwrap();
+    let mut found = Vec::new();
+    references(&document, &mut found);
+    assert!(!found.is_empty());
+    for reference in found {
+        let pointer = reference.strip_prefix('#').expect("a reference within the document");
+        assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
+    }
+}

@@ -1,0 +1,83 @@
+//! `GET /v1/jobs`: the caller's jobs, newest first, by cursor.
+
+use axum::Json;
+use axum::extract::State;
+use claimcheck_common::domain::{JobId, JobStatus};
+use claimcheck_common::store::jobs::{self, JobFilter, Page};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::app::AppState;
+use crate::docs::{NeedsToken, Trouble};
+use crate::error::{ApiError, ErrorBody};
+use crate::extract::{Caller, Query};
+use crate::validate::number::from_text;
+use crate::validate::text::check;
+use crate::view::{JobBody, StatusSchema};
+
+const LIMIT_MAX: u32 = 100;
+const LIMIT_DEFAULT: u32 = 20;
+
+/// A page of jobs.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct JobList {
+    /// Always `list`.
+    pub object: &'static str,
+    /// Newest first.
+    pub data: Vec<JobBody>,
+    /// The first one's id.
+    pub first_id: Option<String>,
+    /// The last one's id: the next page's `after`.
+    pub last_id: Option<String>,
+    /// Whether there is a next page.
+    pub has_more: bool,
+}
+
+/// List jobs
+#[utoipa::path(get, path = "/v1/jobs", tag = "Jobs", security(("bearer" = [])),
+    params(
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 100, description = "Jobs on a page (20)"),
+        ("after" = Option<String>, Query, description = "Only jobs older than this id"),
+        ("status" = Option<StatusSchema>, Query, description = "Only jobs in this state"),
+        ("model" = Option<String>, Query, description = "Only jobs of this model"),
+    ),
+    responses(
+        (status = 200, body = JobList),
+        (status = 400, body = ErrorBody, description = "A parameter is unknown or beyond its limit"),
+        NeedsToken, Trouble,
+    ))]
+pub async fn list_jobs(State(state): State<AppState>, caller: Caller, query: Query) -> Result<Json<JobList>, ApiError> {
+    let query = query.only(&["limit", "after", "status", "model"])?;
+    let limit = query
+        .get("limit", |text| from_text(text, 1..=LIMIT_MAX))?
+        .unwrap_or(LIMIT_DEFAULT);
+    let after = query.get("after", |text| {
+        text.parse::<JobId>()
+            .map_err(|_| "must be a job's id, as `last_id` of the page before".to_owned())
+    })?;
+    let filter = JobFilter {
+        status: query.get("status", status)?,
+        model: query.get("model", |text| check(text, 1, 256).map(|()| text.to_owned()))?,
+    };
+    // One more than asked for tells whether there is a next page.
+    let page = Page {
+        after,
+        limit: limit + 1,
+    };
+    let mut found = jobs::list(&state.pool, caller.project_id, &filter, page).await?;
+    let has_more = found.len() > limit as usize;
+    found.truncate(limit as usize);
+    let data: Vec<_> = found.iter().map(JobBody::from).collect();
+    Ok(Json(JobList {
+        object: "list",
+        first_id: data.first().map(|job| job.id.clone()),
+        last_id: data.last().map(|job| job.id.clone()),
+        data,
+        has_more,
+    }))
+}
+
+fn status(text: &str) -> Result<JobStatus, String> {
+    text.parse()
+        .map_err(|_| format!("must be one of {}", JobStatus::ALL.map(JobStatus::as_str).join(", ")))
+}

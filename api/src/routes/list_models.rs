@@ -1,0 +1,88 @@
+//! `GET /v1/models`: what can be asked for, in OpenAI's shape with the limits added.
+
+use axum::Json;
+use axum::extract::State;
+use claimcheck_common::store::models::ServedModel;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use crate::app::AppState;
+use crate::docs::{NeedsToken, Trouble};
+use crate::error::{ApiError, ErrorBody};
+use crate::extract::{Caller, Query};
+
+/// A model.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ModelBody {
+    /// The name that requests use.
+    pub id: String,
+    /// Always `model`.
+    pub object: &'static str,
+    /// When it was first announced.
+    pub created: i64,
+    /// Always `claimcheck`.
+    pub owned_by: &'static str,
+    /// Which weights.
+    pub revision: String,
+    /// Most tokens of prompt and output together.
+    pub context_length: u32,
+    /// Token ids are below this.
+    pub vocabulary_size: u32,
+    /// The arithmetic it is served in.
+    pub dtype: String,
+    /// Workers that were heard of within the last half minute. Jobs for a model without one wait.
+    pub workers: u32,
+}
+
+/// All models.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ModelList {
+    /// Always `list`.
+    pub object: &'static str,
+    /// By name.
+    pub data: Vec<ModelBody>,
+    /// The first one's name.
+    pub first_id: Option<String>,
+    /// The last one's name.
+    pub last_id: Option<String>,
+    /// Always false.
+    pub has_more: bool,
+}
+
+/// List models
+#[utoipa::path(get, path = "/v1/models", tag = "Models", security(("bearer" = [])), responses(
+    (status = 200, body = ModelList),
+    (status = 400, body = ErrorBody, description = "A parameter is unknown"),
+    NeedsToken, Trouble,
+))]
+pub async fn list_models(
+    State(state): State<AppState>,
+    _caller: Caller,
+    query: Query,
+) -> Result<Json<ModelList>, ApiError> {
+    query.only(&[])?;
+    let data: Vec<_> = state.catalog.list().await?.into_iter().map(ModelBody::from).collect();
+    Ok(Json(ModelList {
+        object: "list",
+        first_id: data.first().map(|model| model.id.clone()),
+        last_id: data.last().map(|model| model.id.clone()),
+        data,
+        has_more: false,
+    }))
+}
+
+impl From<ServedModel> for ModelBody {
+    fn from(served: ServedModel) -> Self {
+        Self {
+            id: served.model.name,
+            object: "model",
+            created: served.registered_at.unix_timestamp(),
+            owned_by: "claimcheck",
+            revision: served.model.revision,
+            context_length: served.context_length,
+            vocabulary_size: served.vocabulary_size,
+            dtype: served.dtype,
+            workers: served.workers,
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! One file per verb. A handler documents its answers, authenticates, finds, makes one change and replies.
+//!
+//! Must never hold a database transaction of its own: the store's functions do, in tasks that a client's hanging up
+//! cannot cut short.
+
+pub mod cancel_job;
+pub mod get_job;
+pub mod get_model;
+pub mod health;
+pub mod list_jobs;
+pub mod list_models;
+pub mod metrics;
+pub mod openapi;
+pub mod register;
+pub mod root;
+pub mod submit_job;
+pub mod token;

@@ -1,0 +1,296 @@
+//! The body of `POST /v1/jobs`: its fields with their limits, and the rules that span several of them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use claimcheck_common::domain::{GenerationParams, Prompt};
+use rand::RngExt;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use utoipa::ToSchema;
+
+use super::number::{UpTo, Whole};
+use super::text::{Text, check};
+use crate::error::{ApiError, Problem};
+
+const PROMPT_MAX: usize = 10_000;
+const STOPS_MAX: usize = 4;
+const METADATA_MAX: usize = 16;
+const METADATA_KEY_MAX: usize = 64;
+/// Farther ahead, a job would outlive the models it names.
+const SCHEDULE_AHEAD_SECONDS: i64 = 366 * 24 * 3600;
+/// Numbers up to here survive every JSON reader, also those that only know doubles.
+const SEED_DRAWN_BITS: u32 = 53;
+
+/// A job to be done. Fields that are null count as absent; unknown fields are refused.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "a JSON object")]
+#[schema(example = json!({"prompt": "Once upon a time", "max_tokens": 50, "temperature": 0.7}))]
+pub struct SubmitJob {
+    /// The text to continue (1 to 10,000 characters), or its token ids.
+    #[schema(value_type = PromptSchema)]
+    pub prompt: PromptIn,
+    /// A served model's name or alias; may be absent while exactly one model is served.
+    #[schema(value_type = Option<String>, min_length = 1, max_length = 256, example = "claimcheck-tiny")]
+    pub model: Option<Text<1, 256>>,
+    /// Most tokens to generate for each choice.
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 4096, default = 100)]
+    pub max_tokens: Option<Whole<1, 4096>>,
+    /// 0 takes the likeliest token every time.
+    #[schema(value_type = Option<f32>, minimum = 0, maximum = 2, default = 0.7)]
+    pub temperature: Option<UpTo<2>>,
+    /// Sample among the likeliest tokens that together hold this probability.
+    #[schema(value_type = Option<f32>, minimum = 0, maximum = 1, default = 1)]
+    pub top_p: Option<UpTo<1>>,
+    /// Sample among this many likeliest tokens; null sets no such limit.
+    #[schema(value_type = Option<u32>, minimum = 1)]
+    pub top_k: Option<Whole<1, { i32::MAX as i64 }>>,
+    /// How many choices to generate.
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 5, default = 1)]
+    pub n: Option<Whole<1, 5>>,
+    /// One text or up to 4 texts, each of 1 to 256 characters, before which generation ends.
+    #[schema(value_type = Option<StopSchema>)]
+    pub stop: Option<Stops>,
+    /// Fixes the output; drawn and shown when absent.
+    #[schema(value_type = Option<i64>)]
+    pub seed: Option<Whole<{ i64::MIN }, { i64::MAX }>>,
+    /// Up to 16 texts of at most 512 characters under keys of at most 64, handed back with the job.
+    #[schema(value_type = Option<BTreeMap<String, String>>)]
+    pub metadata: Option<Metadata>,
+    /// Unix seconds before which the job must not start, at most a year ahead.
+    #[schema(value_type = Option<i64>)]
+    pub scheduled_at: Option<Whole<0, { i64::MAX }>>,
+}
+
+/// A text, or token ids.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "only describes `PromptIn` in the OpenAPI document")]
+pub enum PromptSchema {
+    /// Text.
+    Text(String),
+    /// Token ids of the model's vocabulary.
+    Tokens(Vec<u32>),
+}
+
+/// A text, or several.
+#[derive(ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "only describes `Stops` in the OpenAPI document")]
+pub enum StopSchema {
+    /// One text.
+    One(String),
+    /// Up to 4 texts.
+    Many(Vec<String>),
+}
+
+/// What the API must know of a model to accept a job for it.
+#[derive(Debug, Clone, Copy)]
+pub struct ModelLimits {
+    /// Prompt and new tokens together may not exceed this.
+    pub context_length: u32,
+    /// Token ids are below this.
+    pub vocab_size: u32,
+}
+
+/// What remains of a request once every rule was checked, apart from the model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ValidJob {
+    /// What to continue.
+    pub prompt: Prompt,
+    /// Its length for the model.
+    pub prompt_tokens: u32,
+    /// How to continue it.
+    pub params: GenerationParams,
+    /// The caller's own notes.
+    pub metadata: BTreeMap<String, String>,
+    /// Unix seconds of the earliest start, if that lies ahead.
+    pub scheduled_at: Option<i64>,
+}
+
+impl SubmitJob {
+    /// Checks what depends on the model, on the clock and on several fields. `prompt_tokens` is the encoded length of a
+    /// text prompt (an array of ids is its own length), `now` is in Unix seconds.
+    pub fn into_valid(self, prompt_tokens: u32, limits: ModelLimits, now: i64) -> Result<ValidJob, ApiError> {
+        self.check_vocabulary(limits.vocab_size)?;
+        let max_tokens = self.max_tokens.map_or(100, |value| value.get() as u32);
+        check_context(prompt_tokens, max_tokens, limits.context_length)?;
+        let scheduled_at = self.scheduled_at.map(Whole::get);
+        check_schedule(scheduled_at, now)?;
+        Ok(ValidJob {
+            prompt: self.prompt.0,
+            prompt_tokens,
+            params: GenerationParams {
+                max_tokens,
+                temperature: self.temperature.map_or(0.7, UpTo::get),
+                top_p: self.top_p.map_or(1.0, UpTo::get),
+                top_k: self.top_k.map(|value| value.get() as u32),
+                n: self.n.map_or(1, |value| value.get() as u32),
+                stop: self.stop.map(|stops| stops.0).unwrap_or_default(),
+                seed: self.seed.map_or_else(draw_seed, Whole::get),
+            },
+            metadata: self.metadata.map(|metadata| metadata.0).unwrap_or_default(),
+            scheduled_at,
+        })
+    }
+
+    fn check_vocabulary(&self, vocab_size: u32) -> Result<(), ApiError> {
+        let Prompt::Tokens(ids) = &self.prompt.0 else {
+            return Ok(());
+        };
+        match ids.iter().position(|id| *id >= vocab_size) {
+            None => Ok(()),
+            Some(place) => Err(ApiError::invalid(
+                format!("prompt[{place}]"),
+                format!(
+                    "`prompt[{place}]` is not a token of the model; its ids go from 0 to {}.",
+                    vocab_size - 1
+                ),
+            )),
+        }
+    }
+}
+
+fn check_context(prompt_tokens: u32, max_tokens: u32, context: u32) -> Result<(), ApiError> {
+    if u64::from(prompt_tokens) + u64::from(max_tokens) <= u64::from(context) {
+        return Ok(());
+    }
+    let total = u64::from(prompt_tokens) + u64::from(max_tokens);
+    let message = format!(
+        "This model's context holds {context} tokens, but {total} were asked for ({prompt_tokens} in `prompt` and \
+         {max_tokens} in `max_tokens`). Shorten the prompt or lower `max_tokens`."
+    );
+    Err(ApiError::Invalid(
+        Problem::new("context_length_exceeded", message).at("max_tokens"),
+    ))
+}
+
+fn check_schedule(at: Option<i64>, now: i64) -> Result<(), ApiError> {
+    match at {
+        Some(at) if at <= now || at - now > SCHEDULE_AHEAD_SECONDS => Err(ApiError::invalid(
+            "scheduled_at",
+            format!("`scheduled_at` must be Unix seconds in the future, at most 366 days ahead; now it is {now}."),
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn draw_seed() -> i64 {
+    rand::rng().random_range(0..1_i64 << SEED_DRAWN_BITS)
+}
+
+/// A prompt within its limits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PromptIn(pub Prompt);
+
+impl<'de> Deserialize<'de> for PromptIn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct PromptVisitor;
+        impl<'de> Visitor<'de> for PromptVisitor {
+            type Value = PromptIn;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                write!(
+                    f,
+                    "a string of 1 to {PROMPT_MAX} characters or an array of 1 to {PROMPT_MAX} token ids"
+                )
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<PromptIn, E> {
+                check(text, 1, PROMPT_MAX).map_err(E::custom)?;
+                Ok(PromptIn(Prompt::Text(text.to_owned())))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<PromptIn, A::Error> {
+                let mut ids = Vec::new();
+                while let Some(id) = items.next_element::<Whole<0, { u32::MAX as i64 }>>()? {
+                    if ids.len() == PROMPT_MAX {
+                        return Err(A::Error::invalid_length(ids.len() + 1, &self));
+                    }
+                    ids.push(id.get() as u32);
+                }
+                if ids.is_empty() {
+                    return Err(A::Error::invalid_length(0, &self));
+                }
+                Ok(PromptIn(Prompt::Tokens(ids)))
+            }
+        }
+        deserializer.deserialize_any(PromptVisitor)
+    }
+}
+
+/// Stop texts within their limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stops(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for Stops {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct StopsVisitor;
+        impl<'de> Visitor<'de> for StopsVisitor {
+            type Value = Stops;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                write!(
+                    f,
+                    "a string or an array of at most {STOPS_MAX} strings, each of 1 to 256 characters"
+                )
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Stops, E> {
+                let text = Text::<1, 256>::parse(text).map_err(E::custom)?;
+                Ok(Stops(vec![text.into_string()]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Stops, A::Error> {
+                let mut stops = Vec::new();
+                while let Some(stop) = items.next_element::<Text<1, 256>>()? {
+                    if stops.len() == STOPS_MAX {
+                        return Err(A::Error::invalid_length(stops.len() + 1, &self));
+                    }
+                    stops.push(stop.into_string());
+                }
+                Ok(Stops(stops))
+            }
+        }
+        deserializer.deserialize_any(StopsVisitor)
+    }
+}
+
+/// A caller's notes within their limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metadata(pub BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for Metadata {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct MetadataVisitor;
+        impl<'de> Visitor<'de> for MetadataVisitor {
+            type Value = Metadata;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                write!(
+                    f,
+                    "an object of at most {METADATA_MAX} strings of at most 512 characters, under keys of 1 to \
+                     {METADATA_KEY_MAX} characters"
+                )
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Metadata, A::Error> {
+                let mut metadata = BTreeMap::new();
+                while let Some(key) = entries.next_key::<String>()? {
+                    if check(&key, 1, METADATA_KEY_MAX).is_err() || metadata.len() == METADATA_MAX {
+                        return Err(A::Error::invalid_length(metadata.len() + 1, &self));
+                    }
+                    let value = entries.next_value::<Text<0, 512>>()?;
+                    if metadata.insert(key, value.into_string()).is_some() {
+                        return Err(A::Error::custom("is given twice"));
+                    }
+                }
+                Ok(Metadata(metadata))
+            }
+        }
+        deserializer.deserialize_any(MetadataVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,11 @@
+//! Turns loose requests into values that the rest of the house can trust.
+//!
+//! Two steps, each with its own kind of rule: the types in [`number`], [`text`] and [`job`]/[`account`] check one field at
+//! a time *while it is read*, so that the reader knows the field's path; [`job::SubmitJob::into_valid`] then checks what
+//! depends on several fields and on the model. Nothing behind this door takes the loose form.
+
+pub mod account;
+pub mod idempotency;
+pub mod job;
+pub mod number;
+pub mod text;

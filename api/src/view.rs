@@ -1,0 +1,406 @@
+//! How a job looks to its owner: the JSON body, and its strong `ETag`.
+//!
+//! The body depends on the stored job alone, so that equal bodies mean an unchanged job. Times are Unix seconds; what is
+//! absent is null. `output` has the shape that OpenAI's `/v1/completions` answers.
+
+use std::collections::BTreeMap;
+
+use axum::http::{HeaderMap, HeaderValue, header};
+use claimcheck_common::domain::{Choice, GenerationParams, JobError, JobStatus, Usage};
+use claimcheck_common::store::jobs::JobView;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
+
+/// A job.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct JobBody {
+    /// `job_…`; ids sort by creation.
+    #[schema(example = "job_01kb3h7zj5e6t8m9n0p1q2r3s4")]
+    pub id: String,
+    /// Always `job`.
+    pub object: &'static str,
+    /// Where it stands.
+    #[schema(value_type = StatusSchema)]
+    pub status: JobStatus,
+    /// The model's name.
+    pub model: String,
+    /// When it was accepted.
+    pub created_at: i64,
+    /// It does not run before this time.
+    pub available_at: i64,
+    /// When its first prefill began.
+    pub started_at: Option<i64>,
+    /// When a caller asked to stop it.
+    pub cancel_requested_at: Option<i64>,
+    /// When it ended.
+    pub finished_at: Option<i64>,
+    /// How often a worker took it up.
+    pub attempt: u32,
+    /// How often one may.
+    pub max_attempts: u32,
+    /// The queue that it goes through: `interactive` or `batch`.
+    pub queue: &'static str,
+    /// How it is generated, the drawn seed included; null once its input is erased.
+    pub parameters: Option<ParametersBody>,
+    /// What came of it; a cancelled job keeps what it had.
+    pub output: Option<OutputBody>,
+    /// Why it failed.
+    pub error: Option<ErrorInfo>,
+    /// What it cost, once it ended with an output.
+    pub usage: Option<UsageBody>,
+    /// The caller's own notes.
+    pub metadata: BTreeMap<String, String>,
+}
+
+/// A job's state.
+#[derive(ToSchema)]
+#[schema(as = JobStatus, rename_all = "snake_case")]
+#[allow(dead_code, reason = "only describes `JobStatus` in the OpenAPI document")]
+pub enum StatusSchema {
+    /// Waits for its time.
+    Scheduled,
+    /// Waits for a worker.
+    Queued,
+    /// A worker is at it.
+    InProgress,
+    /// Is being stopped.
+    Cancelling,
+    /// Ended with an output.
+    Completed,
+    /// Ended with an error.
+    Failed,
+    /// Ended because the caller asked.
+    Cancelled,
+    /// Ended because its time was up.
+    Expired,
+}
+
+/// How a job is generated, with every default filled in.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ParametersBody {
+    /// Most new tokens for each choice.
+    pub max_tokens: u32,
+    /// Sampling temperature.
+    pub temperature: f64,
+    /// Nucleus.
+    pub top_p: f64,
+    /// Likeliest tokens considered.
+    pub top_k: Option<u32>,
+    /// Number of choices.
+    pub n: u32,
+    /// Texts before which generation ends.
+    pub stop: Vec<String>,
+    /// Fixes the output.
+    pub seed: i64,
+}
+
+/// An OpenAI `text_completion`.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct OutputBody {
+    /// `cmpl-…`
+    pub id: String,
+    /// Always `text_completion`.
+    pub object: &'static str,
+    /// When the job was accepted.
+    pub created: i64,
+    /// The model's name.
+    pub model: String,
+    /// In the order of their index.
+    pub choices: Vec<ChoiceBody>,
+    /// What it cost.
+    pub usage: UsageBody,
+    /// The weights' revision.
+    pub system_fingerprint: String,
+}
+
+/// One continuation.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ChoiceBody {
+    /// The continuation, without prompt and stop text.
+    pub text: String,
+    /// Its place among the choices.
+    pub index: u32,
+    /// `stop` or `length`; null for a choice that was cancelled on its way.
+    #[schema(value_type = Option<String>)]
+    pub finish_reason: Option<claimcheck_common::domain::FinishReason>,
+    /// Not offered yet, hence null.
+    #[schema(value_type = Option<Object>)]
+    pub logprobs: Option<serde_json::Value>,
+}
+
+/// Tokens read and written.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub struct UsageBody {
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// Tokens generated, all choices together.
+    pub completion_tokens: u32,
+    /// Both.
+    pub total_tokens: u32,
+}
+
+/// Why a job failed.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErrorInfo {
+    /// The family.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// A stable word for programs.
+    pub code: String,
+    /// One sentence for people.
+    pub message: String,
+}
+
+impl From<&JobView> for JobBody {
+    fn from(job: &JobView) -> Self {
+        let usage = UsageBody::from(job.usage);
+        Self {
+            id: job.key.id.to_string(),
+            object: "job",
+            status: job.status,
+            model: job.model.name.clone(),
+            created_at: job.created_at.unix_timestamp(),
+            available_at: job.available_at.unix_timestamp(),
+            started_at: job.started_at.map(time::OffsetDateTime::unix_timestamp),
+            cancel_requested_at: job.cancel_requested_at.map(time::OffsetDateTime::unix_timestamp),
+            finished_at: job.finished_at.map(time::OffsetDateTime::unix_timestamp),
+            attempt: job.attempt,
+            max_attempts: job.max_attempts,
+            queue: job.class.as_str(),
+            parameters: job.input.as_ref().map(|input| ParametersBody::from(&input.params)),
+            output: job.choices.as_deref().map(|choices| output(job, choices, usage)),
+            error: job.error.as_ref().map(ErrorInfo::from),
+            usage: job.choices.is_some().then_some(usage),
+            metadata: job
+                .input
+                .as_ref()
+                .and_then(|input| input.metadata.clone())
+                .unwrap_or_default(),
+        }
+    }
+}
+
+fn output(job: &JobView, choices: &[Choice], usage: UsageBody) -> OutputBody {
+    let id = job.key.id.to_string();
+    OutputBody {
+        id: id.replacen("job_", "cmpl-", 1),
+        object: "text_completion",
+        created: job.created_at.unix_timestamp(),
+        model: job.model.name.clone(),
+        choices: choices.iter().map(ChoiceBody::from).collect(),
+        usage,
+        system_fingerprint: job.model.revision.clone(),
+    }
+}
+
+impl From<&Choice> for ChoiceBody {
+    fn from(choice: &Choice) -> Self {
+        Self {
+            text: choice.text.clone(),
+            index: choice.index,
+            finish_reason: choice.finish_reason,
+            logprobs: choice.logprobs.clone(),
+        }
+    }
+}
+
+impl From<Usage> for UsageBody {
+    fn from(usage: Usage) -> Self {
+        Self {
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            total_tokens: usage.total_tokens,
+        }
+    }
+}
+
+impl From<&JobError> for ErrorInfo {
+    fn from(error: &JobError) -> Self {
+        Self {
+            kind: error.kind.clone(),
+            code: error.code.clone(),
+            message: error.message.clone(),
+        }
+    }
+}
+
+impl From<&GenerationParams> for ParametersBody {
+    fn from(params: &GenerationParams) -> Self {
+        Self {
+            max_tokens: params.max_tokens,
+            temperature: decimal(params.temperature),
+            top_p: decimal(params.top_p),
+            top_k: params.top_k,
+            n: params.n,
+            stop: params.stop.clone(),
+            seed: params.seed,
+        }
+    }
+}
+
+/// 0.7 as it was sent, and not as 0.699999988079071, its nearest single.
+fn decimal(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or_else(|_| f64::from(value))
+}
+
+/// A body with its validator.
+#[derive(Debug)]
+pub struct Rendered {
+    /// JSON.
+    pub body: Vec<u8>,
+    /// Quoted digest of the body.
+    pub etag: String,
+}
+
+impl Rendered {
+    /// The job as a body.
+    pub fn new(job: &JobView) -> Result<Self, serde_json::Error> {
+        let body = serde_json::to_vec(&JobBody::from(job))?;
+        let etag = format!("\"{}\"", hex::encode(&Sha256::digest(&body)[..16]));
+        Ok(Self { body, etag })
+    }
+
+    /// The `ETag` header.
+    pub fn etag_header(&self) -> HeaderValue {
+        HeaderValue::from_str(&self.etag).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
+    }
+}
+
+/// What a caller has already: the `If-None-Match` header.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IfNoneMatch(Option<String>);
+
+impl IfNoneMatch {
+    /// Reads the header; several lines count as one list.
+    pub fn read(headers: &HeaderMap) -> Self {
+        let lines: Vec<&str> = headers
+            .get_all(header::IF_NONE_MATCH)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .collect();
+        Self((!lines.is_empty()).then(|| lines.join(",")))
+    }
+
+    /// Whether the caller sent any validator.
+    pub const fn is_present(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Whether the caller has this version (weak comparison, as RFC 9110 asks for this header).
+    pub fn has(&self, etag: &str) -> bool {
+        self.0.as_deref().is_some_and(|list| {
+            list.split(',')
+                .map(str::trim)
+                .any(|known| known == "*" || known.trim_start_matches("W/") == etag)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use claimcheck_common::domain::{Class, FinishReason, JobId, JobKey, ModelRef, Prompt};
+    use claimcheck_common::store::jobs::JobInput;
+    use time::OffsetDateTime;
+
+    fn job() -> JobView {
+        let at = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
+        JobView {
+            key: JobKey {
+                id: JobId::new(),
+                fence: 0,
+            },
+            status: JobStatus::Queued,
+            model: ModelRef {
+                name: "tiny".into(),
+                revision: "abc".into(),
+            },
+            class: Class::Interactive,
+            attempt: 0,
+            max_attempts: 5,
+            input: Some(JobInput {
+                prompt: Prompt::Text("a secret prompt".into()),
+                params: GenerationParams {
+                    max_tokens: 100,
+                    temperature: 0.7,
+                    top_p: 0.1,
+                    top_k: None,
+                    n: 1,
+                    stop: vec![],
+                    seed: 7,
+                },
+                metadata: None,
+            }),
+            choices: None,
+            usage: Usage::new(3, 0),
+            error: None,
+            created_at: at,
+            available_at: at,
+            started_at: None,
+            cancel_requested_at: None,
+            finished_at: None,
+        }
+    }
+
+    fn json(job: &JobView) -> serde_json::Value {
+        serde_json::from_slice(&Rendered::new(job).unwrap().body).unwrap()
+    }
+
+    #[test]
+    fn a_waiting_job_shows_what_is_absent_as_null() {
+        let body = json(&job());
+        assert_eq!(body["object"], "job");
+        assert_eq!(body["status"], "queued");
+        assert_eq!(body["created_at"], 1_800_000_000);
+        assert_eq!(body["parameters"]["temperature"], 0.7);
+        for absent in ["started_at", "finished_at", "output", "error", "usage"] {
+            assert!(body.get(absent).is_some_and(serde_json::Value::is_null), "{absent}");
+        }
+    }
+
+    #[test]
+    fn a_finished_job_carries_a_text_completion() {
+        let mut job = job();
+        job.status = JobStatus::Completed;
+        job.usage = Usage::new(3, 5);
+        job.choices = Some(vec![Choice {
+            text: " world".into(),
+            index: 0,
+            finish_reason: Some(FinishReason::Length),
+            logprobs: None,
+        }]);
+        let body = json(&job);
+        assert_eq!(body["output"]["object"], "text_completion");
+        assert!(body["output"]["id"].as_str().unwrap().starts_with("cmpl-"));
+        assert_eq!(
+            body["output"]["choices"][0],
+            serde_json::json!({"text": " world", "index": 0, "finish_reason": "length", "logprobs": null})
+        );
+        assert_eq!(
+            body["usage"],
+            serde_json::json!({"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8})
+        );
+        assert_eq!(body["output"]["usage"], body["usage"]);
+    }
+
+    #[test]
+    fn the_validator_changes_with_the_body_and_only_then() {
+        let mut job = job();
+        let before = Rendered::new(&job).unwrap().etag;
+        assert_eq!(before, Rendered::new(&job).unwrap().etag);
+        job.attempt = 1;
+        assert_ne!(before, Rendered::new(&job).unwrap().etag);
+        assert!(before.starts_with('"') && before.ends_with('"'));
+    }
+
+    #[test]
+    fn if_none_match_reads_lists_weak_tags_and_the_star() {
+        let has = |value: &str| {
+            IfNoneMatch::read(&HeaderMap::from_iter([(header::IF_NONE_MATCH, value.parse().unwrap())])).has("\"a\"")
+        };
+        assert!(has("\"a\"") && has("W/\"a\"") && has("\"b\", \"a\"") && has("*"));
+        assert!(!has("\"b\"") && !has("a"));
+        assert!(!IfNoneMatch::read(&HeaderMap::new()).is_present());
+    }
+}
