@@ -277,7 +277,9 @@ async fn the_endings_of_an_old_and_a_new_claim_may_come_in_one_group() {
             Settlement::completed(old, completion("of the old claim")),
             Settlement::completed(new, completion("of the new claim")),
         ];
-        let settled = settle::settle_group(pool, group, "worker:test".to_owned()).await.unwrap();
+        let settled = settle::settle_group(pool, group, "worker:test".to_owned())
+            .await
+            .unwrap();
         assert_eq!(settled, [new]);
         assert_eq!(view(pool, new.id).await.choices.unwrap()[0].text, "of the new claim");
     })

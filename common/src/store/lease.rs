@@ -45,11 +45,12 @@ pub async fn heartbeat(executor: impl PgExecutor<'_>, keys: &[JobKey], lease: Du
             id: Id::from_uuid(row.try_get("id")?),
             fence: row.try_get("fence")?,
         };
-        if row.try_get("cancel")? {
-            beat.cancel.push(key);
+        let list = if row.try_get("cancel")? {
+            &mut beat.cancel
         } else {
-            beat.lost.push(key);
-        }
+            &mut beat.lost
+        };
+        list.push(key);
     }
     Ok(beat)
 }

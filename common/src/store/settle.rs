@@ -185,7 +185,13 @@ async fn lock_legal(connection: &mut PgConnection, group: &[Settlement]) -> Stor
     let mut now: HashMap<JobKey, JobStatus> = HashMap::new();
     for row in &rows {
         let id = Id::from_uuid(get(row, "id")?);
-        now.insert(JobKey { id, fence: get(row, "fence")? }, parse(row, "status")?);
+        now.insert(
+            JobKey {
+                id,
+                fence: get(row, "fence")?,
+            },
+            parse(row, "status")?,
+        );
     }
     Ok(group
         .iter()

@@ -1,0 +1,91 @@
+//! The CPU backend: Burn's `flex`, with own kernels where stock Burn copies or where its order of reduction depends on
+//! the shape of the step.
+//!
+//! Every kernel reduces an element in one fixed order and with fused multiply-adds everywhere, so that a row's result is
+//! bit-equal alone, in any company, in any slot, in one prefill chunk or many, on any number of threads. The machine's
+//! vector instructions are chosen at run time (crate `pulp`).
+
+mod attention;
+mod linear;
+mod norm;
+
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
+use burn::tensor::{Tensor, TensorData, TensorPrimitive};
+
+use super::{Activation, CacheShape, Gpt2Backend, Span};
+
+/// The backend of `--device cpu`.
+pub type Cpu = Flex;
+
+impl Gpt2Backend for Cpu {
+    type Matrix = linear::Panels;
+    type Cache = attention::Cache;
+
+    fn pack(weight: Tensor<Self, 2>) -> Self::Matrix {
+        let [rows, columns] = weight.dims();
+        with_slice(&weight, |weight| linear::Panels::pack(weight, rows, columns))
+    }
+
+    fn project(
+        x: &Tensor<Self, 2>,
+        weight: &Self::Matrix,
+        bias: Option<&Tensor<Self, 1>>,
+        activation: Option<Activation>,
+    ) -> Tensor<Self, 2> {
+        let rows = x.dims()[0];
+        let y = with_slice(x, |x| match bias {
+            Some(bias) => with_slice(bias, |bias| weight.multiply(x, Some(bias), activation)),
+            None => weight.multiply(x, None, activation),
+        });
+        matrix(y, rows)
+    }
+
+    fn add_norm(
+        x: Tensor<Self, 2>,
+        residual: Option<Tensor<Self, 2>>,
+        gamma: &Tensor<Self, 1>,
+        beta: &Tensor<Self, 1>,
+        epsilon: f32,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
+        let [rows, _] = x.dims();
+        let sum = match residual {
+            Some(residual) => x + residual,
+            None => x,
+        };
+        let norm = with_slice(&sum, |sum| {
+            with_slice(gamma, |gamma| {
+                with_slice(beta, |beta| norm::rows(sum, gamma, beta, epsilon))
+            })
+        });
+        (sum, matrix(norm, rows))
+    }
+
+    fn new_cache(shape: CacheShape, _device: &Self::Device) -> Self::Cache {
+        attention::Cache::new(shape)
+    }
+
+    fn attend(qkv: &Tensor<Self, 2>, cache: &mut Self::Cache, layer: usize, spans: &[Span]) -> Tensor<Self, 2> {
+        let rows = qkv.dims()[0];
+        matrix(with_slice(qkv, |qkv| cache.attend(qkv, layer, spans)), rows)
+    }
+}
+
+fn with_slice<const D: usize, T>(tensor: &Tensor<Cpu, D>, work: impl FnOnce(&[f32]) -> T) -> T {
+    // Cloning a tensor clones a reference.
+    let TensorPrimitive::Float(tensor) = tensor.clone().into_primitive() else {
+        unreachable!("activations and norms are not quantized")
+    };
+    let contiguous: FlexTensor = if tensor.is_contiguous() {
+        tensor
+    } else {
+        tensor.to_contiguous()
+    };
+    work(contiguous.as_slice::<f32>().expect("contiguous f32"))
+}
+
+fn matrix(values: Vec<f32>, rows: usize) -> Tensor<Cpu, 2> {
+    let columns = values.len() / rows.max(1);
+    let tensor = FlexTensor::from_data(TensorData::new(values, [rows, columns]));
+    Tensor::from_primitive(TensorPrimitive::Float(tensor))
+}

@@ -1,0 +1,31 @@
+//! GPT-2 on Burn: files to weights, tokens to logits.
+//!
+//! The model is written once (`model.rs`), generic over [`Gpt2Backend`], whose few operations
+//! (`ops.rs`) are plain Burn in `reference.rs` and own kernels in `cpu/`. Must never schedule or sample: it
+//! computes one step of rows that the engine chose. Next: `engine/`.
+//!
+//! The same answer in any company: every element of a row is reduced in one fixed order, whatever other rows, chunks or
+//! threads share the step.
+
+mod config;
+mod cpu;
+mod files;
+mod load;
+mod model;
+mod ops;
+#[cfg(test)]
+mod reference;
+mod runner;
+mod save;
+mod step;
+#[cfg(test)]
+mod tests;
+
+pub use config::{Activation, Gpt2Config};
+pub use cpu::Cpu;
+pub use files::{LoadError, ModelFiles};
+pub use model::Gpt2;
+pub use ops::{CacheShape, Gpt2Backend, Span};
+pub use runner::Gpt2Runner;
+pub use save::save_random;
+pub use step::{StepError, StepModel, StepRow};

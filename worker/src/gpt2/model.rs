@@ -1,0 +1,114 @@
+//! The model itself: embeddings, blocks, head. See Radford et al., "Language Models are Unsupervised Multitask Learners"
+//! (2019); layer norms stand before each half of a block and once more before the head.
+
+use burn::tensor::{Int, Tensor, TensorData};
+
+use super::{CacheShape, Gpt2Backend, Gpt2Config, Span};
+
+/// Scale and shift of a layer norm, each `[n_embd]`.
+pub(super) struct Norm<B: Gpt2Backend> {
+    pub(super) gamma: Tensor<B, 1>,
+    pub(super) beta: Tensor<B, 1>,
+}
+
+/// A packed matrix `[in, out]` with its bias `[out]`.
+pub(super) struct Linear<B: Gpt2Backend> {
+    pub(super) weight: B::Matrix,
+    pub(super) bias: Tensor<B, 1>,
+}
+
+/// One transformer block.
+pub(super) struct Block<B: Gpt2Backend> {
+    pub(super) attention_norm: Norm<B>,
+    /// `[n_embd, 3 n_embd]`: queries, keys, values.
+    pub(super) qkv: Linear<B>,
+    /// `[n_embd, n_embd]`
+    pub(super) attention_out: Linear<B>,
+    pub(super) feed_forward_norm: Norm<B>,
+    /// `[n_embd, inner]`
+    pub(super) up: Linear<B>,
+    /// `[inner, n_embd]`
+    pub(super) down: Linear<B>,
+}
+
+/// A GPT-2 with its weights.
+pub struct Gpt2<B: Gpt2Backend> {
+    pub(super) config: Gpt2Config,
+    /// `[vocab_size, n_embd]`
+    pub(super) tokens: Tensor<B, 2>,
+    /// `[n_positions, n_embd]`
+    pub(super) positions: Tensor<B, 2>,
+    pub(super) blocks: Vec<Block<B>>,
+    pub(super) last_norm: Norm<B>,
+    /// `[n_embd, vocab_size]`
+    pub(super) head: B::Matrix,
+    pub(super) device: B::Device,
+}
+
+impl<B: Gpt2Backend> Gpt2<B> {
+    /// The model's shape.
+    pub const fn config(&self) -> &Gpt2Config {
+        &self.config
+    }
+
+    /// An empty cache for so many sequences side by side.
+    pub fn new_cache(&self, slots: usize) -> B::Cache {
+        let shape = CacheShape {
+            layers: self.config.n_layer,
+            slots,
+            positions: self.config.n_positions,
+            heads: self.config.n_head,
+            head_dim: self.config.head_dim(),
+        };
+        B::new_cache(shape, &self.device)
+    }
+
+    /// Runs `tokens [T]`, the concatenation of `spans`, and answers the logits `[wanted.len(), vocab_size]` of the tokens
+    /// whose places in the step are `wanted`.
+    pub fn forward(&self, tokens: &[u32], spans: &[Span], wanted: &[usize], cache: &mut B::Cache) -> Tensor<B, 2> {
+        let places = spans.iter().flat_map(|span| span.position..span.position + span.len);
+        let at = self.indices(places);
+        let mut x = self
+            .tokens
+            .clone()
+            .select(0, self.indices(tokens.iter().map(|id| *id as usize)))
+            + self.positions.clone().select(0, at);
+        let mut carried = None;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let (sum, norm) = self.add_norm(x, carried, &block.attention_norm);
+            let qkv = B::project(&norm, &block.qkv.weight, Some(&block.qkv.bias), None);
+            let mixed = B::attend(&qkv, cache, layer, spans);
+            let mixed = B::project(
+                &mixed,
+                &block.attention_out.weight,
+                Some(&block.attention_out.bias),
+                None,
+            );
+            let (sum, norm) = self.add_norm(sum, Some(mixed), &block.feed_forward_norm);
+            let activation = Some(self.config.activation_function);
+            let inner = B::project(&norm, &block.up.weight, Some(&block.up.bias), activation);
+            carried = Some(B::project(&inner, &block.down.weight, Some(&block.down.bias), None));
+            x = sum;
+        }
+        // Only rows that are sampled from pay for the head.
+        let wanted = self.indices(wanted.iter().copied());
+        let carried = carried.map(|carried| carried.select(0, wanted.clone()));
+        let (_, norm) = self.add_norm(x.select(0, wanted), carried, &self.last_norm);
+        B::project(&norm, &self.head, None, None)
+    }
+
+    fn add_norm(
+        &self,
+        x: Tensor<B, 2>,
+        residual: Option<Tensor<B, 2>>,
+        norm: &Norm<B>,
+    ) -> (Tensor<B, 2>, Tensor<B, 2>) {
+        B::add_norm(x, residual, &norm.gamma, &norm.beta, self.config.layer_norm_epsilon)
+    }
+
+    fn indices(&self, indices: impl Iterator<Item = usize>) -> Tensor<B, 1, Int> {
+        let indices: Vec<i32> = indices.map(|index| index as i32).collect();
+        let len = indices.len();
+        Tensor::from_data(TensorData::new(indices, [len]), &self.device)
+    }
+}

@@ -1,0 +1,76 @@
+//! The operations that GPT-2 needs of a backend. `reference.rs` holds them in plain Burn, which own kernels are tested
+//! against.
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+
+use super::Activation;
+
+/// Consecutive tokens of one slot within a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// The slot they belong to.
+    pub slot: usize,
+    /// Position of the first one in its sequence.
+    pub position: usize,
+    /// How many.
+    pub len: usize,
+}
+
+/// How large a cache is.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheShape {
+    /// Transformer blocks.
+    pub layers: usize,
+    /// Sequences side by side.
+    pub slots: usize,
+    /// Tokens of one sequence.
+    pub positions: usize,
+    /// Heads of a block.
+    pub heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+}
+
+/// A backend that GPT-2 runs on. `T` is the number of tokens of a step, all rows packed one after another.
+pub trait Gpt2Backend: Backend {
+    /// A weight matrix `[in, out]` in the layout that [`Self::project`] likes.
+    type Matrix: Clone + Send;
+    /// Keys and values of all layers and slots.
+    type Cache: Send;
+
+    /// Packs a weight matrix `[in, out]`, once at load.
+    fn pack(weight: Tensor<Self, 2>) -> Self::Matrix;
+
+    /// `x [T, in] × w [in, out] + bias [out]`, then the activation, if any. Answers `[T, out]`.
+    fn project(
+        x: &Tensor<Self, 2>,
+        weight: &Self::Matrix,
+        bias: Option<&Tensor<Self, 1>>,
+        activation: Option<Activation>,
+    ) -> Tensor<Self, 2>;
+
+    /// Adds `residual [T, C]` to `x [T, C]` if there is one, and normalizes each row. Answers the sum and its norm.
+    fn add_norm(
+        x: Tensor<Self, 2>,
+        residual: Option<Tensor<Self, 2>>,
+        gamma: &Tensor<Self, 1>,
+        beta: &Tensor<Self, 1>,
+        epsilon: f32,
+    ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
+        let sum = match residual {
+            Some(residual) => x + residual,
+            None => x,
+        };
+        let centered = sum.clone() - sum.clone().mean_dim(1);
+        let variance = (centered.clone() * centered.clone()).mean_dim(1);
+        let norm = centered / (variance + epsilon).sqrt();
+        (sum, norm * gamma.clone().unsqueeze() + beta.clone().unsqueeze())
+    }
+
+    /// An empty cache.
+    fn new_cache(shape: CacheShape, device: &Self::Device) -> Self::Cache;
+
+    /// Writes keys and values of `qkv [T, 3 C]` to the cache and attends each token to its own past. Answers `[T, C]`.
+    fn attend(qkv: &Tensor<Self, 2>, cache: &mut Self::Cache, layer: usize, spans: &[Span]) -> Tensor<Self, 2>;
+}

@@ -1,0 +1,85 @@
+//! The operations of `ops.rs` in plain Burn: slow, obvious, and what the kernels are tested against.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{Tensor, TensorData, activation};
+
+use super::{Activation, CacheShape, Span};
+
+/// [`Gpt2Backend::project`] in plain Burn.
+pub(super) fn plain_linear<B: Backend>(
+    x: &Tensor<B, 2>,
+    weight: &Tensor<B, 2>,
+    bias: Option<&Tensor<B, 1>>,
+    activation: Option<Activation>,
+) -> Tensor<B, 2> {
+    let mut y = x.clone().matmul(weight.clone());
+    if let Some(bias) = bias {
+        y = y + bias.clone().unsqueeze();
+    }
+    match activation {
+        Some(Activation::GeluTanh) => activation::gelu_approximate(y),
+        Some(Activation::GeluErf) => activation::gelu(y),
+        None => y,
+    }
+}
+
+/// The cache of the reference: `[slots, heads, positions, head_dim]` for each layer.
+pub(super) struct PlainCache<B: Backend> {
+    shape: CacheShape,
+    keys: Vec<Tensor<B, 4>>,
+    values: Vec<Tensor<B, 4>>,
+}
+
+impl<B: Backend> PlainCache<B> {
+    pub(super) fn new(shape: CacheShape, device: &B::Device) -> Self {
+        let empty = || Tensor::zeros([shape.slots, shape.heads, shape.positions, shape.head_dim], device);
+        Self {
+            shape,
+            keys: (0..shape.layers).map(|_| empty()).collect(),
+            values: (0..shape.layers).map(|_| empty()).collect(),
+        }
+    }
+}
+
+/// [`Gpt2Backend::attend`] in plain Burn, row by row.
+pub(super) fn plain_attend<B: Backend>(
+    qkv: &Tensor<B, 2>,
+    cache: &mut PlainCache<B>,
+    layer: usize,
+    spans: &[Span],
+) -> Tensor<B, 2> {
+    let CacheShape { heads, head_dim, .. } = cache.shape;
+    let width = heads * head_dim;
+    let mut outputs = Vec::with_capacity(spans.len());
+    let mut first = 0;
+    for span in spans {
+        // [len, 3 C] -> three of [1, heads, len, head_dim]
+        let part = |which: usize| {
+            qkv.clone()
+                .slice([first..first + span.len, which * width..(which + 1) * width])
+                .reshape([1, span.len, heads, head_dim])
+                .swap_dims(1, 2)
+        };
+        let end = span.position + span.len;
+        let here = [span.slot..span.slot + 1, 0..heads, span.position..end, 0..head_dim];
+        let so_far = [span.slot..span.slot + 1, 0..heads, 0..end, 0..head_dim];
+        cache.keys[layer] = cache.keys[layer].clone().slice_assign(here.clone(), part(1));
+        cache.values[layer] = cache.values[layer].clone().slice_assign(here, part(2));
+        let keys = cache.keys[layer].clone().slice(so_far.clone());
+        let values = cache.values[layer].clone().slice(so_far);
+        let scores = part(0).matmul(keys.swap_dims(2, 3)) / (head_dim as f32).sqrt() + future(span, &qkv.device());
+        let mixed = activation::softmax(scores, 3).matmul(values);
+        outputs.push(mixed.swap_dims(1, 2).reshape([span.len, width]));
+        first += span.len;
+    }
+    Tensor::cat(outputs, 0)
+}
+
+/// Minus infinity where a token would look at its future: `[1, 1, len, position + len]`.
+fn future<B: Backend>(span: &Span, device: &B::Device) -> Tensor<B, 4> {
+    let end = span.position + span.len;
+    let mask: Vec<f32> = (span.position..end)
+        .flat_map(|at| (0..end).map(move |past| if past > at { f32::NEG_INFINITY } else { 0.0 }))
+        .collect();
+    Tensor::from_data(TensorData::new(mask, [1, 1, span.len, end]), device)
+}

@@ -1,0 +1,35 @@
+//! What the engine asks of a model, and gets.
+
+/// One row of a step: some consecutive tokens of one sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StepRow {
+    /// Which cache slot holds the sequence.
+    pub slot: usize,
+    /// Tokens of this sequence that are in the cache already.
+    pub position: usize,
+    /// One token when decoding, a chunk when prefilling; never empty.
+    pub tokens: Vec<u32>,
+    /// Whether the logits after the last token are wanted.
+    pub wants_logits: bool,
+}
+
+/// A step that could not be computed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// A row asks for something the model does not have. The engine never does; a bug otherwise.
+    #[error("a row of the step is out of bounds: {0}")]
+    OutOfBounds(String),
+}
+
+/// A model that computes steps.
+pub trait StepModel: Send {
+    /// Token ids are below this.
+    fn vocab_size(&self) -> usize;
+    /// Most tokens of one sequence.
+    fn context_length(&self) -> usize;
+    /// Sequences that the cache holds side by side.
+    fn slots(&self) -> usize;
+    /// Computes one step and writes the cache. Answers `[rows that want logits, vocab_size]`, row-major, in the order of
+    /// those rows.
+    fn step(&mut self, rows: &[StepRow]) -> Result<Vec<f32>, StepError>;
+}

@@ -1,0 +1,215 @@
+//! The CPU kernels against the plain-Burn reference, and the promise that company changes nothing.
+
+use burn::backend::Flex;
+use burn::backend::flex::FlexDevice;
+use burn::tensor::{Tensor, TensorData};
+use proptest::prelude::*;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+
+use super::reference::{PlainCache, plain_attend, plain_linear};
+use super::{Activation, CacheShape, Cpu, Gpt2, Gpt2Backend, Gpt2Config, Gpt2Runner, Span, StepModel, StepRow};
+
+fn random<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<Flex, D> {
+    let mut generator = ChaCha8Rng::seed_from_u64(seed);
+    let values: Vec<f32> = (0..shape.iter().product())
+        .map(|_| StandardNormal.sample(&mut generator))
+        .collect();
+    Tensor::from_data(TensorData::new(values, shape), &FlexDevice)
+}
+
+fn assert_close<const D: usize>(ours: Tensor<Flex, D>, reference: Tensor<Flex, D>) {
+    let (ours, reference) = (values(ours), values(reference));
+    assert_eq!(ours.len(), reference.len());
+    for (ours, reference) in ours.iter().zip(&reference) {
+        // Sums of some hundred products of standard normal values, in another order.
+        assert!(
+            (ours - reference).abs() <= 2e-5 * (1.0 + reference.abs()),
+            "{ours} is not {reference}"
+        );
+    }
+}
+
+fn values<const D: usize>(tensor: Tensor<Flex, D>) -> Vec<f32> {
+    tensor.into_data().into_vec().unwrap()
+}
+
+#[test]
+fn the_packed_product_agrees_with_plain_burn_for_every_number_of_rows_and_columns() {
+    for (seed, (rows, inputs, outputs)) in [(1, 5, 3), (2, 64, 16), (3, 33, 17), (4, 16, 40), (7, 96, 100)]
+        .into_iter()
+        .enumerate()
+    {
+        let seed = seed as u64;
+        let (x, w) = (random(seed, [rows, inputs]), random(seed + 100, [inputs, outputs]));
+        let bias = random(seed + 200, [outputs]);
+        let packed = Cpu::pack(w.clone());
+        for activation in [None, Some(Activation::GeluTanh), Some(Activation::GeluErf)] {
+            let ours = Cpu::project(&x, &packed, Some(&bias), activation);
+            assert_close(ours, plain_linear(&x, &w, Some(&bias), activation));
+        }
+        assert_close(Cpu::project(&x, &packed, None, None), plain_linear(&x, &w, None, None));
+    }
+}
+
+/// Plain Burn in every operation: the trait's defaults.
+fn plain_add_norm(x: &Tensor<Flex, 2>, gamma: &Tensor<Flex, 1>, beta: &Tensor<Flex, 1>) -> Tensor<Flex, 2> {
+    let centered = x.clone() - x.clone().mean_dim(1);
+    let variance = (centered.clone() * centered.clone()).mean_dim(1);
+    centered / (variance + 1e-5).sqrt() * gamma.clone().unsqueeze() + beta.clone().unsqueeze()
+}
+
+#[test]
+fn the_fused_norm_agrees_with_plain_burn() {
+    let (x, y) = (random(1, [5, 70]), random(2, [5, 70]));
+    let (gamma, beta) = (random(3, [70]), random(4, [70]));
+    let (sum, norm) = Cpu::add_norm(x.clone(), Some(y.clone()), &gamma, &beta, 1e-5);
+    assert_close(sum, x.clone() + y.clone());
+    assert_close(norm, plain_add_norm(&(x.clone() + y), &gamma, &beta));
+    assert_close(
+        Cpu::add_norm(x.clone(), None, &gamma, &beta, 1e-5).1,
+        plain_add_norm(&x, &gamma, &beta),
+    );
+}
+
+#[test]
+fn ragged_attention_agrees_with_plain_burn_over_several_steps() {
+    let shape = CacheShape {
+        layers: 2,
+        slots: 3,
+        positions: 16,
+        heads: 2,
+        head_dim: 12,
+    };
+    let (mut ours, mut plain) = (
+        Cpu::new_cache(shape, &FlexDevice),
+        PlainCache::<Flex>::new(shape, &FlexDevice),
+    );
+    let span = |slot, position, len| Span { slot, position, len };
+    let steps = [
+        vec![span(2, 0, 5), span(0, 0, 1)],
+        vec![span(0, 1, 1), span(2, 5, 1), span(1, 0, 7)],
+        vec![span(1, 7, 9), span(0, 2, 1)],
+    ];
+    for (seed, spans) in steps.iter().enumerate() {
+        let tokens = spans.iter().map(|span| span.len).sum();
+        for layer in 0..shape.layers {
+            let qkv = random((seed * 10 + layer) as u64, [tokens, 72]);
+            assert_close(
+                Cpu::attend(&qkv, &mut ours, layer, spans),
+                plain_attend(&qkv, &mut plain, layer, spans),
+            );
+        }
+    }
+}
+
+const CONTEXT: usize = 24;
+
+fn runner(slots: usize) -> Gpt2Runner<Cpu> {
+    let config = Gpt2Config {
+        vocab_size: 61,
+        n_positions: CONTEXT,
+        n_embd: 48,
+        n_layer: 2,
+        n_head: 3,
+        ..Gpt2Config::named("tiny").unwrap()
+    };
+    Gpt2Runner::new(Gpt2::random(config, 7, &FlexDevice), slots)
+}
+
+fn tokens() -> impl Strategy<Value = Vec<u32>> {
+    prop::collection::vec(0..61_u32, 2..CONTEXT)
+}
+
+/// The bits of the logits after each sequence's last token, with all but that token prefilled alone.
+fn alone(sequence: &[u32]) -> Vec<u32> {
+    let row = StepRow {
+        slot: 0,
+        position: 0,
+        tokens: sequence.to_vec(),
+        wants_logits: true,
+    };
+    bits(&runner(1).step(&[row]).unwrap())
+}
+
+fn bits(logits: &[f32]) -> Vec<u32> {
+    logits.iter().map(|logit| logit.to_bits()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn logits_are_bit_equal_alone_and_in_any_company_slot_and_chunking(
+        sequences in prop::collection::vec((tokens(), 1..6_usize), 1..6),
+        turn in 0..6_usize,
+    ) {
+        let slots = sequences.len();
+        let mut runner = runner(slots);
+        let mut done = vec![0; slots];
+        let mut last: Vec<Vec<u32>> = vec![Vec::new(); slots];
+        // Ragged: each sequence advances by its own chunk, so that they end at different steps.
+        while done.iter().zip(&sequences).any(|(done, (sequence, _))| *done < sequence.len()) {
+            let mut rows = Vec::new();
+            let mut who = Vec::new();
+            for (index, (sequence, chunk)) in sequences.iter().enumerate() {
+                let tokens: Vec<u32> = sequence[done[index]..].iter().take(*chunk).copied().collect();
+                if tokens.is_empty() {
+                    continue;
+                }
+                let slot = (index + turn) % slots;
+                rows.push(StepRow { slot, position: done[index], wants_logits: true, tokens });
+                done[index] += rows.last().unwrap().tokens.len();
+                who.push(index);
+            }
+            let logits = runner.step(&rows).unwrap();
+            for (row, index) in logits.chunks_exact(61).zip(who) {
+                last[index] = bits(row);
+            }
+        }
+        for ((sequence, _), last) in sequences.iter().zip(last) {
+            prop_assert_eq!(alone(sequence), last);
+        }
+    }
+}
+
+#[test]
+fn logits_are_bit_equal_whatever_the_number_of_threads() {
+    let sequence: Vec<u32> = (0..20).collect();
+    let on = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| alone(&sequence))
+    };
+    assert_eq!(on(1), on(4));
+}
+
+#[test]
+fn a_row_out_of_bounds_is_an_error_and_not_a_panic() {
+    let row = StepRow {
+        slot: 0,
+        position: 0,
+        tokens: vec![1],
+        wants_logits: true,
+    };
+    let bad = [
+        StepRow { slot: 1, ..row.clone() },
+        StepRow {
+            tokens: vec![],
+            ..row.clone()
+        },
+        StepRow {
+            tokens: vec![61],
+            ..row.clone()
+        },
+        StepRow {
+            position: CONTEXT,
+            ..row.clone()
+        },
+    ];
+    let mut runner = runner(1);
+    for row in bad {
+        assert!(runner.step(std::slice::from_ref(&row)).is_err(), "{row:?}");
+    }
+    assert_eq!(runner.step(&[row]).unwrap().len(), 61);
+}
