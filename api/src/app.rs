@@ -11,6 +11,7 @@ use claimcheck_common::config::{ApiConfig, BrokerConfig, ConfigError, DatabaseCo
 use claimcheck_common::queue::Broker;
 use claimcheck_common::store::notify::JobChanges;
 use claimcheck_common::store::{self, Pool};
+use claimcheck_common::telemetry;
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -116,6 +117,8 @@ pub struct App {
 impl App {
     /// Binds the address and wires the parts. The database may be away: requests are answered 503 until it is back.
     pub async fn build(config: Config) -> anyhow::Result<Self> {
+        // What is counted before the recorder is there is lost.
+        telemetry::metrics();
         let state = AppState::new(&config)?;
         let address = config.api.http_addr;
         let listener = TcpListener::bind(address)

@@ -116,6 +116,7 @@ pub struct ErrorDetail {
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// The field, header or parameter at fault, else null.
+    #[schema(required)]
     pub param: Option<String>,
     /// A stable word for programs.
     pub code: &'static str,
@@ -292,13 +293,17 @@ struct Chain<'a>(&'a (dyn StdError + 'static));
 
 impl std::fmt::Display for Chain<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}", self.0)?;
+        let mut line = self.0.to_string();
         let mut source = self.0.source();
         while let Some(cause) = source {
-            write!(f, ": {cause}")?;
+            let cause_line = cause.to_string();
+            // Many errors repeat their cause in their own words.
+            if !line.contains(&cause_line) {
+                line = format!("{line}: {cause_line}");
+            }
             source = cause.source();
         }
-        Ok(())
+        f.write_str(&line)
     }
 }
 

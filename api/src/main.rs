@@ -27,7 +27,6 @@ async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     load_dotenv()?;
     telemetry::init(&TelemetryConfig::from_env()?);
-    telemetry::metrics();
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve().await,
         Command::Migrate => migrate().await,

@@ -30,10 +30,13 @@ pub struct JobBody {
     /// It does not run before this time.
     pub available_at: i64,
     /// When its first prefill began.
+    #[schema(required)]
     pub started_at: Option<i64>,
     /// When a caller asked to stop it.
+    #[schema(required)]
     pub cancel_requested_at: Option<i64>,
     /// When it ended.
+    #[schema(required)]
     pub finished_at: Option<i64>,
     /// How often a worker took it up.
     pub attempt: u32,
@@ -42,12 +45,16 @@ pub struct JobBody {
     /// The queue that it goes through: `interactive` or `batch`.
     pub queue: &'static str,
     /// How it is generated, the drawn seed included; null once its input is erased.
+    #[schema(required)]
     pub parameters: Option<ParametersBody>,
     /// What came of it; a cancelled job keeps what it had.
+    #[schema(required)]
     pub output: Option<OutputBody>,
     /// Why it failed.
+    #[schema(required)]
     pub error: Option<ErrorInfo>,
     /// What it cost, once it ended with an output.
+    #[schema(required)]
     pub usage: Option<UsageBody>,
     /// The caller's own notes.
     pub metadata: BTreeMap<String, String>,
@@ -86,6 +93,7 @@ pub struct ParametersBody {
     /// Nucleus.
     pub top_p: f64,
     /// Likeliest tokens considered.
+    #[schema(required)]
     pub top_k: Option<u32>,
     /// Number of choices.
     pub n: u32,
@@ -122,10 +130,10 @@ pub struct ChoiceBody {
     /// Its place among the choices.
     pub index: u32,
     /// `stop` or `length`; null for a choice that was cancelled on its way.
-    #[schema(value_type = Option<String>)]
+    #[schema(required, value_type = Option<String>)]
     pub finish_reason: Option<claimcheck_common::domain::FinishReason>,
     /// Not offered yet, hence null.
-    #[schema(value_type = Option<Object>)]
+    #[schema(required, value_type = Option<Object>)]
     pub logprobs: Option<serde_json::Value>,
 }
 

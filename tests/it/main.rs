@@ -1,3 +1,8 @@
 //! All integration tests in one binary; each module is one part of the promise.
 
+mod http_accounts;
+mod http_face;
+mod http_jobs;
+mod http_outage;
+mod http_waiting;
 mod store;

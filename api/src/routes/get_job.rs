@@ -33,7 +33,7 @@ const WAIT_MAX: u32 = 60;
         ("If-None-Match" = Option<String>, Header, description = "The `ETag` that the caller has"),
     ),
     responses(
-        (status = 200, body = JobBody, headers(
+        (status = 200, body = JobBody, description = "The job", headers(
             ("ETag" = String, description = "Strong validator of this body"),
             ("Retry-After" = u32, description = "Present while the job has not ended: seconds until the next look"),
         )),
@@ -68,11 +68,28 @@ pub async fn get_job(
         let Some(changed) = changed.filter(|_| !(ended || news || over)) else {
             return Ok(answer(rendered, &known, ended));
         };
+        let _counted = Waiting::begin();
         tokio::select! {
             () = changed => {}
             () = tokio::time::sleep_until(deadline) => {}
             () = state.stopping.cancelled() => {}
         }
+    }
+}
+
+/// Counts the requests that wait, also those whose client hangs up.
+struct Waiting;
+
+impl Waiting {
+    fn begin() -> Self {
+        metrics::gauge!("claimcheck_http_waiting").increment(1);
+        Self
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        metrics::gauge!("claimcheck_http_waiting").decrement(1);
     }
 }
 

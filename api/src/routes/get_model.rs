@@ -15,7 +15,7 @@ use crate::validate::text::check;
 #[utoipa::path(get, path = "/v1/models/{name}", tag = "Models", security(("bearer" = [])),
     params(("name" = String, Path, description = "The model's name")),
     responses(
-        (status = 200, body = ModelBody),
+        (status = 200, body = ModelBody, description = "The model"),
         (status = 404, body = ErrorBody, description = "The model is not served"),
         NeedsToken, Trouble,
     ))]

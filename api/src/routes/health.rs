@@ -25,8 +25,10 @@ pub struct Readiness {
     pub checks: Checks,
 }
 
-/// A one-word state.
-#[utoipa::path(get, path = "/healthz", tag = "Service", responses((status = 200, body = Alive)))]
+/// Alive?
+#[utoipa::path(get, path = "/healthz", tag = "Service", responses(
+    (status = 200, body = Alive, description = "The process answers"),
+))]
 pub async fn healthz() -> Json<Alive> {
     Json(Alive { status: "ok" })
 }

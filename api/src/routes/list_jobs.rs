@@ -26,8 +26,10 @@ pub struct JobList {
     /// Newest first.
     pub data: Vec<JobBody>,
     /// The first one's id.
+    #[schema(required)]
     pub first_id: Option<String>,
     /// The last one's id: the next page's `after`.
+    #[schema(required)]
     pub last_id: Option<String>,
     /// Whether there is a next page.
     pub has_more: bool,
@@ -42,7 +44,7 @@ pub struct JobList {
         ("model" = Option<String>, Query, description = "Only jobs of this model"),
     ),
     responses(
-        (status = 200, body = JobList),
+        (status = 200, body = JobList, description = "A page, newest first"),
         (status = 400, body = ErrorBody, description = "A parameter is unknown or beyond its limit"),
         NeedsToken, Trouble,
     ))]

@@ -42,8 +42,10 @@ pub struct ModelList {
     /// By name.
     pub data: Vec<ModelBody>,
     /// The first one's name.
+    #[schema(required)]
     pub first_id: Option<String>,
     /// The last one's name.
+    #[schema(required)]
     pub last_id: Option<String>,
     /// Always false.
     pub has_more: bool,
@@ -51,7 +53,7 @@ pub struct ModelList {
 
 /// List models
 #[utoipa::path(get, path = "/v1/models", tag = "Models", security(("bearer" = [])), responses(
-    (status = 200, body = ModelList),
+    (status = 200, body = ModelList, description = "All models"),
     (status = 400, body = ErrorBody, description = "A parameter is unknown"),
     NeedsToken, Trouble,
 ))]

@@ -39,7 +39,7 @@ pub struct AccountBody {
 
 /// Register
 #[utoipa::path(post, path = "/v1/auth/register", tag = "Accounts", request_body = Registration, responses(
-    (status = 201, body = AccountBody),
+    (status = 201, body = AccountBody, description = "The new account"),
     (status = 409, body = ErrorBody, description = "The username or the e-mail address is taken; `param` says which"),
     BadBody, Trouble,
 ))]

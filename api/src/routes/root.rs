@@ -24,7 +24,7 @@ pub struct Root {
 }
 
 /// What runs here
-#[utoipa::path(get, path = "/", tag = "Service", responses((status = 200, body = Root), Trouble))]
+#[utoipa::path(get, path = "/", tag = "Service", responses((status = 200, body = Root, description = "Name, version and where to go on"), Trouble))]
 pub async fn root(query: Query) -> Result<Json<Root>, ApiError> {
     query.only(&[])?;
     Ok(Json(Root {
@@ -44,11 +44,12 @@ pub struct Version {
     /// The crate's version.
     pub version: &'static str,
     /// The commit it was built from, where the build told.
+    #[schema(required)]
     pub commit: Option<&'static str>,
 }
 
 /// Version
-#[utoipa::path(get, path = "/version", tag = "Service", responses((status = 200, body = Version), Trouble))]
+#[utoipa::path(get, path = "/version", tag = "Service", responses((status = 200, body = Version, description = "What runs here"), Trouble))]
 pub async fn version(query: Query) -> Result<Json<Version>, ApiError> {
     query.only(&[])?;
     Ok(Json(Version {

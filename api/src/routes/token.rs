@@ -47,7 +47,7 @@ pub struct TokenBody {
 #[utoipa::path(post, path = "/v1/auth/token", tag = "Accounts",
     request_body(content = TokenForm, content_type = "application/x-www-form-urlencoded"),
     responses(
-        (status = 200, body = TokenBody, headers(("Cache-Control" = String, description = "`no-store`"))),
+        (status = 200, body = TokenBody, description = "A token", headers(("Cache-Control" = String, description = "`no-store`"))),
         (status = 401, body = ErrorBody, description = "Username or password is wrong (`invalid_grant`)"),
         BadBody, Trouble,
     ))]
