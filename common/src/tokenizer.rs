@@ -12,13 +12,37 @@ pub struct TokenizerError(String);
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    /// The raw bytes of each token; none for special ones.
+    bytes: Vec<Box<[u8]>>,
+    end_of_text: Option<u32>,
 }
+
+/// The special token that GPT-2's texts end with.
+const END_OF_TEXT: &str = "<|endoftext|>";
 
 impl Tokenizer {
     /// Reads the bytes of a `tokenizer.json`.
     pub fn from_bytes(json: &[u8]) -> Result<Self, TokenizerError> {
         let inner = tokenizers::Tokenizer::from_bytes(json).map_err(failed)?;
-        Ok(Self { inner })
+        let bytes = (0..inner.get_vocab_size(true) as u32)
+            .map(|id| token_bytes(&inner, id))
+            .collect();
+        let end_of_text = inner.token_to_id(END_OF_TEXT);
+        Ok(Self {
+            inner,
+            bytes,
+            end_of_text,
+        })
+    }
+
+    /// The raw bytes that a token stands for: a part of a character, perhaps. None for special and unknown tokens.
+    pub fn token_bytes(&self, id: u32) -> &[u8] {
+        self.bytes.get(id as usize).map_or(&[], |bytes| bytes)
+    }
+
+    /// The token that ends a text, if the vocabulary has it.
+    pub const fn end_of_text(&self) -> Option<u32> {
+        self.end_of_text
     }
 
     /// The text's token ids.
@@ -36,6 +60,30 @@ impl Tokenizer {
 #[allow(clippy::needless_pass_by_value, reason = "the shape that `map_err` wants")]
 fn failed(error: tokenizers::Error) -> TokenizerError {
     TokenizerError(error.to_string())
+}
+
+fn token_bytes(inner: &tokenizers::Tokenizer, id: u32) -> Box<[u8]> {
+    let special = inner
+        .get_added_tokens_decoder()
+        .get(&id)
+        .is_some_and(|token| token.special);
+    let Some(token) = inner.id_to_token(id).filter(|_| !special) else {
+        return Box::default();
+    };
+    // A token that is not written in the byte alphabet (an added one, say) stands for its own text.
+    let bytes: Option<Vec<u8>> = token.chars().map(byte_of).collect();
+    bytes.unwrap_or_else(|| token.into_bytes()).into()
+}
+
+/// The byte that a character of byte-level BPE stands for. Printable bytes stand for themselves, the others are shifted
+/// to 256 and above, in their order (Radford et al., 2019, `bytes_to_unicode` in the code they published).
+fn byte_of(character: char) -> Option<u8> {
+    let printable = |byte: &u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..);
+    if let Ok(byte) = u8::try_from(u32::from(character)) {
+        return Some(byte).filter(printable);
+    }
+    let shifted = u32::from(character) as usize - 256;
+    (0..=u8::MAX).filter(|byte| !printable(byte)).nth(shifted)
 }
 
 #[cfg(test)]
@@ -60,6 +108,22 @@ mod tests {
         let ids = tokenizer.encode("ab ba").unwrap();
         assert_eq!(ids, [3, 2, 1, 0]);
         assert_eq!(tokenizer.decode(&ids).unwrap(), "ab ba");
+    }
+
+    #[test]
+    fn tokens_know_their_bytes() {
+        let tokenizer = Tokenizer::from_bytes(SMALL.as_bytes()).unwrap();
+        assert_eq!(tokenizer.token_bytes(3), b"ab");
+        assert_eq!(tokenizer.token_bytes(2), b" ");
+        assert_eq!(tokenizer.end_of_text(), Some(4));
+        assert!(tokenizer.token_bytes(4).is_empty() && tokenizer.token_bytes(99).is_empty());
+    }
+
+    #[test]
+    fn every_byte_has_one_character_in_the_byte_alphabet() {
+        let bytes: Vec<u8> = ('!'..='\u{143}').filter_map(byte_of).collect();
+        let distinct: std::collections::BTreeSet<_> = bytes.iter().collect();
+        assert_eq!((bytes.len(), distinct.len()), (256, 256));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 pub mod acks;
 pub mod announce;
+pub mod engine;
 pub mod gpt2;
 pub mod health;
 pub mod http;

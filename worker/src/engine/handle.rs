@@ -1,0 +1,182 @@
+//! The engine's door: jobs go in through a bounded channel, cancels beside it, events come out.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use claimcheck_common::domain::{Completion, GenerationParams, JobError, JobKey};
+use tokio::sync::{mpsc, watch};
+
+/// A job as the engine takes it.
+#[derive(Debug, Clone)]
+pub struct EngineJob {
+    /// The job and its claim.
+    pub key: JobKey,
+    /// The prompt's token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// How to continue it.
+    pub params: GenerationParams,
+}
+
+/// What the engine says of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub enum EngineEvent {
+    /// Its first prefill begins.
+    Started(JobKey),
+    /// It left the engine; nothing more comes of it.
+    Ended(JobKey, Ending),
+}
+
+/// How a job left the engine.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ending {
+    /// All choices are finished.
+    Completed(Completion),
+    /// It was stopped; this is what it had.
+    Cancelled(Completion),
+    /// It cannot be computed.
+    Failed(JobError),
+}
+
+/// How the engine batches.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineConfig {
+    /// Most tokens of one step: what running rows leave of it is for prefill, so that a long prompt does not stall them.
+    pub token_budget: usize,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self { token_budget: 128 }
+    }
+}
+
+/// The engine's thread has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the engine has stopped")]
+pub struct EngineStopped;
+
+/// A job at the door.
+pub(super) struct Arrival {
+    pub(super) job: EngineJob,
+    pub(super) at: Instant,
+}
+
+type Cancels = Arc<Mutex<HashSet<JobKey>>>;
+
+/// The way into a running engine. Cheap to clone; the thread ends when the last one is dropped.
+#[derive(Clone)]
+pub struct EngineHandle {
+    jobs: mpsc::Sender<Arrival>,
+    cancels: Cancels,
+    slots: usize,
+    alive: watch::Receiver<()>,
+}
+
+/// The engine's side of the door.
+pub(super) struct Inbox {
+    jobs: mpsc::Receiver<Arrival>,
+    cancels: Cancels,
+    /// Sequences that may wait inside; more wait in the channel.
+    capacity: usize,
+    closed: bool,
+}
+
+pub(super) fn spawn(slots: usize, run: impl FnOnce(Inbox) + Send + 'static) -> EngineHandle {
+    let capacity = slots.max(1);
+    let (jobs, receiver) = mpsc::channel(capacity);
+    let (living, alive) = watch::channel(());
+    let cancels = Cancels::default();
+    let inbox = Inbox {
+        jobs: receiver,
+        cancels: cancels.clone(),
+        capacity,
+        closed: false,
+    };
+    let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(move || {
+        // Dropped when the thread ends, also by a panic.
+        let _living = living;
+        run(inbox);
+    });
+    thread.expect("the system can start a thread");
+    EngineHandle {
+        jobs,
+        cancels,
+        slots,
+        alive,
+    }
+}
+
+impl EngineHandle {
+    /// Hands a job in; waits while the engine has enough.
+    pub async fn submit(&self, job: EngineJob) -> Result<(), EngineStopped> {
+        self.jobs
+            .send(Arrival {
+                job,
+                at: Instant::now(),
+            })
+            .await
+            .map_err(|_| EngineStopped)
+    }
+
+    /// Stops a job at the next step, whether it runs or waits. A job that the engine does not have is nothing to it.
+    pub fn cancel(&self, key: JobKey) {
+        lock(&self.cancels).insert(key);
+    }
+
+    /// Sequences that run side by side.
+    pub const fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// Completes when the engine's thread has ended, however it did.
+    pub async fn stopped(&self) {
+        let mut alive = self.alive.clone();
+        while alive.changed().await.is_ok() {}
+    }
+}
+
+impl Inbox {
+    /// The next arrival, or `None` when the engine should go on. Waits for one if the engine is `idle`.
+    pub(super) fn next(&mut self, idle: bool, waiting: usize) -> Option<Arrival> {
+        if idle {
+            let arrival = self.jobs.blocking_recv();
+            self.closed |= arrival.is_none();
+            return arrival;
+        }
+        if waiting >= self.capacity {
+            return None;
+        }
+        match self.jobs.try_recv() {
+            Ok(arrival) => Some(arrival),
+            Err(mpsc::error::TryRecvError::Empty) => None,
+            Err(mpsc::error::TryRecvError::Disconnected) => {
+                self.closed = true;
+                None
+            }
+        }
+    }
+
+    /// Whether every handle is gone.
+    pub(super) const fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Takes the cancels of jobs that are `known` inside. Others are kept while their jobs may still be at the door.
+    pub(super) fn cancelled(&self, known: impl Fn(JobKey) -> bool) -> Vec<JobKey> {
+        let mut cancels = lock(&self.cancels);
+        let inside: Vec<_> = cancels.iter().copied().filter(|key| known(*key)).collect();
+        if self.jobs.is_empty() {
+            cancels.clear();
+        } else {
+            for key in &inside {
+                cancels.remove(key);
+            }
+        }
+        inside
+    }
+}
+
+fn lock(cancels: &Cancels) -> std::sync::MutexGuard<'_, HashSet<JobKey>> {
+    cancels.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,120 @@
+//! A job inside the engine: one sequence for each of its choices.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use claimcheck_common::domain::{Choice, Completion, JobError, JobKey, Usage};
+use claimcheck_common::tokenizer::Tokenizer;
+
+use super::EngineJob;
+use super::metrics;
+use super::sequence::Sequence;
+
+/// One choice of one job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct SequenceId {
+    pub(super) key: JobKey,
+    pub(super) choice: u32,
+}
+
+pub(super) struct Job {
+    prompt: Vec<u32>,
+    sequences: Vec<Sequence>,
+    arrived: Instant,
+    started: bool,
+}
+
+impl Job {
+    /// Checks what the API checked before, since a model may have changed in between.
+    pub(super) fn new(
+        job: EngineJob,
+        arrived: Instant,
+        context_length: usize,
+        vocab_size: usize,
+    ) -> Result<Self, JobError> {
+        let len = job.prompt.len();
+        if len == 0 || len >= context_length {
+            let message = format!(
+                "The prompt has {len} tokens; this model takes 1 to {}.",
+                context_length - 1
+            );
+            return Err(invalid("prompt_too_long", message));
+        }
+        if let Some(token) = job.prompt.iter().find(|token| **token as usize >= vocab_size) {
+            let message = format!("Token {token} is not in this model's vocabulary of {vocab_size}.");
+            return Err(invalid("unknown_token", message));
+        }
+        let room = context_length - len;
+        let sequences = (0..job.params.n.max(1))
+            .map(|choice| Sequence::new(&job.params, choice, room))
+            .collect();
+        Ok(Self {
+            prompt: job.prompt,
+            sequences,
+            arrived,
+            started: false,
+        })
+    }
+
+    /// Each choice with the length of its prompt.
+    pub(super) fn prompts(&self) -> impl Iterator<Item = (u32, usize)> + use<> {
+        let len = self.prompt.len();
+        (0..self.sequences.len() as u32).map(move |choice| (choice, len))
+    }
+
+    /// `true` the first time.
+    pub(super) fn start(&mut self) -> bool {
+        !std::mem::replace(&mut self.started, true)
+    }
+
+    /// A part of prompt and generated tokens of a choice.
+    pub(super) fn tokens(&self, choice: u32, range: Range<usize>) -> Vec<u32> {
+        let generated = self.sequences[choice as usize].tokens();
+        self.prompt
+            .iter()
+            .chain(generated)
+            .copied()
+            .skip(range.start)
+            .take(range.len())
+            .collect()
+    }
+
+    /// Draws a choice's next token. Answers whether the choice ended by it, or `None` if the logits are not numbers.
+    pub(super) fn sample(&mut self, choice: u32, logits: &[f32], tokenizer: &Tokenizer) -> Option<bool> {
+        let sequence = &mut self.sequences[choice as usize];
+        let ended = sequence.sample(logits, tokenizer)?;
+        metrics::token(sequence, self.arrived);
+        Some(ended)
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        self.sequences.iter().all(|sequence| sequence.finish_reason().is_some())
+    }
+
+    /// What there is: everything, or as far as each choice came.
+    pub(super) fn into_completion(self) -> Completion {
+        let completion_tokens = self
+            .sequences
+            .iter()
+            .map(|sequence| sequence.tokens().len() as u32)
+            .sum();
+        let choices = self.sequences.into_iter().zip(0..).map(|(sequence, index)| Choice {
+            finish_reason: sequence.finish_reason(),
+            text: sequence.into_text(),
+            index,
+            logprobs: None,
+        });
+        Completion {
+            choices: choices.collect(),
+            usage: Usage::new(self.prompt.len() as u32, completion_tokens),
+        }
+    }
+}
+
+fn invalid(code: &str, message: String) -> JobError {
+    JobError {
+        kind: "invalid_request_error".to_owned(),
+        code: code.to_owned(),
+        message,
+    }
+}

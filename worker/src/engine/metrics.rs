@@ -1,0 +1,36 @@
+//! What the engine counts. Names follow Prometheus: a unit at the end, `_total` for counters.
+
+use std::time::Instant;
+
+use metrics::{counter, gauge, histogram};
+
+use super::sequence::Sequence;
+use crate::gpt2::StepRow;
+
+pub(super) fn slots(slots: usize) {
+    gauge!("claimcheck_engine_slots").set(slots as f64);
+}
+
+pub(super) fn occupancy(in_use: usize, waiting: usize) {
+    gauge!("claimcheck_engine_slots_in_use").set(in_use as f64);
+    gauge!("claimcheck_engine_waiting_sequences").set(waiting as f64);
+}
+
+pub(super) fn timed_step<T>(rows: &[StepRow], step: impl FnOnce() -> T) -> T {
+    let began = Instant::now();
+    let outcome = step();
+    counter!("claimcheck_engine_steps_total").increment(1);
+    histogram!("claimcheck_engine_step_rows").record(rows.len() as f64);
+    histogram!("claimcheck_engine_step_tokens").record(rows.iter().map(|row| row.tokens.len()).sum::<usize>() as f64);
+    histogram!("claimcheck_engine_step_duration_seconds").record(began.elapsed());
+    outcome
+}
+
+pub(super) fn token(sequence: &mut Sequence, arrived: Instant) {
+    let now = Instant::now();
+    counter!("claimcheck_engine_tokens_generated_total").increment(1);
+    match sequence.touch(now) {
+        None => histogram!("claimcheck_engine_time_to_first_token_seconds").record(now - arrived),
+        Some(before) => histogram!("claimcheck_engine_time_per_output_token_seconds").record(now - before),
+    }
+}

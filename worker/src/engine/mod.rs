@@ -1,0 +1,191 @@
+//! The engine: *schedule → run → sample → emit*, a step at a time, on a thread of its own.
+//!
+//! `handle.rs` is its door (bounded channels), `scheduler.rs` the pure policy, `job.rs` and `sequence.rs` what runs,
+//! `sampler.rs` and `text.rs` what becomes of logits. Must never touch the store or the broker. A sequence joins as soon
+//! as a slot is free and leaves the moment it stops. Next: `results.rs`.
+
+mod compute;
+mod handle;
+mod job;
+mod metrics;
+mod sampler;
+mod scheduler;
+mod sequence;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use claimcheck_common::domain::{JobError, JobKey};
+use claimcheck_common::tokenizer::Tokenizer;
+use tokio::sync::mpsc;
+
+pub use handle::{Ending, EngineConfig, EngineEvent, EngineHandle, EngineJob, EngineStopped};
+
+use crate::gpt2::{StepModel, StepRow};
+use compute::RowOutcome;
+use handle::Inbox;
+use job::{Job, SequenceId};
+use scheduler::{Planned, Scheduler};
+
+/// Runs jobs on one model.
+pub struct Engine {
+    model: Box<dyn StepModel>,
+    tokenizer: Arc<Tokenizer>,
+    scheduler: Scheduler,
+    jobs: HashMap<JobKey, Job>,
+    inbox: Inbox,
+    events: mpsc::Sender<EngineEvent>,
+}
+
+impl Engine {
+    /// Starts the engine's thread. It ends when every handle is dropped or `events` is no longer read; running jobs are
+    /// then dropped.
+    pub fn start(
+        model: Box<dyn StepModel>,
+        tokenizer: Arc<Tokenizer>,
+        config: EngineConfig,
+        events: mpsc::Sender<EngineEvent>,
+    ) -> EngineHandle {
+        let slots = model.slots();
+        let scheduler = Scheduler::new(slots, config.token_budget);
+        metrics::slots(slots);
+        handle::spawn(slots, move |inbox| {
+            Self {
+                model,
+                tokenizer,
+                scheduler,
+                jobs: HashMap::new(),
+                inbox,
+                events,
+            }
+            .run();
+        })
+    }
+
+    fn run(mut self) {
+        while self.receive() && self.drop_cancelled() && self.step() {}
+    }
+
+    /// Takes in what waits at the door; blocks while there is nothing to do. `false`: everybody has left.
+    fn receive(&mut self) -> bool {
+        while let Some(arrival) = self.inbox.next(self.jobs.is_empty(), self.scheduler.waiting()) {
+            let (key, arrived) = (arrival.job.key, arrival.at);
+            match Job::new(
+                arrival.job,
+                arrived,
+                self.model.context_length(),
+                self.model.vocab_size(),
+            ) {
+                Ok(job) => {
+                    for (choice, len) in job.prompts() {
+                        self.scheduler.add(SequenceId { key, choice }, len);
+                    }
+                    self.jobs.insert(key, job);
+                }
+                Err(error) => {
+                    if !self.emit(EngineEvent::Ended(key, Ending::Failed(error))) {
+                        return false;
+                    }
+                }
+            }
+        }
+        !self.inbox.is_closed()
+    }
+
+    /// Ends cancelled jobs with what they have, before the next step.
+    fn drop_cancelled(&mut self) -> bool {
+        let cancelled = self.inbox.cancelled(|key| self.jobs.contains_key(&key));
+        cancelled.into_iter().all(|key| match self.take(key) {
+            Some(job) => self.emit(EngineEvent::Ended(key, Ending::Cancelled(job.into_completion()))),
+            None => true,
+        })
+    }
+
+    /// One step. `false`: nobody reads the events.
+    fn step(&mut self) -> bool {
+        let plan = self.scheduler.schedule();
+        if plan.is_empty() {
+            return true;
+        }
+        if !self.announce_starts(&plan) {
+            return false;
+        }
+        let rows: Vec<_> = plan.iter().map(|planned| self.row(planned)).collect();
+        let outcomes = metrics::timed_step(&rows, || compute::run(self.model.as_mut(), &rows));
+        plan.iter()
+            .zip(outcomes)
+            .all(|(planned, outcome)| self.apply(planned, outcome))
+    }
+
+    fn announce_starts(&mut self, plan: &[Planned]) -> bool {
+        let mut started = Vec::new();
+        for planned in plan {
+            if self.jobs.get_mut(&planned.id.key).is_some_and(Job::start) {
+                started.push(planned.id.key);
+            }
+        }
+        started.into_iter().all(|key| self.emit(EngineEvent::Started(key)))
+    }
+
+    fn row(&self, planned: &Planned) -> StepRow {
+        let tokens = self.jobs[&planned.id.key].tokens(planned.id.choice, planned.tokens.clone());
+        StepRow {
+            slot: planned.slot,
+            position: planned.tokens.start,
+            tokens,
+            wants_logits: planned.complete,
+        }
+    }
+
+    /// Samples from a row's logits and lets its sequence go on or end.
+    fn apply(&mut self, planned: &Planned, outcome: RowOutcome) -> bool {
+        let SequenceId { key, choice } = planned.id;
+        // An earlier row of this step may have failed the job.
+        let Some(job) = self.jobs.get_mut(&key) else {
+            return true;
+        };
+        let logits = match outcome {
+            RowOutcome::Prefilled => {
+                self.scheduler.advance(planned, None);
+                return true;
+            }
+            RowOutcome::Logits(logits) => logits,
+            RowOutcome::Failed(error) => return self.fail(key, error),
+        };
+        let Some(ended) = job.sample(choice, &logits, &self.tokenizer) else {
+            return self.fail(key, numerical_error());
+        };
+        self.scheduler.advance(planned, Some(ended));
+        if job.is_complete()
+            && let Some(job) = self.take(key)
+        {
+            return self.emit(EngineEvent::Ended(key, Ending::Completed(job.into_completion())));
+        }
+        true
+    }
+
+    fn fail(&mut self, key: JobKey, error: JobError) -> bool {
+        self.take(key);
+        self.emit(EngineEvent::Ended(key, Ending::Failed(error)))
+    }
+
+    /// Removes a job and frees its slots.
+    fn take(&mut self, key: JobKey) -> Option<Job> {
+        let job = self.jobs.remove(&key)?;
+        for (choice, _) in job.prompts() {
+            self.scheduler.remove(SequenceId { key, choice });
+        }
+        Some(job)
+    }
+
+    fn emit(&self, event: EngineEvent) -> bool {
+        self.events.blocking_send(event).is_ok()
+    }
+}
+
+fn numerical_error() -> JobError {
+    JobError::server("numerical_error", "The model's output for this job was not a number.")
+}

@@ -1,0 +1,355 @@
+//! The engine as its callers see it: through the handle, on a real (small, random) model.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use burn::backend::flex::FlexDevice;
+use claimcheck_common::domain::{Completion, FinishReason, GenerationParams, JobId, JobKey};
+use claimcheck_common::tokenizer::Tokenizer;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tokio::sync::mpsc;
+
+use super::{Ending, Engine, EngineConfig, EngineEvent, EngineHandle, EngineJob};
+use crate::gpt2::{Cpu, Gpt2, Gpt2Config, Gpt2Runner, StepError, StepModel, StepRow};
+
+const LIMIT: Duration = Duration::from_mins(1);
+const VOCABULARY: usize = 260;
+
+/// One token for each byte; 256 ends a text.
+fn tokenizer() -> Arc<Tokenizer> {
+    let mut alphabet: Vec<String> = tokenizers_alphabet();
+    alphabet.sort();
+    let vocabulary: HashMap<_, _> = alphabet.into_iter().zip(0..).collect();
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
+        "added_tokens": [{"id": 256, "content": "<|endoftext|>", "single_word": false, "lstrip": false,
+                          "rstrip": false, "normalized": false, "special": true}],
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+                  "vocab": vocabulary, "merges": []}
+    });
+    Arc::new(Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap())
+}
+
+/// The characters that byte-level BPE writes bytes as.
+fn tokenizers_alphabet() -> Vec<String> {
+    let printable =
+        |byte: u32| (33..=126).contains(&byte) || (161..=172).contains(&byte) || (174..=255).contains(&byte);
+    let mut shifted = 256;
+    (0..256)
+        .map(|byte| {
+            let code = if printable(byte) {
+                byte
+            } else {
+                shifted += 1;
+                shifted - 1
+            };
+            char::from_u32(code).unwrap().to_string()
+        })
+        .collect()
+}
+
+fn model(slots: usize) -> Box<dyn StepModel> {
+    let config = Gpt2Config {
+        vocab_size: VOCABULARY,
+        n_positions: 64,
+        n_embd: 32,
+        n_layer: 2,
+        n_head: 2,
+        ..Gpt2Config::named("tiny").unwrap()
+    };
+    Box::new(Gpt2Runner::new(Gpt2::<Cpu>::random(config, 3, &FlexDevice), slots))
+}
+
+fn start(model: Box<dyn StepModel>, budget: usize) -> (EngineHandle, mpsc::Receiver<EngineEvent>) {
+    let (events, received) = mpsc::channel(8);
+    (
+        Engine::start(model, tokenizer(), EngineConfig { token_budget: budget }, events),
+        received,
+    )
+}
+
+fn job(number: u64) -> EngineJob {
+    let mut random = ChaCha8Rng::seed_from_u64(number);
+    let prompt = (0..random.random_range(1..40))
+        .map(|_| random.random_range(0..256))
+        .collect();
+    let params = GenerationParams {
+        max_tokens: random.random_range(1..30),
+        temperature: [0.0, 0.7, 1.0, 1.5][random.random_range(0..4)],
+        top_p: [1.0, 0.9][random.random_range(0..2)],
+        top_k: [None, Some(20)][random.random_range(0..2)],
+        n: random.random_range(1..4),
+        stop: [vec![], vec!["e".to_owned()]][random.random_range(0..2)].clone(),
+        seed: number.cast_signed(),
+    };
+    EngineJob {
+        key: JobKey {
+            id: JobId::new(),
+            fence: 1,
+        },
+        prompt,
+        params,
+    }
+}
+
+async fn next_ending(events: &mut mpsc::Receiver<EngineEvent>) -> (JobKey, Ending) {
+    loop {
+        match tokio::time::timeout(LIMIT, events.recv())
+            .await
+            .expect("an event in time")
+            .expect("a living engine")
+        {
+            EngineEvent::Started(_) => {}
+            EngineEvent::Ended(key, ending) => return (key, ending),
+        }
+    }
+}
+
+async fn run_all(jobs: &[EngineJob], slots: usize, budget: usize) -> HashMap<JobKey, Completion> {
+    let (engine, mut events) = start(model(slots), budget);
+    let submit = async {
+        for job in jobs {
+            engine.submit(job.clone()).await.unwrap();
+        }
+    };
+    let collect = async {
+        let mut done = HashMap::new();
+        while done.len() < jobs.len() {
+            let (key, ending) = next_ending(&mut events).await;
+            let Ending::Completed(completion) = ending else {
+                panic!("{ending:?}")
+            };
+            assert!(done.insert(key, completion).is_none(), "{key} ended twice");
+        }
+        done
+    };
+    tokio::join!(submit, collect).1
+}
+
+#[tokio::test]
+async fn sixty_jobs_give_the_same_output_alone_and_in_shuffled_company() {
+    let mut jobs: Vec<_> = (0..60).map(job).collect();
+    let mut alone = HashMap::new();
+    for job in &jobs {
+        alone.extend(run_all(std::slice::from_ref(job), 5, 128).await);
+    }
+    assert!(alone.values().any(|completion| completion.choices.len() > 1));
+    let mut random = ChaCha8Rng::seed_from_u64(1);
+    for (slots, budget) in [(4, 20), (16, 128), (64, 32)] {
+        jobs.shuffle(&mut random);
+        assert_eq!(
+            run_all(&jobs, slots, budget).await,
+            alone,
+            "{slots} slots, budget {budget}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_job_says_when_it_starts_and_counts_its_tokens() {
+    let (engine, mut events) = start(model(2), 128);
+    let mut job = job(1);
+    (
+        job.params.max_tokens,
+        job.params.n,
+        job.params.temperature,
+        job.params.stop,
+    ) = (5, 2, 0.0, vec![]);
+    engine.submit(job.clone()).await.unwrap();
+    assert_eq!(events.recv().await, Some(EngineEvent::Started(job.key)));
+    let (key, ending) = next_ending(&mut events).await;
+    let Ending::Completed(completion) = ending else {
+        panic!("{ending:?}")
+    };
+    assert_eq!(key, job.key);
+    assert_eq!(completion.usage.prompt_tokens as usize, job.prompt.len());
+    assert_eq!(completion.usage.completion_tokens, 10);
+    assert_eq!(completion.choices.len(), 2);
+    assert!(
+        completion
+            .choices
+            .iter()
+            .all(|choice| choice.finish_reason == Some(FinishReason::Length))
+    );
+}
+
+#[tokio::test]
+async fn generation_ends_where_the_context_does() {
+    let mut job = job(2);
+    (
+        job.params.max_tokens,
+        job.params.n,
+        job.params.temperature,
+        job.params.stop,
+    ) = (4096, 1, 0.0, vec![]);
+    let done = run_all(std::slice::from_ref(&job), 1, 128).await;
+    assert_eq!(done[&job.key].usage.total_tokens, 64);
+    assert_eq!(done[&job.key].choices[0].finish_reason, Some(FinishReason::Length));
+}
+
+#[tokio::test]
+async fn a_prompt_that_this_model_cannot_take_fails_alone() {
+    let (engine, mut events) = start(model(2), 128);
+    for prompt in [vec![], vec![1; 64], vec![9999]] {
+        let bad = EngineJob { prompt, ..job(3) };
+        engine.submit(bad.clone()).await.unwrap();
+        let (key, ending) = next_ending(&mut events).await;
+        assert_eq!(key, bad.key);
+        assert!(matches!(ending, Ending::Failed(error) if error.kind == "invalid_request_error"));
+    }
+}
+
+/// A model that waits before each step until the test lets it, and breaks on one token.
+struct Scripted {
+    inner: Box<dyn StepModel>,
+    gate: std::sync::mpsc::Receiver<()>,
+}
+
+const POISON: u32 = 13;
+const NAN: u32 = 14;
+
+impl StepModel for Scripted {
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab_size()
+    }
+
+    fn context_length(&self) -> usize {
+        self.inner.context_length()
+    }
+
+    fn slots(&self) -> usize {
+        self.inner.slots()
+    }
+
+    fn step(&mut self, rows: &[StepRow]) -> Result<Vec<f32>, StepError> {
+        // A gate whose sender is gone stands open.
+        let _ = self.gate.recv();
+        assert!(!rows.iter().any(|row| row.tokens.contains(&POISON)), "poison");
+        let mut logits = self.inner.step(rows)?;
+        for (row, logits) in rows
+            .iter()
+            .filter(|row| row.wants_logits)
+            .zip(logits.chunks_exact_mut(VOCABULARY))
+        {
+            if row.tokens.contains(&NAN) {
+                logits[7] = f32::NAN;
+            }
+        }
+        Ok(logits)
+    }
+}
+
+fn scripted(slots: usize) -> (std::sync::mpsc::Sender<()>, Box<Scripted>) {
+    let (open, gate) = std::sync::mpsc::channel();
+    (
+        open,
+        Box::new(Scripted {
+            inner: model(slots),
+            gate,
+        }),
+    )
+}
+
+fn plain_job(token: u32, max_tokens: u32) -> EngineJob {
+    let mut job = job(5);
+    job.prompt = vec![token];
+    job.params = GenerationParams {
+        max_tokens,
+        temperature: 0.0,
+        n: 1,
+        stop: vec![],
+        top_k: None,
+        top_p: 1.0,
+        seed: 0,
+    };
+    job
+}
+
+#[tokio::test]
+async fn a_poisoned_and_a_non_numeric_row_fail_alone_and_their_neighbours_finish() {
+    let (open, model) = scripted(8);
+    let (engine, mut events) = start(model, 128);
+    let jobs: Vec<_> = [1, POISON, 2, NAN, 3]
+        .into_iter()
+        .map(|token| plain_job(token, 1))
+        .collect();
+    for job in &jobs {
+        engine.submit(job.clone()).await.unwrap();
+    }
+    drop(open);
+    let mut codes = HashMap::new();
+    for _ in &jobs {
+        let (key, ending) = next_ending(&mut events).await;
+        codes.insert(
+            key,
+            if let Ending::Failed(error) = ending {
+                error.code
+            } else {
+                "fine".to_owned()
+            },
+        );
+    }
+    let codes: Vec<_> = jobs.iter().map(|job| codes[&job.key].as_str()).collect();
+    assert_eq!(codes, ["fine", "engine_error", "fine", "numerical_error", "fine"]);
+}
+
+#[tokio::test]
+async fn a_cancelled_job_stops_at_the_next_step_and_keeps_its_tokens() {
+    let (open, model) = scripted(1);
+    let (engine, mut events) = start(model, 128);
+    let (running, waiting) = (plain_job(1, 50), plain_job(2, 50));
+    engine.submit(running.clone()).await.unwrap();
+    engine.submit(waiting.clone()).await.unwrap();
+    for _ in 0..3 {
+        open.send(()).unwrap();
+    }
+    assert_eq!(events.recv().await, Some(EngineEvent::Started(running.key)));
+    engine.cancel(running.key);
+    engine.cancel(waiting.key);
+    drop(open);
+    let mut tokens = HashMap::new();
+    for _ in 0..2 {
+        let (key, ending) = next_ending(&mut events).await;
+        let Ending::Cancelled(completion) = ending else {
+            panic!("{ending:?}")
+        };
+        tokens.insert(key, completion.usage.completion_tokens);
+    }
+    assert!(tokens[&running.key] < 50);
+    assert_eq!(tokens[&waiting.key], 0);
+    let after = plain_job(3, 2);
+    engine.submit(after.clone()).await.unwrap();
+    assert!(
+        matches!(next_ending(&mut events).await, (key, Ending::Completed(_)) if key == after.key),
+        "the slot is free"
+    );
+}
+
+#[tokio::test]
+async fn the_thread_ends_when_its_last_handle_is_dropped() {
+    let (engine, mut events) = start(model(1), 128);
+    engine.submit(plain_job(1, 50)).await.unwrap();
+    drop(engine);
+    while tokio::time::timeout(LIMIT, events.recv())
+        .await
+        .expect("the engine ends")
+        .is_some()
+    {}
+}
+
+#[tokio::test]
+async fn a_handle_hears_of_the_threads_end() {
+    let (engine, events) = start(model(1), 128);
+    drop(events);
+    engine.submit(plain_job(1, 50)).await.unwrap();
+    tokio::time::timeout(LIMIT, engine.stopped())
+        .await
+        .expect("nobody reads the events, so the engine ends");
+    assert!(engine.submit(plain_job(1, 1)).await.is_err());
+}
