@@ -30,15 +30,17 @@ impl Announcement {
     /// Tries until it is known or `stop`, also where the schema is still to come. Answers whether it is known.
     pub async fn until_known(&self, stop: &CancellationToken) -> bool {
         let mut backoff = Backoff::default();
-        while let Err(error) = self.once().await {
-            tracing::warn!(%error, "could not announce the model and will try again");
-            tokio::select! {
-                () = stop.cancelled() => return false,
-                () = backoff.wait() => {}
+        let tries = async {
+            while let Err(error) = self.once().await {
+                tracing::warn!(%error, "could not announce the model and will try again");
+                backoff.wait().await;
             }
+        };
+        let known = stop.run_until_cancelled(tries).await.is_some();
+        if known {
+            let model = &self.model.model;
+            tracing::info!(worker = %self.worker, model = model.name, revision = model.revision, "announced");
         }
-        let model = &self.model.model;
-        tracing::info!(worker = %self.worker, model = model.name, revision = model.revision, "announced");
-        true
+        known
     }
 }

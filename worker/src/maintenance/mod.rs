@@ -56,11 +56,9 @@ pub async fn run(pool: Pool, broker: Broker, config: DeliveryConfig, stop: Cance
 async fn repeat(mut task: impl Task, stop: CancellationToken) {
     let name = task_name(&task);
     let mut backoff = Backoff::default();
-    while !stop.is_cancelled() {
-        // A turn is not dropped half-way; each of its statements is bounded by the database's time limits.
-        let outcome = task.run().await;
-        let pause = async {
-            match &outcome {
+    let turns = async {
+        loop {
+            match task.run().await {
                 Ok(()) => {
                     backoff.reset();
                     tokio::time::sleep(task.period()).await;
@@ -70,12 +68,10 @@ async fn repeat(mut task: impl Task, stop: CancellationToken) {
                     backoff.wait().await;
                 }
             }
-        };
-        tokio::select! {
-            () = stop.cancelled() => {}
-            () = pause => {}
         }
-    }
+    };
+    // May drop a turn half-way: a transaction runs on in its own task, to its end or not at all.
+    let _stopped: Option<()> = stop.run_until_cancelled(turns).await;
 }
 
 fn task_name<T: Task>(_task: &T) -> &'static str {

@@ -1,0 +1,178 @@
+//! The worker process: its parts are wired in [`WorkerApp::build`] and live in [`WorkerApp::run_until_stopped`].
+//!
+//! Everything it needs is in [`Settings`]; nothing below reads the environment. Must never know how a role does its work.
+//! Next: `generate.rs`, `maintenance/`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use claimcheck_common::config::{BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, WorkerConfig};
+use claimcheck_common::domain::WorkerId;
+use claimcheck_common::queue::Broker;
+use claimcheck_common::store::{self, Pool, StoreError};
+use claimcheck_common::telemetry;
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::generate::{Generate, GenerateError};
+use crate::health::Health;
+use crate::http;
+use crate::maintenance;
+use crate::roles::Role;
+
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
+
+/// Why a worker does not start or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The address is taken or not ours.
+    #[error("cannot listen on {0}: {1}")]
+    Listen(SocketAddr, #[source] std::io::Error),
+    /// The database's URL does not read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The role `generate` came to an end.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
+    /// A role panicked.
+    #[error("a part of the worker panicked: {0}")]
+    Panicked(#[from] tokio::task::JoinError),
+}
+
+/// All that a worker needs to know.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where Postgres is.
+    pub database: DatabaseConfig,
+    /// Where `RabbitMQ` is.
+    pub broker: BrokerConfig,
+    /// The protocol's times.
+    pub delivery: DeliveryConfig,
+    /// The model, the slots, the drain, the address for health and metrics.
+    pub worker: WorkerConfig,
+    /// What this process does.
+    pub roles: Vec<Role>,
+}
+
+impl Settings {
+    /// Reads the environment, for all roles.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        Ok(Self {
+            database: DatabaseConfig::from_env()?,
+            broker: BrokerConfig::from_env()?,
+            delivery: DeliveryConfig::from_env()?,
+            worker: WorkerConfig::from_env()?,
+            roles: Role::ALL.to_vec(),
+        })
+    }
+}
+
+/// A worker that is wired and listens, but does nothing yet.
+pub struct WorkerApp {
+    settings: Settings,
+    id: WorkerId,
+    pool: Pool,
+    broker: Broker,
+    listener: TcpListener,
+    address: SocketAddr,
+    health: Health,
+}
+
+impl WorkerApp {
+    /// Binds and wires. Neither the servers nor the model are touched: they may come later.
+    pub async fn build(settings: Settings) -> Result<Self, AppError> {
+        // Before the first sample, since what is recorded earlier is lost.
+        telemetry::metrics();
+        let wanted = settings.worker.worker_http_addr;
+        let listener = TcpListener::bind(wanted)
+            .await
+            .map_err(|error| AppError::Listen(wanted, error))?;
+        let address = listener.local_addr().map_err(|error| AppError::Listen(wanted, error))?;
+        Ok(Self {
+            id: WorkerId::new(),
+            pool: store::connect(&settings.database)?,
+            broker: Broker::new(settings.broker.clone()),
+            health: Health::new(&settings.roles),
+            listener,
+            address,
+            settings,
+        })
+    }
+
+    /// Where health and metrics are served.
+    pub const fn http_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Who this worker is in `jobs.worker_id` and in the audit log.
+    pub const fn id(&self) -> WorkerId {
+        self.id
+    }
+
+    /// How far it has come; stays good while it runs.
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
+    /// Runs its roles until `stop`, or until one of them cannot go on; then the others stop as well.
+    pub async fn run_until_stopped(self, stop: CancellationToken) -> Result<(), AppError> {
+        let roles: Vec<_> = self.settings.roles.iter().map(|role| role.as_str()).collect();
+        tracing::info!(worker = %self.id, http = %self.address, roles = roles.join(","), "the worker starts");
+        let serving = CancellationToken::new();
+        let http = tokio::spawn(http::serve(self.listener, self.health.clone(), serving.clone()));
+        let stop_all = stop.child_token();
+        let mut running = JoinSet::new();
+        if self.settings.roles.contains(&Role::Dispatch) {
+            tracing::info!("role dispatch: there is nothing to dispatch yet");
+        }
+        if self.settings.roles.contains(&Role::Maintain) {
+            let (pool, broker) = (self.pool.clone(), self.broker.clone());
+            let work = maintenance::run(pool, broker, self.settings.delivery.clone(), stop_all.clone());
+            running.spawn(async {
+                work.await;
+                Ok(())
+            });
+        }
+        if self.settings.roles.contains(&Role::Generate) {
+            let generate = Generate {
+                pool: self.pool.clone(),
+                broker: self.broker,
+                delivery: self.settings.delivery,
+                config: self.settings.worker,
+                worker: self.id,
+                health: self.health.clone(),
+            };
+            running.spawn(generate.run(stop_all.clone()));
+        }
+        let health = self.health;
+        let watch = stop_all.clone();
+        running.spawn(async move {
+            watch.cancelled().await;
+            health.stopping();
+            Ok(())
+        });
+        let outcome = finish(running, &stop_all).await;
+        serving.cancel();
+        let _ = http.await;
+        // A connection that hangs must not hold the process.
+        let _ = tokio::time::timeout(CLOSE_LIMIT, self.pool.close()).await;
+        tracing::info!("the worker has stopped");
+        outcome
+    }
+}
+
+/// Waits for all; the first failure stops the rest and is the answer.
+async fn finish(mut running: JoinSet<Result<(), GenerateError>>, stop: &CancellationToken) -> Result<(), AppError> {
+    let mut outcome = Ok(());
+    while let Some(ended) = running.join_next().await {
+        let ended = ended
+            .map_err(AppError::from)
+            .and_then(|ended| ended.map_err(AppError::from));
+        if let Err(error) = ended {
+            stop.cancel();
+            outcome = outcome.and(Err(error));
+        }
+    }
+    outcome
+}

@@ -1,0 +1,58 @@
+//! `claimcheck-worker run`: the worker process. Flags win over the environment.
+
+use std::net::SocketAddr;
+
+use claimcheck_common::config::{TelemetryConfig, load_dotenv};
+use claimcheck_common::{shutdown, telemetry};
+use clap::Args;
+
+use crate::app::{Settings, WorkerApp};
+use crate::roles::Role;
+
+/// What the command line can say about a worker process.
+#[derive(Debug, Clone, Args)]
+pub(super) struct RunArgs {
+    /// What this process does (all of it unless set).
+    #[arg(long = "role", value_enum, value_delimiter = ',')]
+    roles: Vec<Role>,
+    /// A folder with Hugging Face files, or a name on the hub [env: `CLAIMCHECK_MODEL`]
+    #[arg(long)]
+    model: Option<String>,
+    /// The name that requests use [env: `CLAIMCHECK_MODEL_NAME`]
+    #[arg(long)]
+    model_name: Option<String>,
+    /// The revision of a hub model [env: `CLAIMCHECK_MODEL_REVISION`]
+    #[arg(long)]
+    model_revision: Option<String>,
+    /// Sequences that are generated side by side [env: `CLAIMCHECK_SLOTS`]
+    #[arg(long)]
+    slots: Option<u16>,
+    /// Where health and metrics are served [env: `CLAIMCHECK_WORKER_HTTP_ADDR`]
+    #[arg(long)]
+    http_addr: Option<SocketAddr>,
+}
+
+impl RunArgs {
+    fn over(self, mut settings: Settings) -> Settings {
+        if !self.roles.is_empty() {
+            settings.roles = self.roles;
+        }
+        let worker = &mut settings.worker;
+        worker.model = self.model.or(worker.model.take());
+        worker.model_name = self.model_name.or(worker.model_name.take());
+        worker.model_revision = self.model_revision.or(worker.model_revision.take());
+        worker.slots = self.slots.unwrap_or(worker.slots);
+        worker.worker_http_addr = self.http_addr.unwrap_or(worker.worker_http_addr);
+        settings
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub(super) async fn run(args: RunArgs) -> anyhow::Result<()> {
+    load_dotenv()?;
+    telemetry::init(&TelemetryConfig::from_env()?);
+    let settings = args.over(Settings::from_env()?);
+    let stop = shutdown::on_signal()?;
+    WorkerApp::build(settings).await?.run_until_stopped(stop).await?;
+    Ok(())
+}

@@ -1,0 +1,208 @@
+//! From a delivery to a claimed job in the engine's hands.
+//!
+//! Deliveries that arrive together are claimed together; what cannot be claimed is a duplicate or has ended, and its
+//! message is acked and forgotten. Any failure of the broker ends the subscription and a new one is opened: jobs in
+//! flight go on, and what the broker delivers again finds nothing to claim. Must never drop a claimed job: it is in
+//! `in_flight.rs` from its claim to its settle (`results.rs`). Next: `engine/`.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use claimcheck_common::backoff::Backoff;
+use claimcheck_common::config::DeliveryConfig;
+use claimcheck_common::domain::{Class, JobId, QueueName, WorkerId};
+use claimcheck_common::queue::{Acker, Broker, Delivery, QueueError, Subscription};
+use claimcheck_common::store::claim::{self, ClaimedJob};
+use claimcheck_common::store::{Pool, StoreError};
+use futures::FutureExt;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::acks;
+use crate::engine::EngineStopped;
+use crate::feeder::Feeder;
+use crate::health::Health;
+use crate::in_flight::InFlight;
+
+/// Most deliveries that are claimed in one transaction.
+const GROUP: usize = 256;
+
+#[derive(Debug, thiserror::Error)]
+enum Interrupted {
+    #[error("a stop was asked for")]
+    Stopping,
+    #[error(transparent)]
+    Engine(#[from] EngineStopped),
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+}
+
+/// Takes deliveries as long as the worker runs.
+pub struct Consumer {
+    /// Where jobs are claimed.
+    pub pool: Pool,
+    /// Where deliveries come from.
+    pub broker: Broker,
+    /// The lease.
+    pub delivery: DeliveryConfig,
+    /// Who claims.
+    pub worker: WorkerId,
+    /// The model whose queues are consumed.
+    pub model: String,
+    /// Most unacked deliveries of each queue.
+    pub prefetch: u16,
+    /// Where claimed jobs are kept.
+    pub in_flight: Arc<InFlight>,
+    /// The way into the engine.
+    pub feeder: Feeder,
+    /// Hears whether there is a subscription.
+    pub health: Health,
+}
+
+impl Consumer {
+    /// Consumes until `stop`, through every failure of broker and database. An error means that the engine is dead.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), EngineStopped> {
+        let mut backoff = Backoff::default();
+        loop {
+            let opened = Instant::now();
+            let outcome = self.consume(&stop).await;
+            self.health.subscribed(false);
+            let error = match outcome {
+                Interrupted::Stopping => return Ok(()),
+                Interrupted::Engine(stopped) => return Err(stopped),
+                Interrupted::Queue(error) => error,
+            };
+            tracing::warn!(%error, "lost the subscription and will open a new one");
+            if opened.elapsed() > self.delivery.lease {
+                backoff.reset();
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = backoff.wait() => {}
+            }
+        }
+    }
+
+    /// One subscription's life. Dropping it gives unclaimed deliveries back to the broker.
+    async fn consume(&self, stop: &CancellationToken) -> Interrupted {
+        let work = async {
+            let mut subscription = self.subscribe(stop).await?;
+            loop {
+                let first = unless(stop, subscription.next()).await??;
+                let group = gather(first, &mut subscription)?;
+                self.take(group, stop).await?;
+            }
+        };
+        match work.await {
+            Ok(never) => never,
+            Err(interrupted) => interrupted,
+        }
+    }
+
+    async fn subscribe(&self, stop: &CancellationToken) -> Result<Subscription, Interrupted> {
+        let queues = Class::ALL.map(|class| QueueName {
+            model: self.model.clone(),
+            class,
+        });
+        let subscription = unless(stop, Subscription::open(&self.broker, &queues, self.prefetch)).await??;
+        tracing::info!(model = self.model, prefetch = self.prefetch, "subscribed");
+        self.health.subscribed(true);
+        Ok(subscription)
+    }
+
+    /// Claims a group of deliveries and feeds what was claimed to the engine.
+    async fn take(&self, group: Vec<Delivery>, stop: &CancellationToken) -> Result<(), Interrupted> {
+        let (messages, malformed) = sort(group);
+        acks::spend(malformed).await;
+        let mut claimed = self.claim(messages.iter().map(|(id, _)| *id).collect(), stop).await?;
+        metrics::counter!("claimcheck_jobs_claimed_total").increment(claimed.len() as u64);
+        let (mut jobs, mut nobodys) = (Vec::with_capacity(claimed.len()), Vec::new());
+        for (id, acker) in messages {
+            if let Some(job) = claimed.remove(&id) {
+                self.in_flight.admit(job.key, acker);
+                jobs.push(job);
+            } else {
+                nobodys.push(acker);
+            }
+        }
+        metrics::counter!("claimcheck_claims_refused_total").increment(nobodys.len() as u64);
+        acks::spend(nobodys).await;
+        self.feeder.feed(jobs, stop).await?;
+        Ok(())
+    }
+
+    /// Claims as soon as the database is there. Until then the deliveries stay unacked.
+    async fn claim(
+        &self,
+        ids: Vec<JobId>,
+        stop: &CancellationToken,
+    ) -> Result<HashMap<JobId, ClaimedJob>, Interrupted> {
+        let mut backoff = Backoff::default();
+        let lease = self.delivery.lease;
+        loop {
+            // Not dropped at a stop: the commit could still come, and the job would have to lapse. But a claim that is
+            // answered after its lease is worth nothing.
+            let claim = claim::claim(&self.pool, self.worker, ids.clone(), lease);
+            match tokio::time::timeout(lease, claim).await {
+                Ok(Ok(jobs)) => return Ok(by_id(jobs)),
+                Ok(Err(error)) if !error.is_transient() => return Ok(self.claim_singly(ids, &error).await),
+                Ok(Err(error)) => tracing::warn!(%error, deliveries = ids.len(), "deliveries wait for the database"),
+                Err(_) => tracing::warn!(
+                    deliveries = ids.len(),
+                    "deliveries wait for a database that does not answer"
+                ),
+            }
+            unless(stop, backoff.wait()).await?;
+        }
+    }
+
+    /// One row that does not read must not keep its neighbours from being claimed. It stays queued: re-emission brings it
+    /// back, each time later than before.
+    async fn claim_singly(&self, ids: Vec<JobId>, error: &StoreError) -> HashMap<JobId, ClaimedJob> {
+        tracing::error!(%error, deliveries = ids.len(), "a group could not be claimed, claiming one by one");
+        let mut claimed = Vec::new();
+        for id in ids {
+            match claim::claim(&self.pool, self.worker, vec![id], self.delivery.lease).await {
+                Ok(jobs) => claimed.extend(jobs),
+                Err(error) => tracing::error!(job = %id, %error, "the job cannot be claimed"),
+            }
+        }
+        by_id(claimed)
+    }
+}
+
+fn by_id(jobs: Vec<ClaimedJob>) -> HashMap<JobId, ClaimedJob> {
+    jobs.into_iter().map(|job| (job.key.id, job)).collect()
+}
+
+/// What `work` answers, unless a stop comes first.
+async fn unless<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> Result<T, Interrupted> {
+    stop.run_until_cancelled(work).await.ok_or(Interrupted::Stopping)
+}
+
+/// A first delivery and what is ready at once.
+fn gather(first: Delivery, subscription: &mut Subscription) -> Result<Vec<Delivery>, QueueError> {
+    let mut group = vec![first];
+    while group.len() < GROUP
+        && let Some(delivery) = subscription.next().now_or_never()
+    {
+        // After an error nothing of this subscription can be acked: the broker delivers it all again.
+        group.push(delivery?);
+    }
+    Ok(group)
+}
+
+/// Job ids with their ackers, and the ackers of what is no job message.
+fn sort(group: Vec<Delivery>) -> (Vec<(JobId, Acker)>, Vec<Acker>) {
+    let (mut messages, mut malformed) = (Vec::with_capacity(group.len()), Vec::new());
+    for Delivery { message, acker } in group {
+        match message {
+            Ok(message) => messages.push((message.job_id, acker)),
+            Err(error) => {
+                tracing::error!(%error, "dropped a malformed message");
+                malformed.push(acker);
+            }
+        }
+    }
+    (messages, malformed)
+}

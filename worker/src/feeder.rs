@@ -1,0 +1,115 @@
+//! The way into the engine: text becomes tokens, and a job that may be poison goes in alone.
+//!
+//! Must never lose a claimed job: what does not reach the engine is handed back or settled as failed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use claimcheck_common::domain::{JobError, JobKey, Prompt};
+use claimcheck_common::store::claim::ClaimedJob;
+use claimcheck_common::store::settle::Settlement;
+use claimcheck_common::store::{Pool, lease};
+use claimcheck_common::tokenizer::Tokenizer;
+use tokio_util::sync::CancellationToken;
+
+use crate::acks;
+use crate::engine::{EngineHandle, EngineJob, EngineStopped};
+use crate::in_flight::InFlight;
+use crate::results::Results;
+
+/// A job that was there at so many lapses may be what stops the workers.
+const SUSPECT: u32 = 2;
+/// A stopping worker tries for so long to hand its claims back; after that their leases lapse.
+const RELEASE_LIMIT: Duration = Duration::from_secs(3);
+
+/// Feeds claimed jobs to the engine.
+#[derive(Clone)]
+pub struct Feeder {
+    /// Where claims are handed back.
+    pub pool: Pool,
+    /// The served model's own.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Knows who is with the engine.
+    pub in_flight: Arc<InFlight>,
+    /// Takes the jobs.
+    pub engine: EngineHandle,
+    /// Ends what cannot run.
+    pub results: Results,
+}
+
+impl Feeder {
+    /// Gives claimed jobs to the engine as it takes them, suspects last and alone. At a stop the rest is handed back.
+    pub async fn feed(&self, jobs: Vec<ClaimedJob>, stop: &CancellationToken) -> Result<(), EngineStopped> {
+        let (suspects, others): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.lapses >= SUSPECT);
+        for job in others {
+            self.submit(job, stop).await?;
+        }
+        for job in suspects {
+            tracing::warn!(job = %job.key.id, lapses = job.lapses, "the job was there when workers fell silent: it runs alone");
+            let alone = stop.run_until_cancelled(self.in_flight.engine_idle()).await;
+            self.submit(job, stop).await?;
+            if alone.is_some() {
+                stop.run_until_cancelled(self.in_flight.engine_idle()).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn submit(&self, job: ClaimedJob, stop: &CancellationToken) -> Result<(), EngineStopped> {
+        let key = job.key;
+        if stop.is_cancelled() {
+            self.hand_back(vec![key]).await;
+            return Ok(());
+        }
+        let prompt = match self.tokens(job.prompt) {
+            Ok(prompt) => prompt,
+            Err(error) => {
+                self.results.settle(vec![Settlement::failed(key, error)]).await;
+                return Ok(());
+            }
+        };
+        if !self.in_flight.start(key) {
+            return Ok(());
+        }
+        let submission = self.engine.submit(EngineJob {
+            key,
+            prompt,
+            params: job.params,
+        });
+        if let Some(outcome) = stop.run_until_cancelled(submission).await {
+            return outcome;
+        }
+        self.hand_back(vec![key]).await;
+        Ok(())
+    }
+
+    fn tokens(&self, prompt: Prompt) -> Result<Vec<u32>, JobError> {
+        match prompt {
+            Prompt::Tokens(tokens) => Ok(tokens),
+            Prompt::Text(text) => self.tokenizer.encode(&text).map_err(|error| {
+                tracing::error!(%error, "a prompt cannot be encoded");
+                JobError::server("prompt_not_encodable", "The prompt could not be encoded for the model.")
+            }),
+        }
+    }
+
+    /// Hands claims back free of charge; they are not this worker's any more whatever the database says to it.
+    pub async fn hand_back(&self, keys: Vec<JobKey>) {
+        if keys.is_empty() {
+            return;
+        }
+        let ackers = keys.iter().filter_map(|key| {
+            self.engine.cancel(*key);
+            self.in_flight.remove(*key)
+        });
+        let ackers: Vec<_> = ackers.collect();
+        match tokio::time::timeout(RELEASE_LIMIT, lease::release(&self.pool, keys)).await {
+            Ok(Ok(released)) => {
+                tracing::info!(released, "handed jobs back");
+                acks::spend(ackers).await;
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "could not hand jobs back: their leases will lapse"),
+            Err(_) => tracing::warn!("the database was too slow to take jobs back: their leases will lapse"),
+        }
+    }
+}

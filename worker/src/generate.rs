@@ -1,0 +1,174 @@
+//! The role `generate`: load the model, start the engine, announce, take jobs; at a stop drain, hand back, leave.
+//!
+//! Owns the order in which its parts start and stop, and nothing of what they do. Deliveries enter by `consumer.rs`, go by
+//! `feeder.rs` into `engine/` and leave by `results.rs`, with `heartbeat.rs` keeping their leases all the while.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use claimcheck_common::config::{DeliveryConfig, WorkerConfig};
+use claimcheck_common::domain::WorkerId;
+use claimcheck_common::queue::Broker;
+use claimcheck_common::store::Pool;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::announce::Announcement;
+use crate::consumer::Consumer;
+use crate::engine::{Engine, EngineConfig, EngineStopped};
+use crate::feeder::Feeder;
+use crate::health::Health;
+use crate::heartbeat::Heartbeat;
+use crate::in_flight::InFlight;
+use crate::results::Results;
+use crate::served_model::{ServeError, ServedModel};
+
+/// Events that wait for `results.rs`. More than two for each job in flight: the engine waits only for a lost database.
+const EVENTS: usize = 1024;
+/// How long finished results may wait for the database after the drain; then their leases lapse.
+const LAST_COMMIT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Why a generating worker cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum GenerateError {
+    /// There is no model, or its files are not what they should be.
+    #[error(transparent)]
+    Load(#[from] ServeError),
+    /// The engine's thread ended: a bug, or a device that failed. Its jobs' leases lapse and others take them.
+    #[error("the engine stopped, this worker cannot go on: {0}")]
+    Engine(#[from] EngineStopped),
+    /// A part of the worker panicked.
+    #[error("the {0} stopped, this worker cannot go on")]
+    Part(&'static str),
+}
+
+/// What the role needs.
+pub struct Generate {
+    /// Where jobs live.
+    pub pool: Pool,
+    /// Where deliveries come from.
+    pub broker: Broker,
+    /// Lease and beat.
+    pub delivery: DeliveryConfig,
+    /// Which model, how many slots, how long to drain.
+    pub config: WorkerConfig,
+    /// Who claims.
+    pub worker: WorkerId,
+    /// Hears how far it has come.
+    pub health: Health,
+}
+
+impl Generate {
+    /// Generates until `stop`.
+    pub async fn run(self, stop: CancellationToken) -> Result<(), GenerateError> {
+        let Some(model) = stop
+            .run_until_cancelled(ServedModel::load(&self.config))
+            .await
+            .transpose()?
+        else {
+            return Ok(());
+        };
+        self.health.model_loaded();
+        let announcement = Announcement {
+            pool: self.pool.clone(),
+            worker: self.worker,
+            prefetch: prefetch(self.config.slots),
+            model: model.announced.clone(),
+        };
+        if !announcement.until_known(&stop).await {
+            return Ok(());
+        }
+        self.health.announced();
+        self.serve(model, announcement, stop).await
+    }
+
+    async fn serve(
+        self,
+        model: ServedModel,
+        announcement: Announcement,
+        stop: CancellationToken,
+    ) -> Result<(), GenerateError> {
+        let name = announcement.model.model.name.clone();
+        let (event_sender, events) = mpsc::channel(EVENTS);
+        let engine = Engine::start(
+            model.model,
+            model.tokenizer.clone(),
+            EngineConfig::default(),
+            event_sender,
+        );
+        let in_flight = Arc::new(InFlight::default());
+        let results = Results::new(self.pool.clone(), in_flight.clone(), self.worker);
+        let feeder = Feeder {
+            pool: self.pool.clone(),
+            tokenizer: model.tokenizer,
+            in_flight: in_flight.clone(),
+            engine: engine.clone(),
+            results: results.clone(),
+        };
+        let stop_beating = CancellationToken::new();
+        let heartbeat = Heartbeat {
+            pool: self.pool.clone(),
+            config: self.delivery.clone(),
+            announcement,
+            in_flight: in_flight.clone(),
+            engine,
+        };
+        let mut heart = AbortOnDropHandle::new(tokio::spawn(heartbeat.run(stop_beating.clone())));
+        let mut recorder = AbortOnDropHandle::new(tokio::spawn(results.record(events)));
+        let consumer = Consumer {
+            pool: self.pool,
+            broker: self.broker,
+            delivery: self.delivery,
+            worker: self.worker,
+            model: name,
+            prefetch: prefetch(self.config.slots),
+            in_flight: in_flight.clone(),
+            feeder: feeder.clone(),
+            health: self.health,
+        };
+        let outcome = tokio::select! {
+            outcome = work(consumer, &in_flight, &stop) => outcome,
+            _ = &mut recorder => Err(EngineStopped.into()),
+            _ = &mut heart => Err(GenerateError::Part("heartbeat")),
+            () = drained(&stop, self.config.drain) => {
+                tracing::warn!(drain = ?self.config.drain, "not all jobs ended in time");
+                Ok(())
+            }
+        };
+        if outcome.is_ok() {
+            feeder.hand_back(in_flight.unfinished()).await;
+        }
+        stop_beating.cancel();
+        if !heart.is_finished() {
+            let _ = heart.await;
+        }
+        // The last handle of the engine: it ends, and the recorder after it.
+        drop(feeder);
+        if !recorder.is_finished() && tokio::time::timeout(LAST_COMMIT_LIMIT, recorder).await.is_err() {
+            tracing::warn!(
+                jobs = in_flight.held().len(),
+                "left without the last commits: their leases will lapse"
+            );
+        }
+        outcome
+    }
+}
+
+/// Takes jobs until `stop`, then waits for those in flight.
+async fn work(consumer: Consumer, in_flight: &InFlight, stop: &CancellationToken) -> Result<(), GenerateError> {
+    consumer.run(stop.clone()).await?;
+    in_flight.empty().await;
+    Ok(())
+}
+
+/// Completes when a stop was asked for `limit` ago.
+async fn drained(stop: &CancellationToken, limit: Duration) {
+    stop.cancelled().await;
+    tokio::time::sleep(limit).await;
+}
+
+/// Deliveries in hand for each queue: all slots, and a few more so that a slot that becomes free is filled at once.
+const fn prefetch(slots: u16) -> u16 {
+    slots.saturating_add(slots / 4).saturating_add(2)
+}

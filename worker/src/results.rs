@@ -1,0 +1,177 @@
+//! From the engine's events to committed results: what is ready at once shares one commit, and the acks follow it.
+//!
+//! Results are held in memory while the database is away, and the bounded channel to the engine is the back pressure.
+//! Must never ack before the commit, and never settle what the heartbeat found lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use claimcheck_common::backoff::Backoff;
+use claimcheck_common::domain::{JobKey, WorkerId};
+use claimcheck_common::queue::Acker;
+use claimcheck_common::store::settle::{self, Settlement};
+use claimcheck_common::store::{Pool, StoreResult, lease};
+use tokio::sync::mpsc;
+
+use crate::acks;
+use crate::engine::{Ending, EngineEvent};
+use crate::in_flight::InFlight;
+
+/// Most events that share one commit.
+const GROUP: usize = 256;
+
+/// A connection that died in silence is given up after this time.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// Writes down what became of this worker's jobs.
+#[derive(Clone)]
+pub struct Results {
+    pool: Pool,
+    in_flight: Arc<InFlight>,
+    actor: String,
+}
+
+impl Results {
+    /// `worker` is who the audit log names.
+    pub fn new(pool: Pool, in_flight: Arc<InFlight>, worker: WorkerId) -> Self {
+        Self {
+            pool,
+            in_flight,
+            actor: format!("worker:{}", worker.uuid()),
+        }
+    }
+
+    /// Records events until the engine is gone and everything that it said is committed.
+    pub async fn record(self, mut events: mpsc::Receiver<EngineEvent>) {
+        let mut ready = Vec::with_capacity(GROUP);
+        while events.recv_many(&mut ready, GROUP).await > 0 {
+            let (started, ended) = sort(ready.drain(..));
+            self.mark_started(started).await;
+            let ours = ended
+                .into_iter()
+                .filter(|settlement| self.in_flight.end(settlement.key))
+                .collect();
+            self.settle(ours).await;
+        }
+    }
+
+    /// Settles a group, however long the database takes to come back, and acks its messages.
+    pub async fn settle(&self, group: Vec<Settlement>) {
+        if group.is_empty() {
+            return;
+        }
+        metrics::histogram!("claimcheck_settle_group_size").record(group.len() as f64);
+        let settled = until_answered(|| settle::settle_group(&self.pool, group.clone(), self.actor.clone())).await;
+        let Some(settled) = settled else {
+            // Not beaten for any more: the lease lapses, and the attempts of a job that cannot be settled come to an end.
+            for settlement in &group {
+                self.in_flight.remove(settlement.key);
+            }
+            return;
+        };
+        for settlement in &group {
+            count(settlement, settled.contains(&settlement.key));
+        }
+        let ackers: Vec<Acker> = group.iter().filter_map(|one| self.in_flight.remove(one.key)).collect();
+        acks::spend(ackers).await;
+    }
+
+    async fn mark_started(&self, keys: Vec<JobKey>) {
+        if !keys.is_empty() {
+            until_answered(|| lease::mark_started(&self.pool, keys.clone())).await;
+        }
+    }
+}
+
+/// Repeats `work` while the database is away. `None` if it refuses for good.
+async fn until_answered<T, W: Future<Output = StoreResult<T>>>(work: impl Fn() -> W) -> Option<T> {
+    let mut backoff = Backoff::default();
+    loop {
+        match tokio::time::timeout(ANSWER_LIMIT, work()).await {
+            Ok(Ok(value)) => return Some(value),
+            Ok(Err(error)) if !error.is_transient() => {
+                tracing::error!(%error, "the database refuses results");
+                return None;
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "results wait for the database"),
+            // If it commits later all the same, the repetition finds the jobs settled.
+            Err(_) => tracing::warn!(limit = ?ANSWER_LIMIT, "results wait for a database that does not answer"),
+        }
+        backoff.wait().await;
+    }
+}
+
+fn count(settlement: &Settlement, settled: bool) {
+    if settled {
+        metrics::counter!("claimcheck_jobs_settled_total", "status" => settlement.status.as_str()).increment(1);
+    } else {
+        metrics::counter!("claimcheck_settle_refused_total").increment(1);
+        let key = settlement.key;
+        tracing::info!(job = %key.id, fence = key.fence, "settle refused: a newer claim owns the job, or it has ended");
+    }
+}
+
+/// Which jobs began and how others ended, each in the order of the events.
+fn sort(events: impl Iterator<Item = EngineEvent>) -> (Vec<JobKey>, Vec<Settlement>) {
+    let (mut started, mut ended) = (Vec::new(), Vec::new());
+    for event in events {
+        match event {
+            EngineEvent::Started(key) => started.push(key),
+            EngineEvent::Ended(key, ending) => ended.push(settlement(key, ending)),
+        }
+    }
+    (started, ended)
+}
+
+fn settlement(key: JobKey, ending: Ending) -> Settlement {
+    match ending {
+        Ending::Completed(completion) => Settlement::completed(key, completion),
+        Ending::Cancelled(completion) => Settlement::cancelled_with(key, completion),
+        Ending::Failed(error) => Settlement::failed(key, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use claimcheck_common::domain::{Completion, JobError, JobId, JobStatus, Usage};
+
+    use super::*;
+
+    #[test]
+    fn every_ending_becomes_its_settlement_and_starts_are_kept_apart() {
+        let keys: Vec<_> = (0..4)
+            .map(|fence| JobKey {
+                id: JobId::new(),
+                fence,
+            })
+            .collect();
+        let completion = Completion {
+            choices: Vec::new(),
+            usage: Usage::new(3, 2),
+        };
+        let error = JobError::server("broken", "It broke.");
+        let (started, ended) = sort(
+            [
+                EngineEvent::Started(keys[0]),
+                EngineEvent::Ended(keys[1], Ending::Completed(completion.clone())),
+                EngineEvent::Ended(keys[2], Ending::Cancelled(completion)),
+                EngineEvent::Ended(keys[3], Ending::Failed(error.clone())),
+            ]
+            .into_iter(),
+        );
+        assert_eq!(started, [keys[0]]);
+        let endings: Vec<_> = ended
+            .iter()
+            .map(|one| (one.key, one.status, one.completion_tokens))
+            .collect();
+        assert_eq!(
+            endings,
+            [
+                (keys[1], JobStatus::Completed, 2),
+                (keys[2], JobStatus::Cancelled, 2),
+                (keys[3], JobStatus::Failed, 0)
+            ]
+        );
+        assert_eq!(ended[2].error, Some(error));
+    }
+}

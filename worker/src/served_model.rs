@@ -1,0 +1,83 @@
+//! What this worker serves: files become a model in memory, its tokenizer, and what the database is told of them.
+//!
+//! Owns the choice of the files by the configuration. Must never compute a step. Next: `announce.rs`, `engine/`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use burn::backend::flex::FlexDevice;
+use claimcheck_common::config::WorkerConfig;
+use claimcheck_common::domain::ModelRef;
+use claimcheck_common::store::models::NewModel;
+use claimcheck_common::tokenizer::{Tokenizer, TokenizerError};
+use sha2::{Digest, Sha256};
+use tokio::sync::oneshot;
+
+use crate::gpt2::{Cpu, Gpt2, Gpt2Runner, LoadError, ModelFiles, StepModel};
+
+/// Why there is nothing to serve.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Nobody said which model.
+    #[error("no model: set CLAIMCHECK_MODEL or --model to a folder with Hugging Face files or to a name on the hub")]
+    Unnamed,
+    /// Its weights or its configuration.
+    #[error("the model cannot be loaded: {0}")]
+    Load(#[from] LoadError),
+    /// Its tokenizer.
+    #[error("the model's tokenizer cannot be loaded: {0}")]
+    Tokenizer(#[from] TokenizerError),
+    /// The loading thread panicked; its message stands above in the log.
+    #[error("the model could not be loaded")]
+    Panicked,
+}
+
+/// A model that is ready to run.
+pub struct ServedModel {
+    /// Computes the steps.
+    pub model: Box<dyn StepModel>,
+    /// Its own tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// What the database is to know of it.
+    pub announced: NewModel,
+}
+
+impl ServedModel {
+    /// Loads what the configuration names, on a thread of its own: a process that is told to stop does not wait for it.
+    pub async fn load(config: &WorkerConfig) -> Result<Self, ServeError> {
+        let (config, (done, loaded)) = (config.clone(), oneshot::channel());
+        std::thread::spawn(move || {
+            // Nobody listens any more when the process stops.
+            let _ = done.send(load(&config));
+        });
+        loaded.await.map_err(|_| ServeError::Panicked)?
+    }
+}
+
+fn load(config: &WorkerConfig) -> Result<ServedModel, ServeError> {
+    let source = config.model.as_deref().ok_or(ServeError::Unnamed)?;
+    let files = ModelFiles::open(Path::new(source))?;
+    let weights = Gpt2::<Cpu>::load(&files, &FlexDevice)?;
+    let model: Box<dyn StepModel> = Box::new(Gpt2Runner::new(weights, usize::from(config.slots)));
+    let bytes = std::fs::read(&files.tokenizer).map_err(|cause| LoadError::Unreadable {
+        path: files.tokenizer.clone(),
+        cause,
+    })?;
+    let announced = NewModel {
+        model: ModelRef {
+            name: config.model_name.clone().unwrap_or(files.name),
+            revision: files.revision,
+        },
+        context_length: model.context_length() as u32,
+        vocabulary_size: model.vocab_size() as u32,
+        dtype: "f32".to_owned(),
+        tokenizer_sha256: hex::encode(Sha256::digest(&bytes)),
+        tokenizer: bytes,
+    };
+    let tokenizer = Arc::new(Tokenizer::from_bytes(&announced.tokenizer)?);
+    Ok(ServedModel {
+        model,
+        tokenizer,
+        announced,
+    })
+}
