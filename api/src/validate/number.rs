@@ -74,7 +74,8 @@ impl<const MAX: u32> Visitor<'_> for UpToVisitor<MAX> {
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Self::Value, E> {
         if (0.0..=f64::from(MAX)).contains(&value) {
-            Ok(UpTo(value as f32))
+            // Adding zero turns -0 into 0.
+            Ok(UpTo(value as f32 + 0.0))
         } else {
             Err(E::invalid_value(Unexpected::Float(value), &self))
         }
@@ -143,6 +144,7 @@ mod tests {
     fn fractions_pass_up_to_the_limit() {
         assert!((from_str::<UpTo<2>>("0.7").unwrap().get() - 0.7).abs() < 1e-6);
         assert!(from_str::<UpTo<2>>("2").is_ok());
+        assert!(from_str::<UpTo<2>>("-0.0").unwrap().get().is_sign_positive());
         for bad in ["-0.1", "2.0001", "-1", "3", "\"1\"", "null"] {
             let error = from_str::<UpTo<2>>(bad).unwrap_err().to_string();
             assert!(error.contains("a number from 0 to 2"), "{bad}: {error}");
