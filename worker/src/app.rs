@@ -27,7 +27,7 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// The address is taken or not ours.
-    #[error("cannot listen on {0}: {1}")]
+    #[error("cannot listen on {0}")]
     Listen(SocketAddr, #[source] std::io::Error),
     /// The database's URL does not read.
     #[error(transparent)]
@@ -36,7 +36,7 @@ pub enum AppError {
     #[error(transparent)]
     Generate(#[from] GenerateError),
     /// A role panicked.
-    #[error("a part of the worker panicked: {0}")]
+    #[error("a part of the worker panicked")]
     Panicked(#[from] tokio::task::JoinError),
 }
 

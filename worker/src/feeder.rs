@@ -41,46 +41,43 @@ impl Feeder {
     /// Gives claimed jobs to the engine as it takes them, suspects last and alone. At a stop the rest is handed back.
     pub async fn feed(&self, jobs: Vec<ClaimedJob>, stop: &CancellationToken) -> Result<(), EngineStopped> {
         let (suspects, others): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.lapses >= SUSPECT);
+        let mut left = Vec::new();
         for job in others {
-            self.submit(job, stop).await?;
+            left.extend(self.submit(job, stop).await?);
         }
         for job in suspects {
-            tracing::warn!(job = %job.key.id, lapses = job.lapses, "the job was there when workers fell silent: it runs alone");
-            let alone = stop.run_until_cancelled(self.in_flight.engine_idle()).await;
-            self.submit(job, stop).await?;
-            if alone.is_some() {
-                stop.run_until_cancelled(self.in_flight.engine_idle()).await;
-            }
+            let (key, lapses) = (job.key, job.lapses);
+            tracing::warn!(job = %key.id, lapses, "the job was there when workers fell silent: it runs alone");
+            stop.run_until_cancelled(self.in_flight.engine_idle()).await;
+            left.extend(self.submit(job, stop).await?);
+            stop.run_until_cancelled(self.in_flight.engine_idle()).await;
         }
+        self.hand_back(left).await;
         Ok(())
     }
 
-    async fn submit(&self, job: ClaimedJob, stop: &CancellationToken) -> Result<(), EngineStopped> {
+    /// Answers the job's key if a stop came before the engine took it.
+    async fn submit(&self, job: ClaimedJob, stop: &CancellationToken) -> Result<Option<JobKey>, EngineStopped> {
         let key = job.key;
         if stop.is_cancelled() {
-            self.hand_back(vec![key]).await;
-            return Ok(());
+            return Ok(Some(key));
         }
         let prompt = match self.tokens(job.prompt) {
             Ok(prompt) => prompt,
             Err(error) => {
                 self.results.settle(vec![Settlement::failed(key, error)]).await;
-                return Ok(());
+                return Ok(None);
             }
         };
         if !self.in_flight.start(key) {
-            return Ok(());
+            return Ok(None);
         }
-        let submission = self.engine.submit(EngineJob {
-            key,
-            prompt,
-            params: job.params,
-        });
-        if let Some(outcome) = stop.run_until_cancelled(submission).await {
-            return outcome;
+        let params = job.params;
+        let submission = self.engine.submit(EngineJob { key, prompt, params });
+        match stop.run_until_cancelled(submission).await {
+            Some(taken) => taken.map(|()| None),
+            None => Ok(Some(key)),
         }
-        self.hand_back(vec![key]).await;
-        Ok(())
     }
 
     fn tokens(&self, prompt: Prompt) -> Result<Vec<u32>, JobError> {

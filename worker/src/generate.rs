@@ -36,7 +36,7 @@ pub enum GenerateError {
     #[error(transparent)]
     Load(#[from] ServeError),
     /// The engine's thread ended: a bug, or a device that failed. Its jobs' leases lapse and others take them.
-    #[error("the engine stopped, this worker cannot go on: {0}")]
+    #[error("this worker cannot go on")]
     Engine(#[from] EngineStopped),
     /// A part of the worker panicked.
     #[error("the {0} stopped, this worker cannot go on")]

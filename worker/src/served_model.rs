@@ -22,10 +22,10 @@ pub enum ServeError {
     #[error("no model: set CLAIMCHECK_MODEL or --model to a folder with Hugging Face files or to a name on the hub")]
     Unnamed,
     /// Its weights or its configuration.
-    #[error("the model cannot be loaded: {0}")]
+    #[error("the model cannot be loaded")]
     Load(#[from] LoadError),
     /// Its tokenizer.
-    #[error("the model's tokenizer cannot be loaded: {0}")]
+    #[error("the model's tokenizer cannot be loaded")]
     Tokenizer(#[from] TokenizerError),
     /// The loading thread panicked; its message stands above in the log.
     #[error("the model could not be loaded")]
