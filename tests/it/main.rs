@@ -1,5 +1,6 @@
 //! All integration tests in one binary; each module is one part of the promise.
 
+mod faults;
 mod http_accounts;
 mod http_face;
 mod http_jobs;

@@ -3,7 +3,11 @@
 //! Tests never sleep: they wait for an answer, or with [`eventually`] for a condition.
 
 mod eventually;
+mod model;
+mod processes;
 mod world;
 
 pub use eventually::eventually;
+pub use model::{TINY_CONTEXT, save_tiny_model};
+pub use processes::{Installation, Process, TINY};
 pub use world::{World, in_world};

@@ -1,0 +1,89 @@
+//! Work that is interrupted on its way: a broker that forgets, and a worker that is told to stop.
+
+use claimcheck_common::domain::{Class, QueueName};
+use claimcheck_tests::{Installation, TINY, in_world};
+use lapin::options::QueuePurgeOptions;
+
+use super::{COMPLETED, Caller, assert_each_settled_once, count, hurry, job, until_count};
+
+const JOBS: usize = 200;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_whose_messages_the_broker_lost_are_sent_again_and_completed() {
+    in_world(async |world| {
+        hurry(world);
+        let installation = Installation::of(world);
+        let api = installation.api().await;
+        drop(installation.generator("first", []).await);
+        let caller = Caller::of(&api, "ada").await;
+        for number in 0..JOBS {
+            caller.submit(&format!("job-{number}"), &job(number, 4)).await;
+        }
+        until_count(world, JOBS, "SELECT count(*) FROM jobs WHERE dispatched_at IS NOT NULL").await;
+        let connection = world.broker().connect("test").await.unwrap();
+        let channel = connection.create_channel().await.unwrap();
+        let queue = QueueName {
+            model: TINY.to_owned(),
+            class: Class::Interactive,
+        };
+        let name = world.broker().queue(&queue);
+        let purged = channel
+            .queue_purge(name.as_str().into(), QueuePurgeOptions::default())
+            .await
+            .unwrap();
+        assert_eq!(purged as usize, JOBS, "all messages were in the queue, and none is now");
+        let worker = installation.worker("worker", []).await;
+        until_count(world, JOBS, COMPLETED).await;
+        assert!(worker.metric("claimcheck_reemitted_total").await >= JOBS as f64);
+        assert_each_settled_once(world, JOBS).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_told_to_stop_hands_its_jobs_on_at_no_cost() {
+    in_world(async |world| {
+        hurry(world);
+        let installation = Installation::of(world);
+        let api = installation.api().await;
+        let mut first = installation
+            .worker("first", [("CLAIMCHECK_DRAIN", "200ms".to_owned())])
+            .await;
+        let caller = Caller::of(&api, "ada").await;
+        for number in 0..JOBS {
+            // Some end at once, some are still running when the drain is over.
+            let length = if number % 10 == 0 { 1500 } else { 8 };
+            caller.submit(&format!("job-{number}"), &job(number, length)).await;
+        }
+        until_count(
+            world,
+            1,
+            "SELECT least(count(*), 1) FROM jobs WHERE status = 'in_progress'",
+        )
+        .await;
+        first.signal("TERM");
+        assert!(first.ended().await.success());
+        assert_eq!(
+            count(world, "SELECT count(*) FROM jobs WHERE status = 'in_progress'").await,
+            0
+        );
+        assert!(
+            count(world, COMPLETED).await < JOBS as i64,
+            "the stop came in the middle"
+        );
+        let _second = installation.worker("second", []).await;
+        until_count(world, JOBS, COMPLETED).await;
+        assert_each_settled_once(world, JOBS).await;
+        assert_eq!(
+            count(world, "SELECT max(attempt)::int8 FROM jobs").await,
+            1,
+            "no attempt was charged"
+        );
+        assert_eq!(
+            count(world, "SELECT sum(lapses)::int8 FROM jobs").await,
+            0,
+            "no lease had to lapse"
+        );
+    })
+    .await;
+}
