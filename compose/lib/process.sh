@@ -59,7 +59,7 @@ launch() {
   shift 2
   (
     cd "$(server_folder "$server")" || exit 1
-    exec setsid --fork "$@" 9>&- </dev/null >>"$log" 2>&1
+    exec setsid --fork "$@" 8>&- 9>&- </dev/null >>"$log" 2>&1
   )
 }
 
