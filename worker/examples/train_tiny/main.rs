@@ -41,7 +41,7 @@ struct Options {
     #[arg(long)]
     out: PathBuf,
     /// Steps of `batch` windows.
-    #[arg(long, default_value_t = 1600)]
+    #[arg(long, default_value_t = 1800)]
     steps: usize,
     /// Windows of a step.
     #[arg(long, default_value_t = 2)]
@@ -54,24 +54,43 @@ struct Options {
     seed: u64,
 }
 
-/// An endless row of tokens: story after story, each followed by the end of text.
+/// Windows of tokens: story after story, each followed by the end of text.
 struct Stories {
     tokenizer: Tokenizer,
     end_of_text: u32,
     next: u64,
-    tokens: Vec<u32>,
 }
 
 impl Stories {
-    fn take(&mut self, count: usize) -> Vec<u32> {
-        while self.tokens.len() < count {
-            let story = story::tell(self.next);
-            self.next += 1;
-            let encoding = self.tokenizer.encode(story, false).expect("any text can be encoded");
-            self.tokens.extend_from_slice(encoding.get_ids());
-            self.tokens.push(self.end_of_text);
+    /// A window of `count` tokens. Every second one begins with a story, as a prompt would; the others somewhere within
+    /// one, since a prompt may be any part of a text.
+    fn window(&mut self, count: usize) -> Vec<u32> {
+        let first = self.story();
+        let begin = if self.next.is_multiple_of(2) {
+            0
+        } else {
+            self.next as usize * 31 % first.len()
+        };
+        let mut tokens = first[begin..].to_vec();
+        while tokens.len() < count {
+            let story = self.story();
+            tokens.extend(story);
         }
-        self.tokens.drain(..count).collect()
+        tokens.truncate(count);
+        tokens
+    }
+
+    fn story(&mut self) -> Vec<u32> {
+        let story = story::tell(self.next);
+        self.next += 1;
+        let mut tokens = self
+            .tokenizer
+            .encode(story, false)
+            .expect("any text can be encoded")
+            .get_ids()
+            .to_vec();
+        tokens.push(self.end_of_text);
+        tokens
     }
 
     /// Inputs and targets, each `[batch, context]`.
@@ -81,7 +100,7 @@ impl Stories {
     {
         let (mut inputs, mut targets) = (Vec::new(), Vec::new());
         for _ in 0..batch {
-            let window: Vec<i32> = self.take(context + 1).into_iter().map(|id| id as i32).collect();
+            let window: Vec<i32> = self.window(context + 1).into_iter().map(|id| id as i32).collect();
             inputs.extend_from_slice(&window[..context]);
             targets.extend_from_slice(&window[1..]);
         }
@@ -115,7 +134,6 @@ fn main() -> Result<()> {
         tokenizer: tokenizer.clone(),
         end_of_text,
         next,
-        tokens: Vec::new(),
     };
     let mut training = stories(options.seed << 20);
     let (held_in, held_to) = stories(HELD_OUT_SEEDS.start).batch::<Flex>(8, shape.context);
