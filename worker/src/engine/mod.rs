@@ -71,6 +71,9 @@ impl Engine {
 
     /// Takes in what waits at the door; blocks while there is nothing to do. `false`: everybody has left.
     fn receive(&mut self) -> bool {
+        if self.jobs.is_empty() {
+            metrics::occupancy(0, 0);
+        }
         while let Some(arrival) = self.inbox.next(self.jobs.is_empty(), self.scheduler.waiting()) {
             let (key, arrived) = (arrival.job.key, arrival.at);
             match Job::new(
