@@ -6,7 +6,6 @@ export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$HOME/.cache/claimcheck/target}
 BIN=$CARGO_TARGET_DIR/release
 
 build_binaries() {
-  command -v cargo >/dev/null || die "cargo is missing; install Rust (https://rustup.rs), open a new shell and try again"
   say "building the binaries (the first time takes some minutes)"
   if [[ -t 2 ]]; then
     (cd "$ROOT" && cargo build --release --locked --bins 8>&-) || die "the build failed"
@@ -26,7 +25,7 @@ build_with_lines() {
     sleep 0.5
     if ((SECONDS - told >= 10)); then
       told=$SECONDS
-      say "  $((SECONDS - began)) s: $(grep -c '^ *Compiling' "$log" || true) crates begun, now $(latest_crate "$log")"
+      say "  $((SECONDS - began)) s: $(crates_begun "$log") crates begun, now $(latest_crate "$log")"
     fi
   done
   trap - EXIT
@@ -36,6 +35,8 @@ build_with_lines() {
   fi
   say "built in $((SECONDS - began)) s"
 }
+
+crates_begun() { grep -c '^ *Compiling' "$1" || true; }
 
 latest_crate() {
   tail -n 1 "$1" | sed 's/^ *//; s/ (.*//'

@@ -83,7 +83,7 @@ own_urls() {
   echo "$(postgres_url claimcheck_app) $(rabbitmq_url) $(redis_url)"
 }
 
-# wait_until SECONDS WHAT COMMAND…: asks again until the command succeeds; a line every five seconds says what it waits for.
+# wait_until SECONDS WHAT COMMAND…: asks until the command succeeds, and says every five seconds what it waits for.
 wait_until() {
   local limit=$1 what=$2 began=$SECONDS told=$SECONDS
   shift 2

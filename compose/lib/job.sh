@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# One job through the service, as a client would do it with curl. JSON is only cut, never parsed: the answers are our own.
+# One job through the service, as a client would do it with curl. JSON is cut, not parsed: the answers are our own.
 
 PROMPT=${CLAIMCHECK_PROMPT:-Once upon a time}
 JOB_LIMIT=${CLAIMCHECK_JOB_LIMIT:-120}
@@ -7,7 +7,8 @@ JOB_LIMIT=${CLAIMCHECK_JOB_LIMIT:-120}
 run_job() {
   local request id status
   log_in
-  request="{\"model\":$(json_string "$MODEL_NAME"),\"prompt\":$(json_string "$PROMPT"),\"max_tokens\":80,\"temperature\":0.7,\"seed\":7}"
+  request="{\"model\":$(json_string "$MODEL_NAME"),\"prompt\":$(json_string "$PROMPT")"
+  request+=',"max_tokens":80,"temperature":0.7,"seed":7}'
   printf '\nPOST %s/v1/jobs\n  %s\n' "$API_URL" "$request"
   STARTED=${EPOCHREALTIME/[.,]/}
   call POST /v1/jobs --header 'content-type: application/json' --data-binary "$request"

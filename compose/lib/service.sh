@@ -5,9 +5,13 @@
 MODEL=${CLAIMCHECK_MODEL:-$ROOT/worker/models/tiny}
 MODEL_NAME=${CLAIMCHECK_MODEL_NAME:-claimcheck-tiny}
 
+check_needs() {
+  command -v cargo >/dev/null || die "cargo is missing; install Rust (https://rustup.rs) and try again in a new shell"
+  [[ -f $MODEL/config.json ]] || die "there is no model in $MODEL"
+}
+
 start_service() {
   make_secret "$DEMO/jwt-secret"
-  choose_service_ports
   # shellcheck disable=SC2034 # read by job.sh
   API_URL=http://127.0.0.1:$API_PORT
   say "bringing the schema up to date"
@@ -64,8 +68,9 @@ ensure_running() {
     say "starting $service"
     mkdir -p "$DEMO/$service"
     echo "$settings" >"$DEMO/$service.settings"
-    launch "$service" "$DEMO/$service.log" env NO_COLOR=1 CLAIMCHECK_LOG=pretty "CLAIMCHECK_JWT_SECRET=$(cat "$DEMO/jwt-secret")" \
-      "CLAIMCHECK_HTTP_ADDR=127.0.0.1:$API_PORT" "CLAIMCHECK_WORKER_HTTP_ADDR=127.0.0.1:$WORKER_PORT" "$@"
+    launch "$service" "$DEMO/$service.log" env NO_COLOR=1 CLAIMCHECK_LOG=pretty \
+      "CLAIMCHECK_JWT_SECRET=$(cat "$DEMO/jwt-secret")" "CLAIMCHECK_HTTP_ADDR=127.0.0.1:$API_PORT" \
+      "CLAIMCHECK_WORKER_HTTP_ADDR=127.0.0.1:$WORKER_PORT" "$@"
   fi
   await_service "$service" "$port"
 }
