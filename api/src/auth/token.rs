@@ -1,7 +1,7 @@
 //! Access tokens: JWTs signed with HS256 by the newest key of a ring and verified by the key that their `kid` names.
 //!
 //! A verifier pins the algorithm per key, wants `typ`, `exp`, `iss`, `aud`, `sub`, `iat` and `jti`, and allows no leeway
-//! beyond [`LEEWAY`]. To rotate, put a new key in front and keep the old one until its last token has expired; another
+//! beyond `LEEWAY`. To rotate, put a new key in front and keep the old one until its last token has expired; another
 //! algorithm (EdDSA) is another constructor of [`Key`].
 
 use std::time::Duration;
