@@ -5,9 +5,11 @@
 mod eventually;
 mod model;
 mod processes;
+mod stack;
 mod world;
 
 pub use eventually::eventually;
 pub use model::{TINY_CONTEXT, save_tiny_model};
 pub use processes::{Installation, Process, TINY};
-pub use world::{World, in_world};
+pub use stack::{Server, Stack};
+pub use world::{Servers, World, in_world, in_world_on};

@@ -16,7 +16,7 @@ use crate::{World, eventually, save_tiny_model};
 /// The name of the model that workers of an [`Installation`] serve.
 pub const TINY: &str = "tiny";
 const LOG_LINES: usize = 60;
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// A world's environment for the binaries, and the model's folder.
 pub struct Installation {
@@ -206,7 +206,7 @@ impl Process {
             &format!("{} answers {path}", self.binary.display()),
             LIMIT,
             async || {
-                let answer = self.client().get(self.url(path)).send().await.ok()?;
+                let answer = client().get(self.url(path)).send().await.ok()?;
                 answer.status().is_success().then_some(())
             },
         )
@@ -215,8 +215,7 @@ impl Process {
 
     /// The sum of a metric's series, 0 if there is none. The name is the whole name, such as `x_total` or `x_count`.
     pub async fn metric(&self, name: &str) -> f64 {
-        let answer = self
-            .client()
+        let answer = client()
             .get(self.url("/metrics"))
             .send()
             .await
@@ -233,14 +232,6 @@ impl Process {
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }
-
-    fn client(&self) -> reqwest::Client {
-        reqwest::Client::builder()
-            .no_proxy()
-            .timeout(Duration::from_secs(5))
-            .build()
-            .expect("a client")
-    }
 }
 
 impl Drop for Process {
@@ -256,6 +247,14 @@ impl Drop for Process {
             eprintln!("--- {} ---\n{}", self.log.display(), last.join("\n"));
         }
     }
+}
+
+fn client() -> reqwest::Client {
+    reqwest::Client::builder()
+        .no_proxy()
+        .timeout(Duration::from_secs(5))
+        .build()
+        .expect("a client")
 }
 
 /// A port that is free now, and stays the process's over its restarts.

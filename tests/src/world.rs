@@ -27,12 +27,42 @@ pub struct World {
     admin_url: String,
 }
 
+/// Where servers are.
+#[derive(Debug, Clone)]
+pub struct Servers {
+    /// Postgres: the database that new ones are created from.
+    pub database: DatabaseConfig,
+    /// `RabbitMQ`.
+    pub broker: BrokerConfig,
+    /// Redis.
+    pub redis: RedisConfig,
+}
+
+impl Servers {
+    /// Those that the environment names.
+    ///
+    /// # Panics
+    /// If it names none.
+    pub fn from_env() -> Self {
+        Self {
+            database: DatabaseConfig::from_env().expect("tests/run sets the servers' addresses"),
+            broker: BrokerConfig::from_env().expect("AMQP_URL is set"),
+            redis: RedisConfig::from_env().expect("REDIS_URL is set"),
+        }
+    }
+}
+
 /// Runs a test in a new world and clears it away afterwards, also when the test fails.
 ///
 /// # Panics
 /// If the servers cannot be reached, and with whatever the test panics.
 pub async fn in_world(test: impl AsyncFnOnce(&mut World)) {
-    let mut world = World::create().await;
+    in_world_on(Servers::from_env(), test).await;
+}
+
+/// As [`in_world`], on other servers.
+pub async fn in_world_on(servers: Servers, test: impl AsyncFnOnce(&mut World)) {
+    let mut world = World::create(servers).await;
     let outcome = AssertUnwindSafe(test(&mut world)).catch_unwind().await;
     world.clear_away().await;
     if let Err(panicked) = outcome {
@@ -41,8 +71,8 @@ pub async fn in_world(test: impl AsyncFnOnce(&mut World)) {
 }
 
 impl World {
-    async fn create() -> Self {
-        let server = DatabaseConfig::from_env().expect("tests/run sets the servers' addresses");
+    async fn create(servers: Servers) -> Self {
+        let server = servers.database;
         let admin_url = server.owner_url().to_owned();
         let name = format!("test_{}", Uuid::now_v7().simple());
         let mut admin = PgConnection::connect(&admin_url).await.expect("Postgres is up");
@@ -64,9 +94,9 @@ impl World {
             pool: store::connect(&database).expect("a valid URL"),
             broker: BrokerConfig {
                 queue_prefix: name.clone(),
-                ..BrokerConfig::from_env().expect("AMQP_URL is set")
+                ..servers.broker
             },
-            redis: RedisConfig::from_env().expect("REDIS_URL is set"),
+            redis: servers.redis,
             delivery: DeliveryConfig::default(),
             database,
             name,

@@ -1,0 +1,52 @@
+//! One server away for a while: what goes on without it, and that everything finds back by itself.
+
+use std::time::Duration;
+
+use claimcheck_tests::{Installation, Server, Stack, eventually, in_world_on};
+use reqwest::StatusCode;
+
+use super::{COMPLETED, Caller, LIMIT, assert_each_settled_once, count, hurry, job, until_count};
+
+const JOBS: usize = 20;
+
+async fn submit(caller: &Caller, numbers: std::ops::Range<usize>) {
+    for number in numbers {
+        caller.submit(&format!("job-{number}"), &job(number, 8)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_postgres_the_api_answers_503_and_all_parts_recover_without_a_restart() {
+    let stack = Stack::up().await;
+    in_world_on(stack.servers(), async |world| {
+        hurry(world);
+        let installation = Installation::of(world);
+        let api = installation.api().await;
+        let worker = installation.worker("worker", []).await;
+        let caller = Caller::of(&api, "ada").await;
+        caller.submit("long", &job(JOBS, 1500)).await;
+        until_count(world, 1, "SELECT count(*) FROM jobs WHERE started_at IS NOT NULL").await;
+        stack.kill(Server::Postgres).await;
+        let refused = caller.post("/v1/jobs").json(&job(0, 8)).send().await.unwrap();
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        let after: u64 = refused.headers()["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!(Duration::from_secs(after) < LIMIT);
+        eventually("the API is not ready", LIMIT, async || {
+            let ready = caller.client.get(api.url("/readyz")).send().await.ok()?;
+            (ready.status() == StatusCode::SERVICE_UNAVAILABLE).then_some(())
+        })
+        .await;
+        stack.start(Server::Postgres).await;
+        submit(&caller, 0..JOBS).await;
+        until_count(world, JOBS + 1, COMPLETED).await;
+        assert_each_settled_once(world, JOBS + 1).await;
+        assert_eq!(
+            count(world, "SELECT max(attempt)::int8 FROM jobs").await,
+            1,
+            "an outage costs no attempt"
+        );
+        worker.answers("/readyz").await;
+        api.answers("/readyz").await;
+    })
+    .await;
+}
