@@ -42,30 +42,58 @@ pub struct ServedModel {
     pub announced: NewModel,
 }
 
+/// Which model, and how much of it.
+#[derive(Debug, Clone)]
+pub struct ModelChoice {
+    /// A folder with Hugging Face files, or a name on the hub.
+    pub source: String,
+    /// Which revision of a hub model (`main`).
+    pub revision: Option<String>,
+    /// The name that requests use. The folder's or the hub's name unless set.
+    pub name: Option<String>,
+    /// Sequences that are generated side by side.
+    pub slots: u16,
+}
+
 impl ServedModel {
-    /// Loads what the configuration names, on a thread of its own: a process that is told to stop does not wait for it.
+    /// Loads what the configuration names.
     pub async fn load(config: &WorkerConfig) -> Result<Self, ServeError> {
-        let (config, (done, loaded)) = (config.clone(), oneshot::channel());
+        Self::load_choice(ModelChoice {
+            source: config.model.clone().ok_or(ServeError::Unnamed)?,
+            revision: config.model_revision.clone(),
+            name: config.model_name.clone(),
+            slots: config.slots,
+        })
+        .await
+    }
+
+    /// Loads on a thread of its own: a process that is told to stop does not wait for it.
+    pub async fn load_choice(choice: ModelChoice) -> Result<Self, ServeError> {
+        let (done, loaded) = oneshot::channel();
         std::thread::spawn(move || {
             // Nobody listens any more when the process stops.
-            let _ = done.send(load(&config));
+            let _ = done.send(load(choice));
         });
         loaded.await.map_err(|_| ServeError::Panicked)?
     }
 }
 
-fn load(config: &WorkerConfig) -> Result<ServedModel, ServeError> {
-    let source = config.model.as_deref().ok_or(ServeError::Unnamed)?;
-    let files = ModelFiles::open(Path::new(source))?;
+/// The files of a model: those of the folder `source` if there is one, of the hub's model of that name otherwise. Blocks.
+pub fn find(source: &str, _revision: Option<&str>) -> Result<ModelFiles, LoadError> {
+    ModelFiles::open(Path::new(source))
+}
+
+fn load(choice: ModelChoice) -> Result<ServedModel, ServeError> {
+    let files = find(&choice.source, choice.revision.as_deref())?;
     let weights = Gpt2::<Cpu>::load(&files, &FlexDevice)?;
-    let model: Box<dyn StepModel> = Box::new(Gpt2Runner::new(weights, usize::from(config.slots)));
+    let model: Box<dyn StepModel> = Box::new(Gpt2Runner::new(weights, usize::from(choice.slots)));
     let bytes = std::fs::read(&files.tokenizer).map_err(|cause| LoadError::Unreadable {
         path: files.tokenizer.clone(),
         cause,
     })?;
     let announced = NewModel {
         model: ModelRef {
-            name: config.model_name.clone().unwrap_or(files.name),
+            name: choice.name.unwrap_or(files.name),
             revision: files.revision,
         },
         context_length: model.context_length() as u32,

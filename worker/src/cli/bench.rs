@@ -1,0 +1,185 @@
+//! `claimcheck-worker bench`: tokens a second of the model alone, when it reads prompts and when it writes.
+//!
+//! Drives [`StepModel::step`] itself: no scheduler, no sampler, no server. Prompts are random ids and every new token is
+//! one as well, since the time of a step does not depend on which tokens it computes.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use burn::backend::flex::FlexDevice;
+use claimcheck_common::config::load_dotenv;
+use clap::Args;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+
+use crate::gpt2::{Cpu, Gpt2, Gpt2Config, Gpt2Runner, StepModel, StepRow, save_random};
+use crate::served_model;
+
+/// Random weights and prompts are the same in every run.
+const SEED: u64 = 1;
+
+/// What to measure.
+#[derive(Debug, Clone, Args)]
+#[group(id = "weights", required = true, multiple = false, args = ["model", "random"])]
+pub(super) struct BenchArgs {
+    /// A folder with Hugging Face files, or a name on the hub.
+    #[arg(long)]
+    model: Option<String>,
+    /// The revision of a hub model.
+    #[arg(long, requires = "model")]
+    model_revision: Option<String>,
+    /// Random weights in the shape of a named model, `gpt2` or `tiny` for instance.
+    #[arg(long, value_parser = named)]
+    random: Option<Gpt2Config>,
+    /// Writes the random weights into this folder, too.
+    #[arg(long, requires = "random")]
+    save: Option<PathBuf>,
+    /// How many sequences run side by side; several numbers are measured one after the other.
+    #[arg(long, value_delimiter = ',', default_value = "1,8,32", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    batch: Vec<u16>,
+    /// Tokens of each prompt.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    prompt_tokens: u32,
+    /// New tokens of each sequence.
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    new_tokens: u32,
+    /// How often to measure; the medians are shown.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Prints the figures as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The medians of one batch size.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Figures {
+    batch: usize,
+    prompt_tokens: usize,
+    new_tokens: usize,
+    rounds: usize,
+    /// Prompt tokens a second, all sequences together.
+    prefill_tokens_per_second: f64,
+    /// New tokens a second, all sequences together.
+    decode_tokens_per_second: f64,
+}
+
+fn named(name: &str) -> Result<Gpt2Config, String> {
+    Gpt2Config::named(name)
+        .ok_or_else(|| "known are gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, tiny".to_owned())
+}
+
+/// Prints the figures of every batch size.
+pub(super) async fn run(args: BenchArgs) -> anyhow::Result<()> {
+    load_dotenv()?;
+    // The signals still end the process: nothing here has to be put in order.
+    tokio::task::spawn_blocking(move || measure_all(&args)).await?
+}
+
+fn measure_all(args: &BenchArgs) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    let slots = args.batch.iter().copied().max().unwrap_or(1);
+    let weights = weights(args)?;
+    let context = weights.config().n_positions;
+    let (prompt, new) = (args.prompt_tokens as usize, args.new_tokens as usize);
+    ensure!(
+        prompt + new <= context,
+        "--prompt-tokens {prompt} and --new-tokens {new} are more than the model's context of {context}"
+    );
+    let mut runner = Gpt2Runner::new(weights, usize::from(slots));
+    let mut all = Vec::new();
+    for batch in &args.batch {
+        let figures = measure(&mut runner, usize::from(*batch), prompt, new, args.rounds as usize)?;
+        if !args.json {
+            let (prefill, decode) = (figures.prefill_tokens_per_second, figures.decode_tokens_per_second);
+            writeln!(
+                out,
+                "batch {batch:>4}: prefill {prefill:>9.1} tokens/s, decode {decode:>9.1} tokens/s"
+            )
+            .context("standard output")?;
+        }
+        all.push(figures);
+    }
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&all)?).context("standard output")?;
+    }
+    Ok(())
+}
+
+fn weights(args: &BenchArgs) -> anyhow::Result<Gpt2<Cpu>> {
+    let Some(config) = &args.random else {
+        let source = args.model.as_deref().context("neither --model nor --random")?;
+        let files = served_model::find(source, args.model_revision.as_deref())?;
+        return Ok(Gpt2::load(&files, &FlexDevice)?);
+    };
+    if let Some(folder) = &args.save {
+        save_random(config, SEED, folder)?;
+    }
+    Ok(Gpt2::random(config.clone(), SEED, &FlexDevice))
+}
+
+fn measure(
+    model: &mut dyn StepModel,
+    batch: usize,
+    prompt: usize,
+    new: usize,
+    rounds: usize,
+) -> anyhow::Result<Figures> {
+    let mut random = ChaCha8Rng::seed_from_u64(SEED);
+    let vocabulary = model.vocab_size() as u32;
+    let (mut prefill, mut decode) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
+    for _ in 0..rounds {
+        let mut rows = |position, len| -> Vec<StepRow> {
+            (0..batch)
+                .map(|slot| StepRow {
+                    slot,
+                    position,
+                    tokens: (0..len).map(|_| random.random_range(0..vocabulary)).collect(),
+                    wants_logits: true,
+                })
+                .collect()
+        };
+        let prompts = rows(0, prompt);
+        prefill.push(timed(model, &[prompts])?);
+        let steps: Vec<_> = (0..new).map(|step| rows(prompt + step, 1)).collect();
+        decode.push(timed(model, &steps)?);
+    }
+    let rate = |tokens: usize, times: Vec<Duration>| tokens as f64 / median(times).as_secs_f64();
+    Ok(Figures {
+        batch,
+        prompt_tokens: prompt,
+        new_tokens: new,
+        rounds,
+        prefill_tokens_per_second: rate(batch * prompt, prefill),
+        decode_tokens_per_second: rate(batch * new, decode),
+    })
+}
+
+fn timed(model: &mut dyn StepModel, steps: &[Vec<StepRow>]) -> anyhow::Result<Duration> {
+    let begin = Instant::now();
+    for rows in steps {
+        std::hint::black_box(model.step(rows)?);
+    }
+    Ok(begin.elapsed())
+}
+
+/// The middle one, or the mean of the two in the middle.
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    (times[times.len() / 2] + times[(times.len() - 1) / 2]) / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        let times = |millis: &[u64]| millis.iter().map(|one| Duration::from_millis(*one)).collect();
+        assert_eq!(median(times(&[9, 1, 4])), Duration::from_millis(4));
+        assert_eq!(median(times(&[9, 1, 4, 6])), Duration::from_millis(5));
+    }
+}

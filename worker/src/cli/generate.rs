@@ -1,0 +1,129 @@
+//! `claimcheck-worker generate`: one prompt through the real engine, without any server.
+
+use std::io::Write;
+
+use anyhow::{Context, bail, ensure};
+use claimcheck_common::config::load_dotenv;
+use claimcheck_common::domain::{Completion, GenerationParams, JobId, JobKey};
+use clap::Args;
+use rand::RngExt;
+use tokio::sync::mpsc;
+
+use super::number::{probability, temperature};
+use crate::engine::{Ending, Engine, EngineConfig, EngineEvent, EngineJob};
+use crate::served_model::{ModelChoice, ServedModel};
+
+/// Numbers up to here survive every JSON reader, as in the API.
+const SEED_BITS: u32 = 53;
+
+/// The prompt and how to continue it: the fields of a job, with their limits.
+#[derive(Debug, Clone, Args)]
+pub(super) struct GenerateArgs {
+    /// A folder with Hugging Face files, or a name on the hub.
+    #[arg(long)]
+    model: String,
+    /// The revision of a hub model.
+    #[arg(long)]
+    model_revision: Option<String>,
+    /// The text to continue.
+    #[arg(long, allow_hyphen_values = true)]
+    prompt: String,
+    /// Most new tokens for each choice.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    max_tokens: u32,
+    /// 0 takes the likeliest token every time.
+    #[arg(long, default_value = "0.7", value_parser = temperature, allow_hyphen_values = true)]
+    temperature: f32,
+    /// Sample among the likeliest tokens that together hold this probability.
+    #[arg(long, default_value = "1", value_parser = probability, allow_hyphen_values = true)]
+    top_p: f32,
+    /// Sample among this many likeliest tokens.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
+    top_k: Option<u32>,
+    /// Fixes the output; drawn unless given.
+    #[arg(long, allow_hyphen_values = true)]
+    seed: Option<i64>,
+    /// Generation ends before this text; up to four of them.
+    #[arg(long, allow_hyphen_values = true)]
+    stop: Vec<String>,
+    /// How many choices to generate.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=5))]
+    n: u32,
+    /// Prints the choices and the usage as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl GenerateArgs {
+    fn params(&self) -> anyhow::Result<GenerationParams> {
+        ensure!(!self.prompt.is_empty(), "--prompt is empty");
+        ensure!(
+            self.stop.len() <= 4,
+            "--stop is given {} times, at most 4",
+            self.stop.len()
+        );
+        ensure!(self.stop.iter().all(|stop| !stop.is_empty()), "--stop is empty");
+        Ok(GenerationParams {
+            max_tokens: self.max_tokens,
+            temperature: self.temperature,
+            top_p: self.top_p,
+            top_k: self.top_k,
+            n: self.n,
+            stop: self.stop.clone(),
+            seed: self
+                .seed
+                .unwrap_or_else(|| (rand::rng().random::<u64>() >> (u64::BITS - SEED_BITS)) as i64),
+        })
+    }
+}
+
+/// Prints the continuation.
+pub(super) async fn run(args: GenerateArgs) -> anyhow::Result<()> {
+    load_dotenv()?;
+    let params = args.params()?;
+    let choice = ModelChoice {
+        source: args.model.clone(),
+        revision: args.model_revision.clone(),
+        name: None,
+        slots: args.n as u16,
+    };
+    let served = ServedModel::load_choice(choice).await?;
+    let completion = complete(served, &args.prompt, params).await?;
+    print(&completion, args.json)
+}
+
+async fn complete(served: ServedModel, prompt: &str, params: GenerationParams) -> anyhow::Result<Completion> {
+    let prompt = served.tokenizer.encode(prompt)?;
+    let (sender, mut events) = mpsc::channel(4);
+    let engine = Engine::start(served.model, served.tokenizer, EngineConfig::default(), sender);
+    let key = JobKey {
+        id: JobId::new(),
+        fence: 1,
+    };
+    engine.submit(EngineJob { key, prompt, params }).await?;
+    while let Some(event) = events.recv().await {
+        match event {
+            EngineEvent::Started(_) => {}
+            EngineEvent::Ended(_, Ending::Completed(completion) | Ending::Cancelled(completion)) => {
+                return Ok(completion);
+            }
+            EngineEvent::Ended(_, Ending::Failed(error)) => bail!("{}", error.message),
+        }
+    }
+    bail!("the engine stopped")
+}
+
+fn print(completion: &Completion, json: bool) -> anyhow::Result<()> {
+    let text = match completion.choices.as_slice() {
+        _ if json => serde_json::to_string_pretty(completion)?,
+        [only] => only.text.clone(),
+        several => {
+            let lines: Vec<_> = several
+                .iter()
+                .map(|one| format!("[{}]{}", one.index, one.text))
+                .collect();
+            lines.join("\n")
+        }
+    };
+    writeln!(std::io::stdout().lock(), "{text}").context("standard output")
+}
