@@ -4,6 +4,7 @@
 //! name; nothing else is guessed. Durations carry a unit (`500ms`, `30s`, `2h`).
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -224,6 +225,9 @@ pub struct WorkerConfig {
     /// `CLAIMCHECK_MODEL_REVISION`: which revision of a hub model (`main`).
     #[serde(default)]
     pub model_revision: Option<String>,
+    /// Where hub models come from.
+    #[serde(skip)]
+    pub hub: HubConfig,
     /// `CLAIMCHECK_SLOTS`: sequences that are generated side by side (32).
     #[serde(default = "default_slots")]
     pub slots: u16,
@@ -233,9 +237,43 @@ pub struct WorkerConfig {
 }
 
 impl WorkerConfig {
-    /// Reads `CLAIMCHECK_*`.
+    /// Reads `CLAIMCHECK_*`, and for the hub `HF_*`.
     pub fn from_env() -> Result<Self, ConfigError> {
-        from_env("CLAIMCHECK_")
+        let config: Self = from_env("CLAIMCHECK_")?;
+        let hub = HubConfig::from_env()?;
+        Ok(Self { hub, ..config })
+    }
+}
+
+/// Where hub models come from, by the variables that all Hugging Face tools share.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HubConfig {
+    /// `HF_ENDPOINT`: the hub's URL, for a mirror.
+    pub endpoint: Option<String>,
+    /// `HF_HOME`: the folder whose subfolder `hub` is the cache (`~/.cache/huggingface`).
+    pub home: Option<PathBuf>,
+    /// `HF_HUB_OFFLINE`: 1, `on`, `yes` or `true` for the cache alone.
+    pub offline: bool,
+}
+
+impl HubConfig {
+    /// Reads `HF_ENDPOINT`, `HF_HOME` and `HF_HUB_OFFLINE`. Empty values count as unset.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        #[derive(Deserialize)]
+        struct Variables {
+            endpoint: Option<String>,
+            home: Option<String>,
+            hub_offline: Option<String>,
+        }
+        let variables: Variables = from_env("HF_")?;
+        let set = |value: Option<String>| value.filter(|text| !text.is_empty());
+        Ok(Self {
+            endpoint: set(variables.endpoint),
+            home: set(variables.home).map(PathBuf::from),
+            offline: variables
+                .hub_offline
+                .is_some_and(|text| ["1", "on", "yes", "true"].contains(&text.to_lowercase().as_str())),
+        })
     }
 }
 

@@ -6,14 +6,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use burn::backend::flex::FlexDevice;
-use claimcheck_common::config::WorkerConfig;
+use claimcheck_common::config::{HubConfig, WorkerConfig};
 use claimcheck_common::domain::ModelRef;
 use claimcheck_common::store::models::NewModel;
 use claimcheck_common::tokenizer::{Tokenizer, TokenizerError};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use crate::gpt2::{Cpu, Gpt2, Gpt2Runner, LoadError, ModelFiles, StepModel};
+use crate::gpt2::{Cpu, Gpt2, Gpt2Runner, LoadError, ModelFiles, StepModel, hub};
 
 /// Why there is nothing to serve.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +53,8 @@ pub struct ModelChoice {
     pub name: Option<String>,
     /// Sequences that are generated side by side.
     pub slots: u16,
+    /// Where a hub model comes from.
+    pub hub: HubConfig,
 }
 
 impl ServedModel {
@@ -63,6 +65,7 @@ impl ServedModel {
             revision: config.model_revision.clone(),
             name: config.model_name.clone(),
             slots: config.slots,
+            hub: config.hub.clone(),
         })
         .await
     }
@@ -79,12 +82,17 @@ impl ServedModel {
 }
 
 /// The files of a model: those of the folder `source` if there is one, of the hub's model of that name otherwise. Blocks.
-pub fn find(source: &str, _revision: Option<&str>) -> Result<ModelFiles, LoadError> {
-    ModelFiles::open(Path::new(source))
+pub fn find(source: &str, revision: Option<&str>, config: &HubConfig) -> Result<ModelFiles, LoadError> {
+    let folder = Path::new(source);
+    if folder.exists() || !hub::is_name(source) {
+        ModelFiles::open(folder)
+    } else {
+        hub::fetch(source, revision, config)
+    }
 }
 
 fn load(choice: ModelChoice) -> Result<ServedModel, ServeError> {
-    let files = find(&choice.source, choice.revision.as_deref())?;
+    let files = find(&choice.source, choice.revision.as_deref(), &choice.hub)?;
     let weights = Gpt2::<Cpu>::load(&files, &FlexDevice)?;
     let model: Box<dyn StepModel> = Box::new(Gpt2Runner::new(weights, usize::from(choice.slots)));
     let bytes = std::fs::read(&files.tokenizer).map_err(|cause| LoadError::Unreadable {

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use burn::backend::flex::FlexDevice;
-use claimcheck_common::config::load_dotenv;
-use clap::Args;
+use claimcheck_common::config::{HubConfig, load_dotenv};
+use clap::{ArgGroup, Args};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -23,7 +23,7 @@ const SEED: u64 = 1;
 
 /// What to measure.
 #[derive(Debug, Clone, Args)]
-#[group(id = "weights", required = true, multiple = false, args = ["model", "random"])]
+#[command(group(ArgGroup::new("weights").required(true).args(["model", "random"])))]
 pub(super) struct BenchArgs {
     /// A folder with Hugging Face files, or a name on the hub.
     #[arg(long)]
@@ -112,7 +112,7 @@ fn measure_all(args: &BenchArgs) -> anyhow::Result<()> {
 fn weights(args: &BenchArgs) -> anyhow::Result<Gpt2<Cpu>> {
     let Some(config) = &args.random else {
         let source = args.model.as_deref().context("neither --model nor --random")?;
-        let files = served_model::find(source, args.model_revision.as_deref())?;
+        let files = served_model::find(source, args.model_revision.as_deref(), &HubConfig::from_env()?)?;
         return Ok(Gpt2::load(&files, &FlexDevice)?);
     };
     if let Some(folder) = &args.save {

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::{Context, bail, ensure};
-use claimcheck_common::config::load_dotenv;
+use claimcheck_common::config::{HubConfig, load_dotenv};
 use claimcheck_common::domain::{Completion, GenerationParams, JobId, JobKey};
 use clap::Args;
 use rand::RngExt;
@@ -86,6 +86,7 @@ pub(super) async fn run(args: GenerateArgs) -> anyhow::Result<()> {
         revision: args.model_revision.clone(),
         name: None,
         slots: args.n as u16,
+        hub: HubConfig::from_env()?,
     };
     let served = ServedModel::load_choice(choice).await?;
     let completion = complete(served, &args.prompt, params).await?;

@@ -10,6 +10,7 @@
 mod config;
 mod cpu;
 mod files;
+pub mod hub;
 mod load;
 mod model;
 mod ops;
