@@ -21,9 +21,10 @@ server_folder() {
 }
 
 # The pids that work in a server's folder, oldest first: also a start script that is not the server yet.
-folder_pids() {
-  local folder path target
-  folder=$(server_folder "$1")
+folder_pids() { pids_in "$(server_folder "$1")"; }
+
+pids_in() {
+  local folder=$1 path target
   # Processes that end while we look are no error.
   { find /proc/[0-9]*/cwd -maxdepth 0 -printf '%p %l\n' 2>/dev/null || true; } |
     while read -r path target; do
@@ -67,6 +68,18 @@ launch_as_server() {
   local server=$1 log=$2
   shift 2
   launch "$server" "$log" "${AS_SERVER_USER[@]}" "$@"
+}
+
+# Servers whose data folder was deleted under them serve nothing, and hold their ports.
+end_bereaved() {
+  local server pids
+  for server in postgres rabbitmq redis epmd; do
+    pids=$(pids_in "$(server_folder "$server") (deleted)")
+    [[ -n $pids ]] || continue
+    say "ending a $server whose data folder was deleted"
+    # shellcheck disable=SC2086 # one argument a pid
+    kill -KILL $pids 2>/dev/null || true
+  done
 }
 
 none_left() { [[ -z $(server_pids "$1") ]]; }
