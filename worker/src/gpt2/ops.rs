@@ -57,16 +57,7 @@ pub trait Gpt2Backend: Backend {
         gamma: &Tensor<Self, 1>,
         beta: &Tensor<Self, 1>,
         epsilon: f32,
-    ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
-        let sum = match residual {
-            Some(residual) => x + residual,
-            None => x,
-        };
-        let centered = sum.clone() - sum.clone().mean_dim(1);
-        let variance = (centered.clone() * centered.clone()).mean_dim(1);
-        let norm = centered / (variance + epsilon).sqrt();
-        (sum, norm * gamma.clone().unsqueeze() + beta.clone().unsqueeze())
-    }
+    ) -> (Tensor<Self, 2>, Tensor<Self, 2>);
 
     /// An empty cache.
     fn new_cache(shape: CacheShape, device: &Self::Device) -> Self::Cache;

@@ -5,7 +5,7 @@ use burn::tensor::{Tensor, TensorData, activation};
 
 use super::{Activation, CacheShape, Span};
 
-/// [`Gpt2Backend::project`] in plain Burn.
+/// [`super::Gpt2Backend::project`] in plain Burn.
 pub(super) fn plain_linear<B: Backend>(
     x: &Tensor<B, 2>,
     weight: &Tensor<B, 2>,
@@ -21,6 +21,13 @@ pub(super) fn plain_linear<B: Backend>(
         Some(Activation::GeluErf) => activation::gelu(y),
         None => y,
     }
+}
+
+/// The norm of [`super::Gpt2Backend::add_norm`] in plain Burn, with epsilon 1e-5.
+pub(super) fn plain_norm<B: Backend>(x: &Tensor<B, 2>, gamma: &Tensor<B, 1>, beta: &Tensor<B, 1>) -> Tensor<B, 2> {
+    let centered = x.clone() - x.clone().mean_dim(1);
+    let variance = (centered.clone() * centered.clone()).mean_dim(1);
+    centered / (variance + 1e-5).sqrt() * gamma.clone().unsqueeze() + beta.clone().unsqueeze()
 }
 
 /// The cache of the reference: `[slots, heads, positions, head_dim]` for each layer.
@@ -41,7 +48,7 @@ impl<B: Backend> PlainCache<B> {
     }
 }
 
-/// [`Gpt2Backend::attend`] in plain Burn, row by row.
+/// [`super::Gpt2Backend::attend`] in plain Burn, row by row.
 pub(super) fn plain_attend<B: Backend>(
     qkv: &Tensor<B, 2>,
     cache: &mut PlainCache<B>,
