@@ -636,7 +636,7 @@ async fn a_scheduled_job_gets_its_message_when_its_time_has_come() {
     in_world(async |world| {
         let pool = &world.pool;
         let account = account(pool).await;
-        let tomorrow = OffsetDateTime::now_utc() + Duration::from_secs(86_400);
+        let tomorrow = OffsetDateTime::now_utc() + Duration::from_hours(24);
         let job = accept(
             pool,
             NewJob {
