@@ -6,4 +6,7 @@ mod http_face;
 mod http_jobs;
 mod http_outage;
 mod http_waiting;
+mod hub;
+mod model_files;
+mod parity;
 mod store;
