@@ -2,7 +2,8 @@
 //!
 //! Deliveries that arrive together are claimed together; what cannot be claimed is a duplicate or has ended, and its
 //! message is acked and forgotten. Any failure of the broker ends the subscription and a new one is opened: jobs in
-//! flight go on, and what the broker delivers again finds nothing to claim. Must never drop a claimed job: it is in
+//! flight go on, and what the broker delivers again finds nothing to claim. Each queue has a subscription of its own, so that
+//! one which the broker cannot serve keeps none of the others from being served. Must never drop a claimed job: it is in
 //! `in_flight.rs` from its claim to its settle (`results.rs`). Next: `engine/`.
 
 use std::collections::HashMap;
@@ -15,6 +16,8 @@ use claimcheck_common::queue::{Acker, Broker, Delivery, QueueError, Subscription
 use claimcheck_common::store::claim::{self, ClaimedJob};
 use claimcheck_common::store::{Pool, StoreError};
 use futures::FutureExt;
+use futures::future::try_join_all;
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -57,25 +60,32 @@ pub struct Consumer {
     pub feeder: Feeder,
     /// Hears whether there is a subscription.
     pub health: Health,
+    /// Held while a group goes to the engine: a suspect that runs alone is alone among the jobs of all queues.
+    pub feeding: Mutex<()>,
 }
 
 impl Consumer {
     /// Consumes until `stop`, through every failure of broker and database. An error means that the engine is dead.
     pub async fn run(self, stop: CancellationToken) -> Result<(), EngineStopped> {
+        let queues = Class::ALL.map(|class| QueueName {
+            model: self.model.clone(),
+            class,
+        });
+        try_join_all(queues.iter().map(|queue| self.consume_always(queue, &stop))).await?;
+        Ok(())
+    }
+
+    async fn consume_always(&self, queue: &QueueName, stop: &CancellationToken) -> Result<(), EngineStopped> {
         let mut backoff = Backoff::default();
         loop {
-            let opened = Instant::now();
-            let outcome = self.consume(&stop).await;
-            self.health.subscribed(false);
+            let outcome = self.consume(queue, &mut backoff, stop).await;
+            self.health.subscribed(queue.class, false);
             let error = match outcome {
                 Interrupted::Stopping => return Ok(()),
                 Interrupted::Engine(stopped) => return Err(stopped),
                 Interrupted::Queue(error) => error,
             };
-            tracing::warn!(%error, "lost the subscription and will open a new one");
-            if opened.elapsed() > self.delivery.lease {
-                backoff.reset();
-            }
+            tracing::warn!(%error, class = queue.class.as_str(), "lost the subscription and will open a new one");
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = backoff.wait() => {}
@@ -84,12 +94,17 @@ impl Consumer {
     }
 
     /// One subscription's life. Dropping it gives unclaimed deliveries back to the broker.
-    async fn consume(&self, stop: &CancellationToken) -> Interrupted {
+    async fn consume(&self, queue: &QueueName, backoff: &mut Backoff, stop: &CancellationToken) -> Interrupted {
         let work = async {
-            let mut subscription = self.subscribe(stop).await?;
+            let mut subscription = self.subscribe(queue, stop).await?;
+            let opened = Instant::now();
             loop {
-                let first = unless(stop, subscription.next()).await??;
-                let group = gather(first, &mut subscription)?;
+                let first = unless(stop, subscription.next()).await?;
+                if opened.elapsed() > self.delivery.lease {
+                    backoff.reset();
+                }
+                let group = gather(first?, &mut subscription)?;
+                let _alone = self.feeding.lock().await;
                 self.take(group, stop).await?;
             }
         };
@@ -99,14 +114,17 @@ impl Consumer {
         }
     }
 
-    async fn subscribe(&self, stop: &CancellationToken) -> Result<Subscription, Interrupted> {
-        let queues = Class::ALL.map(|class| QueueName {
-            model: self.model.clone(),
-            class,
-        });
-        let subscription = unless(stop, Subscription::open(&self.broker, &queues, self.prefetch)).await??;
-        tracing::info!(model = self.model, prefetch = self.prefetch, "subscribed");
-        self.health.subscribed(true);
+    async fn subscribe(&self, queue: &QueueName, stop: &CancellationToken) -> Result<Subscription, Interrupted> {
+        let queues = std::slice::from_ref(queue);
+        let subscription = unless(stop, Subscription::open(&self.broker, queues, self.prefetch)).await??;
+        let class = queue.class;
+        tracing::info!(
+            model = self.model,
+            class = class.as_str(),
+            prefetch = self.prefetch,
+            "subscribed"
+        );
+        self.health.subscribed(class, true);
         Ok(subscription)
     }
 

@@ -10,7 +10,7 @@ use claimcheck_common::config::{DeliveryConfig, WorkerConfig};
 use claimcheck_common::domain::WorkerId;
 use claimcheck_common::queue::Broker;
 use claimcheck_common::store::Pool;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -126,6 +126,7 @@ impl Generate {
             in_flight: in_flight.clone(),
             feeder: feeder.clone(),
             health: self.health,
+            feeding: Mutex::default(),
         };
         let outcome = tokio::select! {
             outcome = work(consumer, &in_flight, &stop) => outcome,

@@ -5,6 +5,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use claimcheck_common::domain::Class;
+
 use crate::roles::Role;
 
 /// The facts; cheap to clone.
@@ -18,7 +20,7 @@ struct Facts {
     generates: bool,
     model_loaded: AtomicBool,
     announced: AtomicBool,
-    subscribed: AtomicBool,
+    subscribed: [AtomicBool; Class::ALL.len()],
     stopping: AtomicBool,
 }
 
@@ -42,9 +44,13 @@ impl Health {
         self.facts.announced.store(true, Ordering::Relaxed);
     }
 
-    /// Whether deliveries can arrive.
-    pub fn subscribed(&self, is: bool) {
-        self.facts.subscribed.store(is, Ordering::Relaxed);
+    /// Whether deliveries of a class can arrive.
+    pub fn subscribed(&self, class: Class, is: bool) {
+        for (of, fact) in Class::ALL.iter().zip(&self.facts.subscribed) {
+            if *of == class {
+                fact.store(is, Ordering::Relaxed);
+            }
+        }
     }
 
     /// No new work is taken.
@@ -62,13 +68,15 @@ impl Health {
         if self.facts.stopping.load(Ordering::Relaxed) {
             return Some("the worker is stopping");
         }
+        let [interactive, batch] = &self.facts.subscribed;
         self.first_missing(&[
             (&self.facts.model_loaded, "the model is being loaded"),
             (
                 &self.facts.announced,
                 "the model could not be announced to the database yet",
             ),
-            (&self.facts.subscribed, "there is no subscription to the broker"),
+            (interactive, "there is no subscription to the interactive queue"),
+            (batch, "there is no subscription to the batch queue"),
         ])
     }
 
@@ -90,9 +98,11 @@ mod tests {
         assert!(health.starting().is_none());
         health.announced();
         assert!(health.not_ready().is_some());
-        health.subscribed(true);
+        health.subscribed(Class::Interactive, true);
+        assert!(health.not_ready().is_some(), "the other queue is missing");
+        health.subscribed(Class::Batch, true);
         assert!(health.not_ready().is_none());
-        health.subscribed(false);
+        health.subscribed(Class::Batch, false);
         assert!(health.not_ready().is_some());
     }
 

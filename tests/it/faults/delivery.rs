@@ -1,12 +1,19 @@
 //! Work that is interrupted on its way: a broker that forgets, and a worker that is told to stop.
 
 use claimcheck_common::domain::{Class, QueueName};
-use claimcheck_tests::{Installation, TINY, in_world};
-use lapin::options::QueuePurgeOptions;
+use claimcheck_tests::{Installation, TINY, World, eventually, in_world};
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions};
+use lapin::types::FieldTable;
 
-use super::{COMPLETED, Caller, assert_each_settled_once, count, hurry, job, until_count};
+use super::{COMPLETED, Caller, LIMIT, assert_each_settled_once, count, hurry, job, until_count};
 
 const JOBS: usize = 200;
+
+/// The broker's name of a queue of the model.
+fn queue(world: &World, class: Class) -> String {
+    let model = TINY.to_owned();
+    world.broker().queue(&QueueName { model, class })
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn jobs_whose_messages_the_broker_lost_are_sent_again_and_completed() {
@@ -22,11 +29,7 @@ async fn jobs_whose_messages_the_broker_lost_are_sent_again_and_completed() {
         until_count(world, JOBS, "SELECT count(*) FROM jobs WHERE dispatched_at IS NOT NULL").await;
         let connection = world.broker().connect("test").await.unwrap();
         let channel = connection.create_channel().await.unwrap();
-        let queue = QueueName {
-            model: TINY.to_owned(),
-            class: Class::Interactive,
-        };
-        let name = world.broker().queue(&queue);
+        let name = queue(world, Class::Interactive);
         let purged = channel
             .queue_purge(name.as_str().into(), QueuePurgeOptions::default())
             .await
@@ -84,6 +87,42 @@ async fn a_worker_told_to_stop_hands_its_jobs_on_at_no_cost() {
             0,
             "no lease had to lapse"
         );
+    })
+    .await;
+}
+
+/// Puts a queue of another kind in the place of the batch queue: no worker can declare or consume that one.
+async fn spoil_the_batch_queue(world: &World) {
+    let connection = world.broker().connect("test").await.unwrap();
+    let name = queue(world, Class::Batch);
+    eventually("the batch queue is another one", LIMIT, async || {
+        let channel = connection.create_channel().await.ok()?;
+        let delete = channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default());
+        delete.await.ok()?;
+        let options = QueueDeclareOptions::default();
+        let classic = channel.queue_declare(name.as_str().into(), options, FieldTable::default());
+        // The worker may be faster with its own.
+        classic.await.ok().map(drop)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_the_broker_cannot_serve_holds_up_no_other() {
+    in_world(async |world| {
+        hurry(world);
+        let installation = Installation::of(world);
+        let api = installation.api().await;
+        let worker = installation.worker("worker", []).await;
+        let caller = Caller::of(&api, "ada").await;
+        spoil_the_batch_queue(world).await;
+        eventually("the worker misses a queue", LIMIT, async || {
+            let ready = caller.client.get(worker.url("/readyz")).send().await.ok()?;
+            (!ready.status().is_success()).then_some(())
+        })
+        .await;
+        caller.submit("job", &job(1, 4)).await;
+        until_count(world, 1, COMPLETED).await;
     })
     .await;
 }

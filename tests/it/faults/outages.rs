@@ -16,6 +16,37 @@ async fn submit(caller: &Caller, numbers: std::ops::Range<usize>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn jobs_are_accepted_without_rabbitmq_and_run_when_it_is_back_and_flow_without_redis() {
+    let stack = Stack::up().await;
+    in_world_on(stack.servers(), async |world| {
+        hurry(world);
+        let installation = Installation::of(world);
+        let api = installation.api().await;
+        let _worker = installation.worker("worker", []).await;
+        let caller = Caller::of(&api, "ada").await;
+        submit(&caller, 0..JOBS).await;
+        until_count(world, JOBS, COMPLETED).await;
+
+        stack.kill(Server::RabbitMq).await;
+        submit(&caller, JOBS..2 * JOBS).await;
+        assert_eq!(
+            count(world, "SELECT count(*) FROM outbox").await,
+            JOBS as i64,
+            "they wait in the outbox"
+        );
+        stack.start(Server::RabbitMq).await;
+        until_count(world, 2 * JOBS, COMPLETED).await;
+
+        stack.kill(Server::Redis).await;
+        submit(&caller, 2 * JOBS..3 * JOBS).await;
+        until_count(world, 3 * JOBS, COMPLETED).await;
+        assert_each_settled_once(world, 3 * JOBS).await;
+        stack.start(Server::Redis).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_postgres_the_api_answers_503_and_all_parts_recover_without_a_restart() {
     let stack = Stack::up().await;
     in_world_on(stack.servers(), async |world| {
