@@ -9,4 +9,5 @@ mod http_waiting;
 mod hub;
 mod model_files;
 mod parity;
+mod plans;
 mod store;

@@ -144,17 +144,12 @@ impl Inbox {
             self.closed |= arrival.is_none();
             return arrival;
         }
-        if waiting >= self.capacity {
+        // Asked first: who waits inside or at the door must not keep a thread that nobody wants any more.
+        self.closed |= self.jobs.is_closed();
+        if self.closed || waiting >= self.capacity {
             return None;
         }
-        match self.jobs.try_recv() {
-            Ok(arrival) => Some(arrival),
-            Err(mpsc::error::TryRecvError::Empty) => None,
-            Err(mpsc::error::TryRecvError::Disconnected) => {
-                self.closed = true;
-                None
-            }
-        }
+        self.jobs.try_recv().ok()
     }
 
     /// Whether every handle is gone.

@@ -110,6 +110,7 @@ impl Engine {
     /// One step. `false`: nobody reads the events.
     fn step(&mut self) -> bool {
         let plan = self.scheduler.schedule();
+        metrics::occupancy(self.scheduler.running(), self.scheduler.waiting());
         if plan.is_empty() {
             return true;
         }

@@ -9,7 +9,6 @@ use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
 use super::job::SequenceId;
-use super::metrics;
 
 /// One row of the next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +50,11 @@ impl Scheduler {
         }
     }
 
+    /// Sequences that hold a slot.
+    pub(super) fn running(&self) -> usize {
+        self.order.len()
+    }
+
     /// Sequences that wait for a slot.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.len()
@@ -83,7 +87,6 @@ impl Scheduler {
             self.running.insert(id, running);
             plan.extend(take(id, running, &mut left));
         }
-        metrics::occupancy(self.order.len(), self.waiting.len());
         plan
     }
 

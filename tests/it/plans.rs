@@ -1,0 +1,216 @@
+//! What the store's statements cost does not grow with the number of jobs: their plans and pages at a thousand and at a
+//! million jobs. With `CLAIMCHECK_PLANS` set to a file, that file gets the plans (docs/benchmarks/store-plans.md).
+
+mod data;
+mod explain;
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use claimcheck_common::domain::{Class, JobId, JobKey, JobStatus, ProjectId, QueueName, WorkerId};
+use claimcheck_common::store::jobs::{JobFilter, Page};
+use claimcheck_common::store::{self, Pool, claim, jobs, lease, outbox};
+use claimcheck_tests::{World, in_world};
+
+use data::{CLAIMED, MODEL, OTHER_MODEL, RELEASED, job_id};
+use explain::{Explained, Explainer};
+
+const FEW: u64 = 1_000;
+const MANY: u64 = 1_000_000;
+/// A claim, a beat or a page of this many jobs.
+const GROUP: u64 = 20;
+const TAKEN: u32 = 100;
+const LEASE: Duration = Duration::from_secs(10);
+/// Room for the deeper trees of larger indexes; what reads a share of the table costs a thousand times as much.
+const GROWTH: u64 = 3;
+const LEAST_PAGES: u64 = 20;
+
+#[tokio::test]
+async fn claim_poll_list_and_relay_cost_the_same_at_a_million_jobs_as_at_a_thousand() {
+    let (mut few, mut many) = (Vec::new(), Vec::new());
+    in_world(async |world| few = plans(world, FEW).await).await;
+    in_world(async |world| many = plans(world, MANY).await).await;
+    write_down(&few, &many);
+    for (small, large) in few.iter().zip(&many) {
+        let allowed = GROWTH * small.plan.pages.max(LEAST_PAGES);
+        assert!(
+            large.plan.pages <= allowed,
+            "{} ({}) touches {} pages at {MANY} jobs and {} at {FEW}:\n{}",
+            large.name,
+            large.mode,
+            large.plan.pages,
+            small.plan.pages,
+            large.plan.tree
+        );
+        assert!(
+            large.plan.scanned.is_empty(),
+            "{} ({}) reads all of {:?}:\n{}",
+            large.name,
+            large.mode,
+            large.plan.scanned,
+            large.plan.tree
+        );
+    }
+}
+
+/// Fills the world with `jobs` jobs, runs the store's functions and explains the statements that they ran.
+async fn plans(world: &World, jobs: u64) -> Vec<Explained> {
+    let project = data::fill(world, jobs).await;
+    let mut database = world.database.clone();
+    // One connection: what the store prepares on it can be explained on it.
+    database.pool_size = 1;
+    let pool = store::connect(&database).unwrap();
+    let mut explainer = Explainer::new(pool.clone());
+    running(&mut explainer, &pool, jobs).await;
+    reading(&mut explainer, &pool, project, jobs).await;
+    relaying(&mut explainer, &pool).await;
+    pool.close().await;
+    explainer.explained
+}
+
+async fn running(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
+    let first = jobs - CLAIMED - RELEASED + 1;
+    let ids = |first: u64| (first..first + GROUP).map(job_id);
+    let worker = WorkerId::new();
+    explainer.forget().await;
+    let claimed = claim::claim(pool, worker, ids(first).collect(), LEASE).await.unwrap();
+    assert_eq!(claimed.len() as u64, GROUP);
+    let next: Vec<_> = ids(first + GROUP).collect();
+    let arguments = format!("{}, '{}', '10 seconds'", array(&next), worker.uuid());
+    explainer
+        .explain("claim 20 jobs", "claimed AS", &arguments, GROUP)
+        .await;
+
+    let keys: Vec<_> = ids(jobs - GROUP + 1).map(|id| JobKey { id, fence: 1 }).collect();
+    explainer.forget().await;
+    assert_eq!(lease::heartbeat(pool, &keys, LEASE).await.unwrap().lost, []);
+    let held: Vec<_> = keys.iter().map(|key| key.id).collect();
+    let fences = vec!["1"; keys.len()].join(",");
+    let arguments = format!("{}, '{{{fences}}}', '10 seconds'", array(&held));
+    explainer
+        .explain("heartbeat of 20 jobs", "beat AS", &arguments, 0)
+        .await;
+}
+
+async fn reading(explainer: &mut Explainer, pool: &Pool, project: ProjectId, jobs: u64) {
+    let middle = job_id(jobs / 2);
+    explainer.forget().await;
+    assert!(jobs::get(pool, project, middle).await.unwrap().is_some());
+    let arguments = format!("'{}', '{}'", middle.uuid(), project.uuid());
+    explainer.explain("poll a job", "WHERE j.id = $1", &arguments, 1).await;
+
+    let (status, model) = (Some(JobStatus::Failed), Some(MODEL));
+    for (name, status, model, after, rows) in [
+        ("list, newest", None, None, None, GROUP),
+        ("list, after the middle", None, None, Some(middle), GROUP),
+        ("list by status, after the middle", status, None, Some(middle), GROUP),
+        (
+            "list by a status that no job has",
+            Some(JobStatus::Expired),
+            None,
+            None,
+            0,
+        ),
+        ("list by model", None, model, None, GROUP),
+        ("list by status and model", status, model, None, GROUP),
+        (
+            "list by status and model that never meet",
+            status,
+            Some(OTHER_MODEL),
+            None,
+            0,
+        ),
+    ] {
+        let filter = JobFilter {
+            status,
+            model: model.map(str::to_owned),
+        };
+        let page = Page {
+            after,
+            limit: u32::try_from(GROUP).unwrap(),
+        };
+        explainer.forget().await;
+        let listed = jobs::list(pool, project, &filter, page).await.unwrap();
+        assert_eq!(listed.len() as u64, rows, "{name}");
+        let quoted = |text: Option<String>| text.map_or("NULL".to_owned(), |text| format!("'{text}'"));
+        let arguments = format!(
+            "'{}', {}, {}, {}, {GROUP}",
+            project.uuid(),
+            quoted(status.map(|status| status.as_str().to_owned())),
+            quoted(model.map(str::to_owned)),
+            quoted(after.map(|id| id.uuid().to_string())),
+        );
+        explainer.explain(name, "ORDER BY j.id DESC", &arguments, rows).await;
+    }
+}
+
+async fn relaying(explainer: &mut Explainer, pool: &Pool) {
+    explainer.forget().await;
+    let queues = outbox::queues(pool).await.unwrap();
+    assert_eq!(queues.len(), 2);
+    explainer
+        .explain("relay: the queues", "WITH RECURSIVE queue", "", 2)
+        .await;
+
+    let queue = QueueName {
+        model: MODEL.to_owned(),
+        class: Class::Interactive,
+    };
+    let window = TAKEN + u32::try_from(RELEASED).unwrap();
+    explainer.forget().await;
+    let mut transaction = pool.begin().await.unwrap();
+    let rows = outbox::take(&mut transaction, &queue, window, TAKEN).await.unwrap();
+    transaction.rollback().await.unwrap();
+    assert!(rows.len() >= TAKEN as usize / 2);
+    let arguments = format!("'{MODEL}', 'interactive', {window}, {TAKEN}");
+    let taken = rows.len() as u64;
+    explainer
+        .explain("relay: take 100 rows", "released AS", &arguments, taken)
+        .await;
+
+    let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
+    explainer.forget().await;
+    let mut transaction = pool.begin().await.unwrap();
+    outbox::confirm(&mut transaction, &ids).await.unwrap();
+    transaction.rollback().await.unwrap();
+    let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
+    let arguments = format!("'{{{}}}'", ids.join(","));
+    explainer
+        .explain("relay: confirm 100 rows", "sent AS", &arguments, 0)
+        .await;
+}
+
+fn array(ids: &[JobId]) -> String {
+    let ids: Vec<_> = ids.iter().map(|id| id.uuid().to_string()).collect();
+    format!("'{{{}}}'", ids.join(","))
+}
+
+fn write_down(few: &[Explained], many: &[Explained]) {
+    #[allow(
+        clippy::disallowed_methods,
+        reason = "the harness's own settings are no configuration of a service"
+    )]
+    let Ok(path) = std::env::var("CLAIMCHECK_PLANS") else {
+        return;
+    };
+    let mut page = format!("| statement | planned | pages at {FEW} jobs | pages at {MANY} jobs |\n|---|---|---|---|\n");
+    for (small, large) in few.iter().zip(many) {
+        let (name, mode) = (large.name, large.mode);
+        writeln!(
+            page,
+            "| {name} | {mode} | {} | {} |",
+            small.plan.pages, large.plan.pages
+        )
+        .unwrap();
+    }
+    for large in many {
+        let (name, mode) = (large.name, large.mode);
+        write!(
+            page,
+            "\n{name} ({mode}), at {MANY} jobs:\n\n```\n{}```\n",
+            large.plan.tree
+        )
+        .unwrap();
+    }
+    std::fs::write(path, page).unwrap();
+}

@@ -1,0 +1,121 @@
+//! The plans of the very statements that the store prepared on a connection.
+
+use claimcheck_common::store::Pool;
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection, Row};
+use std::fmt::Write as _;
+
+/// A statement as it was executed.
+pub(super) struct Explained {
+    /// What it does.
+    pub name: &'static str,
+    /// For the parameters' values, or once for all of them: sqlx's statements stay prepared, and Postgres may do either.
+    pub mode: &'static str,
+    pub plan: Plan,
+}
+
+/// What the executor did.
+pub(super) struct Plan {
+    /// Pages found in the cache or read, the same one as often as it was asked for.
+    pub pages: u64,
+    /// Tables that were read from end to end.
+    pub scanned: Vec<String>,
+    /// The nodes, indented, with rows and pages.
+    pub tree: String,
+}
+
+/// Explains on a pool of one connection.
+pub(super) struct Explainer {
+    pool: Pool,
+    pub explained: Vec<Explained>,
+}
+
+impl Explainer {
+    pub(super) fn new(pool: Pool) -> Self {
+        assert_eq!(pool.options().get_max_connections(), 1);
+        Self {
+            pool,
+            explained: Vec::new(),
+        }
+    }
+
+    /// Forgets what was prepared, so that the next call of the store leaves only its own statements.
+    pub(super) async fn forget(&self) {
+        let mut connection = self.pool.acquire().await.unwrap();
+        connection.clear_cached_statements().await.unwrap();
+    }
+
+    /// Runs the prepared statement that has `marker` in its text again, both ways, and rolls it back. `rows` is what it
+    /// must answer.
+    pub(super) async fn explain(&mut self, name: &'static str, marker: &str, arguments: &str, rows: u64) {
+        for (mode, setting) in [("each time", "force_custom_plan"), ("once", "force_generic_plan")] {
+            let mut transaction = self.pool.begin().await.unwrap();
+            let statement: String =
+                sqlx::query_scalar("SELECT name FROM pg_prepared_statements WHERE strpos(statement, $1) > 0")
+                    .bind(marker)
+                    .fetch_one(&mut *transaction)
+                    .await
+                    .unwrap_or_else(|error| panic!("{name}: {error}"));
+            let call = if arguments.is_empty() {
+                statement
+            } else {
+                format!("{statement}({arguments})")
+            };
+            // A scan for each row of a join that is thought to be short costs the same; only a just-in-time compiler
+            // would add its own time.
+            let sql = format!(
+                "SET LOCAL plan_cache_mode = {setting}; EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {call}"
+            );
+            let row = sqlx::raw_sql(AssertSqlSafe(sql))
+                .fetch_one(&mut *transaction)
+                .await
+                .unwrap_or_else(|error| panic!("{name}: {error}"));
+            transaction.rollback().await.unwrap();
+            let text: String = row.try_get_unchecked(0).unwrap();
+            let explained: Value = serde_json::from_str(&text).unwrap();
+            let root = &explained[0]["Plan"];
+            assert_eq!(root["Actual Rows"].as_f64(), Some(rows as f64), "{name}: {explained:#}");
+            let mut plan = Plan {
+                pages: pages(root),
+                scanned: Vec::new(),
+                tree: String::new(),
+            };
+            plan.walk(root, 0);
+            self.explained.push(Explained { name, mode, plan });
+        }
+    }
+}
+
+impl Plan {
+    fn walk(&mut self, node: &Value, depth: usize) {
+        let text = |key: &str| node[key].as_str();
+        let kind = text("Node Type").unwrap_or_default();
+        let table = text("Relation Name");
+        if let ("Seq Scan", Some(table)) = (kind, table) {
+            self.scanned.push(table.to_owned());
+        }
+        let index = text("Index Name").map_or(String::new(), |index| format!(" by {index}"));
+        let of = table
+            .or(text("CTE Name"))
+            .map_or(String::new(), |name| format!(" of {name}"));
+        let role = text("Subplan Name").map_or(String::new(), |name| format!("{name}: "));
+        let (rows, loops) = (&node["Actual Rows"], &node["Actual Loops"]);
+        let _ = writeln!(
+            self.tree,
+            "{:indent$}{role}{kind}{of}{index}: {rows} rows × {loops}, {} pages",
+            "",
+            pages(node),
+            indent = 2 * depth,
+        );
+        for child in node["Plans"].as_array().into_iter().flatten() {
+            self.walk(child, depth + 1);
+        }
+    }
+}
+
+fn pages(node: &Value) -> u64 {
+    ["Shared Hit Blocks", "Shared Read Blocks"]
+        .iter()
+        .filter_map(|key| node[key].as_u64())
+        .sum()
+}
