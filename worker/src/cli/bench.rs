@@ -29,13 +29,14 @@ pub(super) struct BenchArgs {
     #[arg(long)]
     model: Option<String>,
     /// The revision of a hub model.
-    #[arg(long, requires = "model")]
+    // clap forgives a missing requirement where what is given excludes it, hence both.
+    #[arg(long, requires = "model", conflicts_with = "random")]
     model_revision: Option<String>,
     /// Random weights in the shape of a named model, `gpt2` or `tiny` for instance.
     #[arg(long, value_parser = named)]
     random: Option<Gpt2Config>,
     /// Writes the random weights into this folder, too.
-    #[arg(long, requires = "random")]
+    #[arg(long, requires = "random", conflicts_with = "model")]
     save: Option<PathBuf>,
     /// How many sequences run side by side; several numbers are measured one after the other.
     #[arg(long, value_delimiter = ',', default_value = "1,8,32", value_parser = clap::value_parser!(u16).range(1..=1024))]

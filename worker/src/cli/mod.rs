@@ -56,3 +56,128 @@ impl Cli {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &[&str]) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(["claimcheck-worker"].iter().chain(line))
+    }
+
+    async fn execute(line: &[&str]) -> ExitCode {
+        parse(line).expect("arguments that are taken").execute().await
+    }
+
+    #[test]
+    fn the_command_line_does_not_contradict_itself() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn the_tools_take_their_options_together() {
+        let bench = [
+            "bench",
+            "--random",
+            "tiny",
+            "--save",
+            "x",
+            "--batch",
+            "1,8,32",
+            "--prompt-tokens",
+            "6",
+        ];
+        let bench = [&bench[..], &["--new-tokens", "7", "--rounds", "2", "--json"]].concat();
+        let generate = [
+            "generate",
+            "--model",
+            "x",
+            "--model-revision",
+            "y",
+            "--prompt",
+            "- z",
+            "--max-tokens",
+            "5",
+        ];
+        let more = [
+            "--temperature",
+            "0",
+            "--top-p",
+            "0.5",
+            "--top-k",
+            "4",
+            "--seed",
+            "-1",
+            "--n",
+            "2",
+            "--json",
+        ];
+        let generate = [&generate[..], &more, &["--stop", "a", "--stop", "b"]].concat();
+        for line in [bench, vec!["bench", "--model", "x"], generate] {
+            assert!(parse(&line).is_ok(), "{line:?}: {}", parse(&line).unwrap_err());
+        }
+    }
+
+    #[test]
+    fn arguments_that_make_no_sense_are_refused() {
+        for line in [
+            "bench",
+            "bench --model x --random tiny",
+            "bench --random unheard-of",
+            "bench --model x --save y",
+            "bench --random tiny --model-revision y",
+            "bench --model x --batch 0",
+            "bench --model x --batch 1,,2",
+            "bench --model x --rounds 0",
+            "generate --model x",
+            "generate --prompt x",
+            "generate --model x --prompt y --temperature 2.1",
+            "generate --model x --prompt y --top-p nan",
+            "generate --model x --prompt y --top-k 0",
+            "generate --model x --prompt y --max-tokens 0",
+            "generate --model x --prompt y --n 6",
+        ] {
+            let words: Vec<_> = line.split(' ').collect();
+            assert!(parse(&words).is_err(), "{line}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_bench_saves_is_a_model_that_both_tools_take() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().join("random").display().to_string();
+        let short = [
+            "--batch",
+            "1,2",
+            "--prompt-tokens",
+            "3",
+            "--new-tokens",
+            "2",
+            "--rounds",
+            "1",
+        ];
+        let save = [&["bench", "--random", "tiny", "--save", &folder], &short[..]].concat();
+        assert_eq!(execute(&save).await, ExitCode::SUCCESS);
+        let again = [&["bench", "--model", &folder], &short[..]].concat();
+        assert_eq!(execute(&again).await, ExitCode::SUCCESS);
+        let generate = ["generate", "--model", &folder, "--prompt", "Once", "--max-tokens", "3"];
+        assert_eq!(execute(&generate).await, ExitCode::SUCCESS);
+    }
+
+    #[tokio::test]
+    async fn a_tool_that_cannot_load_its_model_ends_with_code_2() {
+        let empty = tempfile::tempdir().unwrap();
+        let missing = empty.path().join("no/such/folder").display().to_string();
+        for folder in [missing, empty.path().display().to_string()] {
+            let generate = ["generate", "--model", &folder, "--prompt", "x"];
+            assert_eq!(execute(&generate).await, ExitCode::from(REFUSED), "{folder}");
+            assert_eq!(
+                execute(&["bench", "--model", &folder]).await,
+                ExitCode::from(REFUSED),
+                "{folder}"
+            );
+        }
+    }
+}

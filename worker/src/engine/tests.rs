@@ -13,45 +13,14 @@ use rand_chacha::ChaCha8Rng;
 use tokio::sync::mpsc;
 
 use super::{Ending, Engine, EngineConfig, EngineEvent, EngineHandle, EngineJob};
-use crate::gpt2::{Cpu, Gpt2, Gpt2Config, Gpt2Runner, StepError, StepModel, StepRow};
+use crate::gpt2::{Cpu, Gpt2, Gpt2Config, Gpt2Runner, StepError, StepModel, StepRow, byte_tokenizer_json};
 
 const LIMIT: Duration = Duration::from_mins(1);
 const VOCABULARY: usize = 260;
 
 /// One token for each byte; 256 ends a text.
 fn tokenizer() -> Arc<Tokenizer> {
-    let mut alphabet: Vec<String> = tokenizers_alphabet();
-    alphabet.sort();
-    let vocabulary: HashMap<_, _> = alphabet.into_iter().zip(0..).collect();
-    let json = serde_json::json!({
-        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "post_processor": null,
-        "added_tokens": [{"id": 256, "content": "<|endoftext|>", "single_word": false, "lstrip": false,
-                          "rstrip": false, "normalized": false, "special": true}],
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
-                  "vocab": vocabulary, "merges": []}
-    });
-    Arc::new(Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap())
-}
-
-/// The characters that byte-level BPE writes bytes as.
-fn tokenizers_alphabet() -> Vec<String> {
-    let printable =
-        |byte: u32| (33..=126).contains(&byte) || (161..=172).contains(&byte) || (174..=255).contains(&byte);
-    let mut shifted = 256;
-    (0..256)
-        .map(|byte| {
-            let code = if printable(byte) {
-                byte
-            } else {
-                shifted += 1;
-                shifted - 1
-            };
-            char::from_u32(code).unwrap().to_string()
-        })
-        .collect()
+    Arc::new(Tokenizer::from_bytes(byte_tokenizer_json(VOCABULARY).as_bytes()).unwrap())
 }
 
 fn model(slots: usize) -> Box<dyn StepModel> {
@@ -332,15 +301,25 @@ async fn a_cancelled_job_stops_at_the_next_step_and_keeps_its_tokens() {
 }
 
 #[tokio::test]
-async fn the_thread_ends_when_its_last_handle_is_dropped() {
-    let (engine, mut events) = start(model(1), 128);
+async fn the_thread_ends_when_its_last_handle_is_dropped_however_many_jobs_wait() {
+    let (open, model) = scripted(1);
+    let (engine, mut events) = start(model, 128);
+    // One runs, one waits inside, one at the door.
     engine.submit(plain_job(1, 50)).await.unwrap();
+    engine.submit(plain_job(2, 50)).await.unwrap();
+    open.send(()).unwrap();
+    engine.submit(plain_job(3, 50)).await.unwrap();
     drop(engine);
-    while tokio::time::timeout(LIMIT, events.recv())
-        .await
-        .expect("the engine ends")
-        .is_some()
-    {}
+    drop(open);
+    let ended = async {
+        let mut ended = 0;
+        while let Some(event) = events.recv().await {
+            ended += usize::from(matches!(event, EngineEvent::Ended(..)));
+        }
+        ended
+    };
+    let ended = tokio::time::timeout(LIMIT, ended).await.expect("the engine ends");
+    assert_eq!(ended, 0, "nobody is left to hear of these jobs");
 }
 
 #[tokio::test]

@@ -7,6 +7,7 @@
 //! The same answer in any company: every element of a row is reduced in one fixed order, whatever other rows, chunks or
 //! threads share the step.
 
+mod byte_tokenizer;
 mod config;
 mod cpu;
 mod files;
@@ -22,6 +23,8 @@ mod step;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+pub(crate) use byte_tokenizer::json as byte_tokenizer_json;
 pub use config::{Activation, Gpt2Config};
 pub use cpu::Cpu;
 pub use files::{LoadError, ModelFiles};

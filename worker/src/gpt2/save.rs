@@ -12,7 +12,7 @@ use safetensors::tensor::TensorView;
 use serde_json::json;
 
 use super::load::{assemble, tensors};
-use super::{Gpt2, Gpt2Backend, Gpt2Config, LoadError};
+use super::{Gpt2, Gpt2Backend, Gpt2Config, LoadError, byte_tokenizer};
 
 /// GPT-2's own initialization: normal, of this standard deviation.
 const DEVIATION: f32 = 0.02;
@@ -59,15 +59,22 @@ impl<B: Gpt2Backend> Gpt2<B> {
     }
 }
 
-/// Writes the weights of [`Gpt2::random`] as `config.json` and `model.safetensors` into `folder`, which is made.
+/// Writes the weights of [`Gpt2::random`] as `config.json` and `model.safetensors` into `folder`, which is made, and a
+/// `tokenizer.json` whose tokens are bytes.
 pub fn save_random(config: &Gpt2Config, seed: u64, folder: &Path) -> Result<(), LoadError> {
     let unwritable = |path: &Path, cause| LoadError::Unreadable {
         path: path.to_owned(),
         cause,
     };
     std::fs::create_dir_all(folder).map_err(|cause| unwritable(folder, cause))?;
-    let path = folder.join("config.json");
-    std::fs::write(&path, config_json(config)).map_err(|cause| unwritable(&path, cause))?;
+    let texts = [
+        ("config.json", config_json(config)),
+        ("tokenizer.json", byte_tokenizer::json(config.vocab_size)),
+    ];
+    for (name, text) in texts {
+        let path = folder.join(name);
+        std::fs::write(&path, text).map_err(|cause| unwritable(&path, cause))?;
+    }
     let mut weights = Weights::new(seed);
     let drawn: Vec<(String, Vec<usize>, Vec<u8>)> = tensors(config)
         .into_iter()
