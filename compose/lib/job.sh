@@ -8,7 +8,7 @@ run_job() {
   local request id status
   log_in
   request="{\"model\":$(json_string "$MODEL_NAME"),\"prompt\":$(json_string "$PROMPT")"
-  request+=',"max_tokens":80,"temperature":0.7,"seed":7}'
+  request+=',"max_tokens":200,"temperature":0.7,"seed":7}'
   printf '\nPOST %s/v1/jobs\n  %s\n' "$API_URL" "$request"
   STARTED=${EPOCHREALTIME/[.,]/}
   call POST /v1/jobs --header 'content-type: application/json' --data-binary "$request"
