@@ -23,6 +23,8 @@ fn options(url: &str) -> StoreResult<PgConnectOptions> {
             // A statement that hangs must not hold its locks for ever; a forgotten transaction neither.
             ("statement_timeout", "30s"),
             ("idle_in_transaction_session_timeout", "30s"),
+            // Every statement here touches few rows: starting parallel workers for one costs more than it saves.
+            ("max_parallel_workers_per_gather", "0"),
         ]))
 }
 
