@@ -40,6 +40,7 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_by_project ON jobs (project_id, id DESC);
 CREATE INDEX jobs_by_project_status ON jobs (project_id, status, id DESC);
 CREATE INDEX jobs_by_project_model ON jobs (project_id, model, id DESC);
+CREATE INDEX jobs_by_project_model_status ON jobs (project_id, model, status, id DESC);
 -- Rescue reads only what runs. The lease itself is not indexed, so that a heartbeat stays a heap-only update.
 CREATE INDEX jobs_running ON jobs (id) WHERE status IN ('in_progress', 'cancelling');
 -- The release window is counted here, and lost messages are found here.

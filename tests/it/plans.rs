@@ -35,18 +35,16 @@ async fn claim_poll_list_and_relay_cost_the_same_at_a_million_jobs_as_at_a_thous
         let allowed = GROWTH * small.plan.pages.max(LEAST_PAGES);
         assert!(
             large.plan.pages <= allowed,
-            "{} ({}) touches {} pages at {MANY} jobs and {} at {FEW}:\n{}",
+            "{} touches {} pages at {MANY} jobs and {} at {FEW}:\n{}",
             large.name,
-            large.mode,
             large.plan.pages,
             small.plan.pages,
             large.plan.tree
         );
         assert!(
             large.plan.scanned.is_empty(),
-            "{} ({}) reads all of {:?}:\n{}",
+            "{} reads all of {:?}:\n{}",
             large.name,
-            large.mode,
             large.plan.scanned,
             large.plan.tree
         );
@@ -193,24 +191,14 @@ fn write_down(few: &[Explained], many: &[Explained]) {
     let Ok(path) = std::env::var("CLAIMCHECK_PLANS") else {
         return;
     };
-    let mut page = format!("| statement | planned | pages at {FEW} jobs | pages at {MANY} jobs |\n|---|---|---|---|\n");
+    let mut page = format!("| statement | pages at {FEW} jobs | pages at {MANY} jobs |\n|---|---|---|\n");
     for (small, large) in few.iter().zip(many) {
-        let (name, mode) = (large.name, large.mode);
-        writeln!(
-            page,
-            "| {name} | {mode} | {} | {} |",
-            small.plan.pages, large.plan.pages
-        )
-        .unwrap();
+        let name = large.name;
+        writeln!(page, "| {name} | {} | {} |", small.plan.pages, large.plan.pages).unwrap();
     }
     for large in many {
-        let (name, mode) = (large.name, large.mode);
-        write!(
-            page,
-            "\n{name} ({mode}), at {MANY} jobs:\n\n```\n{}```\n",
-            large.plan.tree
-        )
-        .unwrap();
+        let name = large.name;
+        write!(page, "\n{name}, at {MANY} jobs:\n\n```\n{}```\n", large.plan.tree).unwrap();
     }
     std::fs::write(path, page).unwrap();
 }

@@ -25,6 +25,8 @@ fn options(url: &str) -> StoreResult<PgConnectOptions> {
             ("idle_in_transaction_session_timeout", "30s"),
             // Every statement here touches few rows: starting parallel workers for one costs more than it saves.
             ("max_parallel_workers_per_gather", "0"),
+            // A plan made once for all filters walks a project's whole list where one value would have led to few rows.
+            ("plan_cache_mode", "force_custom_plan"),
         ]))
 }
 

@@ -9,8 +9,6 @@ use std::fmt::Write as _;
 pub(super) struct Explained {
     /// What it does.
     pub name: &'static str,
-    /// For the parameters' values, or once for all of them: sqlx's statements stay prepared, and Postgres may do either.
-    pub mode: &'static str,
     pub plan: Plan,
 }
 
@@ -45,44 +43,40 @@ impl Explainer {
         connection.clear_cached_statements().await.unwrap();
     }
 
-    /// Runs the prepared statement that has `marker` in its text again, both ways, and rolls it back. `rows` is what it
+    /// Runs the prepared statement that has `marker` in its text again and rolls it back. `rows` is what it
     /// must answer.
     pub(super) async fn explain(&mut self, name: &'static str, marker: &str, arguments: &str, rows: u64) {
-        for (mode, setting) in [("each time", "force_custom_plan"), ("once", "force_generic_plan")] {
-            let mut transaction = self.pool.begin().await.unwrap();
-            let statement: String =
-                sqlx::query_scalar("SELECT name FROM pg_prepared_statements WHERE strpos(statement, $1) > 0")
-                    .bind(marker)
-                    .fetch_one(&mut *transaction)
-                    .await
-                    .unwrap_or_else(|error| panic!("{name}: {error}"));
-            let call = if arguments.is_empty() {
-                statement
-            } else {
-                format!("{statement}({arguments})")
-            };
-            // A scan for each row of a join that is thought to be short costs the same; only a just-in-time compiler
-            // would add its own time.
-            let sql = format!(
-                "SET LOCAL plan_cache_mode = {setting}; EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {call}"
-            );
-            let row = sqlx::raw_sql(AssertSqlSafe(sql))
+        let mut transaction = self.pool.begin().await.unwrap();
+        let statement: String =
+            sqlx::query_scalar("SELECT name FROM pg_prepared_statements WHERE strpos(statement, $1) > 0")
+                .bind(marker)
                 .fetch_one(&mut *transaction)
                 .await
                 .unwrap_or_else(|error| panic!("{name}: {error}"));
-            transaction.rollback().await.unwrap();
-            let text: String = row.try_get_unchecked(0).unwrap();
-            let explained: Value = serde_json::from_str(&text).unwrap();
-            let root = &explained[0]["Plan"];
-            assert_eq!(root["Actual Rows"].as_f64(), Some(rows as f64), "{name}: {explained:#}");
-            let mut plan = Plan {
-                pages: pages(root),
-                scanned: Vec::new(),
-                tree: String::new(),
-            };
-            plan.walk(root, 0);
-            self.explained.push(Explained { name, mode, plan });
-        }
+        let call = if arguments.is_empty() {
+            statement
+        } else {
+            format!("{statement}({arguments})")
+        };
+        // A scan for each row of a join that is thought to be short costs the same; only a just-in-time compiler
+        // would add its own time.
+        let sql = format!("EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {call}");
+        let row = sqlx::raw_sql(AssertSqlSafe(sql))
+            .fetch_one(&mut *transaction)
+            .await
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        transaction.rollback().await.unwrap();
+        let text: String = row.try_get_unchecked(0).unwrap();
+        let explained: Value = serde_json::from_str(&text).unwrap();
+        let root = &explained[0]["Plan"];
+        assert_eq!(root["Actual Rows"].as_f64(), Some(rows as f64), "{name}: {explained:#}");
+        let mut plan = Plan {
+            pages: pages(root),
+            scanned: Vec::new(),
+            tree: String::new(),
+        };
+        plan.walk(root, 0);
+        self.explained.push(Explained { name, plan });
     }
 }
 
