@@ -240,6 +240,9 @@ impl WorkerConfig {
     /// Reads `CLAIMCHECK_*`, and for the hub `HF_*`.
     pub fn from_env() -> Result<Self, ConfigError> {
         let config: Self = from_env("CLAIMCHECK_")?;
+        if config.slots == 0 {
+            return Err(ConfigError::Invalid("CLAIMCHECK_SLOTS must be at least 1".to_owned()));
+        }
         let hub = HubConfig::from_env()?;
         Ok(Self { hub, ..config })
     }

@@ -24,9 +24,12 @@ impl Tokenizer {
     /// Reads the bytes of a `tokenizer.json`.
     pub fn from_bytes(json: &[u8]) -> Result<Self, TokenizerError> {
         let inner = tokenizers::Tokenizer::from_bytes(json).map_err(failed)?;
-        let bytes = (0..inner.get_vocab_size(true) as u32)
-            .map(|id| token_bytes(&inner, id))
-            .collect();
+        let vocabulary = inner
+            .get_vocab(true)
+            .into_values()
+            .max()
+            .map_or(0, |greatest| greatest + 1);
+        let bytes = (0..vocabulary).map(|id| token_bytes(&inner, id)).collect();
         let end_of_text = inner.token_to_id(END_OF_TEXT);
         Ok(Self {
             inner,
@@ -38,6 +41,11 @@ impl Tokenizer {
     /// The raw bytes that a token stands for: a part of a character, perhaps. None for special and unknown tokens.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.bytes.get(id as usize).map_or(&[], |bytes| bytes)
+    }
+
+    /// One more than the greatest id that encoding can give.
+    pub const fn vocabulary_size(&self) -> usize {
+        self.bytes.len()
     }
 
     /// The token that ends a text, if the vocabulary has it.

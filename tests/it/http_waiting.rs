@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use claimcheck_common::domain::{Choice, Completion, FinishReason, JobId, JobKey, Usage, WorkerId};
-use claimcheck_common::store::settle::Settlement;
+use claimcheck_common::domain::{Choice, Completion, FinishReason, JobId, JobKey, JobStatus, Usage, WorkerId};
+use claimcheck_common::store::settle::{Settled, Settlement};
 use claimcheck_common::store::{claim, settle};
 use claimcheck_tests::World;
 use reqwest::StatusCode;
@@ -36,7 +36,8 @@ async fn finish(world: &World, key: JobKey) {
         vec![Settlement::completed(key, completion)],
         "test".to_owned(),
     );
-    assert_eq!(settled.await.unwrap(), [key]);
+    let status = JobStatus::Completed;
+    assert_eq!(settled.await.unwrap(), [Settled { key, status }]);
 }
 
 async fn etag(session: &Session, id: &str) -> String {

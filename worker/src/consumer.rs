@@ -30,6 +30,11 @@ use crate::in_flight::InFlight;
 /// Most deliveries that are claimed in one transaction.
 const GROUP: usize = 256;
 
+/// A queue that lets so many subscriptions in a row go unanswered is deleted and declared anew. RabbitMQ 3.10 brings a
+/// quorum queue back without a leader when it was killed within a second of the queue's declaration, and such a queue
+/// never answers again. Its messages need not be saved: jobs that nobody claims are emitted again.
+const UNANSWERED: u32 = 3;
+
 #[derive(Debug, thiserror::Error)]
 enum Interrupted {
     #[error("a stop was asked for")]
@@ -77,6 +82,7 @@ impl Consumer {
 
     async fn consume_always(&self, queue: &QueueName, stop: &CancellationToken) -> Result<(), EngineStopped> {
         let mut backoff = Backoff::default();
+        let mut unanswered = 0;
         loop {
             let outcome = self.consume(queue, &mut backoff, stop).await;
             self.health.subscribed(queue.class, false);
@@ -86,10 +92,28 @@ impl Consumer {
                 Interrupted::Queue(error) => error,
             };
             tracing::warn!(%error, class = queue.class.as_str(), "lost the subscription and will open a new one");
+            unanswered = if matches!(error, QueueError::TimedOut(_)) {
+                unanswered + 1
+            } else {
+                0
+            };
+            if unanswered == UNANSWERED {
+                unanswered = 0;
+                self.replace(queue).await;
+            }
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
                 () = backoff.wait() => {}
             }
+        }
+    }
+
+    /// Deletes a queue that does not answer; the next subscription declares it.
+    async fn replace(&self, queue: &QueueName) {
+        let class = queue.class.as_str();
+        match self.broker.delete(queue).await {
+            Ok(()) => tracing::warn!(class, "deleted a queue that did not answer"),
+            Err(error) => tracing::warn!(%error, class, "a queue does not answer and cannot be deleted"),
         }
     }
 

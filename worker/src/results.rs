@@ -9,7 +9,7 @@ use std::time::Duration;
 use claimcheck_common::backoff::Backoff;
 use claimcheck_common::domain::{JobKey, WorkerId};
 use claimcheck_common::queue::Acker;
-use claimcheck_common::store::settle::{self, Settlement};
+use claimcheck_common::store::settle::{self, Settled, Settlement};
 use claimcheck_common::store::{Pool, StoreResult, lease};
 use tokio::sync::mpsc;
 
@@ -69,9 +69,7 @@ impl Results {
             }
             return;
         };
-        for settlement in &group {
-            count(settlement, settled.contains(&settlement.key));
-        }
+        count(&group, &settled);
         let ackers: Vec<Acker> = group.iter().filter_map(|one| self.in_flight.remove(one.key)).collect();
         acks::spend(ackers).await;
     }
@@ -101,13 +99,15 @@ async fn until_answered<T, W: Future<Output = StoreResult<T>>>(work: impl Fn() -
     }
 }
 
-fn count(settlement: &Settlement, settled: bool) {
-    if settled {
-        metrics::counter!("claimcheck_jobs_settled_total", "status" => settlement.status.as_str()).increment(1);
-    } else {
-        metrics::counter!("claimcheck_settle_refused_total").increment(1);
-        let key = settlement.key;
-        tracing::info!(job = %key.id, fence = key.fence, "settle refused: a newer claim owns the job, or it has ended");
+fn count(group: &[Settlement], settled: &[Settled]) {
+    for one in settled {
+        metrics::counter!("claimcheck_jobs_settled_total", "status" => one.status.as_str()).increment(1);
+    }
+    for key in group.iter().map(|one| one.key) {
+        if !settled.iter().any(|one| one.key == key) {
+            metrics::counter!("claimcheck_settle_refused_total").increment(1);
+            tracing::info!(job = %key.id, fence = key.fence, "settle refused: a newer claim owns the job, or it has ended");
+        }
     }
 }
 

@@ -27,6 +27,14 @@ pub enum ServeError {
     /// Its tokenizer.
     #[error("the model's tokenizer cannot be loaded")]
     Tokenizer(#[from] TokenizerError),
+    /// A text could become ids that the model has no embedding for.
+    #[error("the tokenizer has {tokenizer} tokens and the model {model}: they do not belong together")]
+    Mismatched {
+        /// Tokens of `tokenizer.json`.
+        tokenizer: usize,
+        /// `vocab_size` of `config.json`.
+        model: usize,
+    },
     /// The loading thread panicked; its message stands above in the log.
     #[error("the model could not be loaded")]
     Panicked,
@@ -111,9 +119,49 @@ fn load(choice: ModelChoice) -> Result<ServedModel, ServeError> {
         tokenizer: bytes,
     };
     let tokenizer = Arc::new(Tokenizer::from_bytes(&announced.tokenizer)?);
+    // The other way round is common: a vocabulary that is padded to a round number.
+    if tokenizer.vocabulary_size() > model.vocab_size() {
+        return Err(ServeError::Mismatched {
+            tokenizer: tokenizer.vocabulary_size(),
+            model: model.vocab_size(),
+        });
+    }
     Ok(ServedModel {
         model,
         tokenizer,
         announced,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpt2::{Gpt2Config, byte_tokenizer_json, save_random};
+
+    #[tokio::test]
+    async fn a_tokenizer_of_another_model_is_refused() {
+        let config = Gpt2Config {
+            vocab_size: 200,
+            ..Gpt2Config::named("tiny").unwrap()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        save_random(&config, 1, folder.path()).unwrap();
+        let choice = ModelChoice {
+            source: folder.path().to_str().unwrap().to_owned(),
+            revision: None,
+            name: None,
+            slots: 1,
+            hub: HubConfig::default(),
+        };
+        assert!(ServedModel::load_choice(choice.clone()).await.is_ok());
+        let larger = byte_tokenizer_json(201);
+        std::fs::write(folder.path().join("tokenizer.json"), larger).unwrap();
+        let Err(error) = ServedModel::load_choice(choice).await else {
+            panic!("a token without an embedding");
+        };
+        assert_eq!(
+            error.to_string(),
+            "the tokenizer has 201 tokens and the model 200: they do not belong together"
+        );
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lapin::options::QueueDeclareOptions;
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, Connection, ConnectionProperties};
 
@@ -10,6 +10,8 @@ use crate::config::BrokerConfig;
 use crate::domain::QueueName;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The broker waits for a leader first, and only then removes a queue that has none.
+const DELETE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A failure of the broker. Whatever it was: drop what you hold and build it anew.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +75,16 @@ impl Broker {
         // The answer is there already; how the goodbye goes does not matter.
         let _ = connection.close(200, "done".into()).await;
         ready
+    }
+
+    /// Deletes a queue with what is in it. Nothing is lost: jobs whose messages are gone are emitted again.
+    pub async fn delete(&self, queue: &QueueName) -> Result<(), QueueError> {
+        let connection = self.connect("claimcheck repair").await?;
+        let channel = connection.create_channel().await?;
+        let deleted = channel.queue_delete(self.queue(queue).into(), QueueDeleteOptions::default());
+        within(DELETE_TIMEOUT, deleted).await?;
+        let _ = connection.close(200, "done".into()).await;
+        Ok(())
     }
 }
 

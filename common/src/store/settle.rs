@@ -27,6 +27,15 @@ pub struct Settlement {
     pub error: Option<JobError>,
 }
 
+/// A job that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Settled {
+    /// The job and the claim under which it ended.
+    pub key: JobKey,
+    /// How it ended: `cancelled` where a cancel came before the result.
+    pub status: JobStatus,
+}
+
 impl Settlement {
     /// The job ended with its output.
     pub fn completed(key: JobKey, completion: Completion) -> Self {
@@ -72,11 +81,11 @@ impl Settlement {
     }
 }
 
-/// Settles a group in one commit; answers the keys that were settled.
+/// Settles a group in one commit; answers what was settled.
 ///
 /// A settlement that the database refuses (an output it cannot hold) spoils no other: the group is then settled one by
 /// one, and the refused one ends as failed.
-pub async fn settle_group(pool: &Pool, group: Vec<Settlement>, actor: String) -> StoreResult<Vec<JobKey>> {
+pub async fn settle_group(pool: &Pool, group: Vec<Settlement>, actor: String) -> StoreResult<Vec<Settled>> {
     match settle_in_one(pool, group.clone(), actor.clone()).await {
         Err(StoreError::Refused(cause)) => {
             tracing::warn!(%cause, jobs = group.len(), "a group of results was refused, settling them one by one");
@@ -99,7 +108,7 @@ pub async fn settle_group(pool: &Pool, group: Vec<Settlement>, actor: String) ->
     Ok(settled)
 }
 
-async fn settle_in_one(pool: &Pool, group: Vec<Settlement>, actor: String) -> StoreResult<Vec<JobKey>> {
+async fn settle_in_one(pool: &Pool, group: Vec<Settlement>, actor: String) -> StoreResult<Vec<Settled>> {
     transaction(pool, move |connection| {
         let (group, actor) = (group.clone(), actor.clone());
         Box::pin(async move { settle(connection, &group, &actor).await })
@@ -108,7 +117,7 @@ async fn settle_in_one(pool: &Pool, group: Vec<Settlement>, actor: String) -> St
 }
 
 /// Settles within the caller's transaction. `actor` goes to the audit log (`worker:<uuid>`, `service`).
-pub async fn settle(connection: &mut PgConnection, group: &[Settlement], actor: &str) -> StoreResult<Vec<JobKey>> {
+pub async fn settle(connection: &mut PgConnection, group: &[Settlement], actor: &str) -> StoreResult<Vec<Settled>> {
     let legal = lock_legal(connection, group).await?;
     if legal.is_empty() {
         return Ok(Vec::new());
@@ -161,7 +170,10 @@ pub async fn settle(connection: &mut PgConnection, group: &[Settlement], actor: 
     .await?;
     let changed: Vec<_> = keys.iter().map(|key| key.id).collect();
     notify::jobs_changed(connection, &changed).await?;
-    Ok(keys)
+    let settled = legal
+        .into_iter()
+        .map(|Settlement { key, status, .. }| Settled { key, status });
+    Ok(settled.collect())
 }
 
 /// Locks the group's jobs and keeps those endings that are legal now.

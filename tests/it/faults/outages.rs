@@ -16,7 +16,6 @@ async fn submit(caller: &Caller, numbers: std::ops::Range<usize>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "open: RabbitMQ 3.10 that is killed within a second of a queue's declaration brings it back without a leader"]
 async fn jobs_are_accepted_without_rabbitmq_and_run_when_it_is_back_and_flow_without_redis() {
     let stack = Stack::up().await;
     in_world_on(stack.servers(), async |world| {
