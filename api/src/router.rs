@@ -19,7 +19,8 @@ use crate::docs::{self, ApiDoc};
 use crate::error::{ApiError, Problem};
 use crate::middleware;
 use crate::routes::{
-    cancel_job, get_job, get_model, health, list_jobs, list_models, metrics, openapi, register, root, submit_job, token,
+    cancel_job, delete_job, get_job, get_model, health, list_jobs, list_models, metrics, openapi, register, retry_job,
+    root, submit_job, token,
 };
 
 /// A request is given up after this.
@@ -66,7 +67,8 @@ fn documented() -> OpenApiRouter<AppState> {
 
     let jobs = OpenApiRouter::new()
         .routes(routes!(submit_job::submit_job, list_jobs::list_jobs))
-        .routes(routes!(cancel_job::cancel_job));
+        .routes(routes!(cancel_job::cancel_job))
+        .routes(routes!(retry_job::retry_job));
 
     let models = OpenApiRouter::new()
         .routes(routes!(list_models::list_models))
@@ -86,7 +88,7 @@ fn documented() -> OpenApiRouter<AppState> {
         ));
 
     let waiting = OpenApiRouter::new()
-        .routes(routes!(get_job::get_job))
+        .routes(routes!(get_job::get_job, delete_job::delete_job))
         .layer(from_fn_with_state(WAITING_TIME_LIMIT, middleware::time_limit))
         .layer(from_fn_with_state(
             Arc::new(Semaphore::new(WAITING_REQUESTS)),

@@ -138,6 +138,9 @@ pub struct DeliveryConfig {
     /// `CLAIMCHECK_HEARTBEAT`: how often a worker extends its leases (2 s).
     #[serde(with = "humantime_serde")]
     pub heartbeat: Duration,
+    /// `CLAIMCHECK_ATTEMPT_LIMIT`: an attempt that takes longer is stopped and counts as failed (10 min).
+    #[serde(with = "humantime_serde")]
+    pub attempt_limit: Duration,
     /// `CLAIMCHECK_RELEASE_WINDOW`: jobs of one queue that are released to the broker and not yet claimed (256).
     pub release_window: u32,
     /// `CLAIMCHECK_RELAY_INTERVAL`: the relay looks at the outbox at least this often (250 ms).
@@ -159,6 +162,7 @@ impl Default for DeliveryConfig {
         Self {
             lease: Duration::from_secs(10),
             heartbeat: Duration::from_secs(2),
+            attempt_limit: Duration::from_mins(10),
             release_window: 256,
             relay_interval: Duration::from_millis(250),
             maintenance_interval: Duration::from_secs(1),

@@ -28,7 +28,7 @@ async fn a_submitted_job_is_answered_after_its_commit_with_its_place() {
             (Some("job"), Some("queued"))
         );
         assert_eq!(
-            (job["model"].as_str(), job["queue"].as_str()),
+            (job["model"].as_str(), job["class"].as_str()),
             (Some(MODEL), Some("interactive"))
         );
         assert_eq!(job["metadata"], json!({"order": "17"}));

@@ -36,8 +36,12 @@ async fn finish(world: &World, key: JobKey) {
         vec![Settlement::completed(key, completion)],
         "test".to_owned(),
     );
-    let status = JobStatus::Completed;
-    assert_eq!(settled.await.unwrap(), [Settled { key, status }]);
+    let expected = Settled {
+        key,
+        status: JobStatus::Completed,
+        cancel_latency: None,
+    };
+    assert_eq!(settled.await.unwrap(), [expected]);
 }
 
 async fn etag(session: &Session, id: &str) -> String {

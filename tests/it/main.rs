@@ -11,3 +11,4 @@ mod model_files;
 mod parity;
 mod plans;
 mod store;
+mod store_time;

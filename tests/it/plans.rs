@@ -21,6 +21,7 @@ const MANY: u64 = 1_000_000;
 const GROUP: u64 = 20;
 const TAKEN: u32 = 100;
 const LEASE: Duration = Duration::from_secs(10);
+const ATTEMPT: Duration = Duration::from_mins(10);
 /// Room for the deeper trees of larger indexes; what reads a share of the table costs a thousand times as much.
 const GROWTH: u64 = 3;
 const LEAST_PAGES: u64 = 20;
@@ -81,10 +82,10 @@ async fn running(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
 
     let keys: Vec<_> = ids(jobs - GROUP + 1).map(|id| JobKey { id, fence: 1 }).collect();
     explainer.forget().await;
-    assert_eq!(lease::heartbeat(pool, &keys, LEASE).await.unwrap().lost, []);
+    assert_eq!(lease::heartbeat(pool, &keys, LEASE, ATTEMPT).await.unwrap().lost, []);
     let held: Vec<_> = keys.iter().map(|key| key.id).collect();
     let fences = vec!["1"; keys.len()].join(",");
-    let arguments = format!("{}, '{{{fences}}}', '10 seconds'", array(&held));
+    let arguments = format!("{}, '{{{fences}}}', '10 seconds', '10 minutes'", array(&held));
     explainer
         .explain("heartbeat of 20 jobs", "beat AS", &arguments, 0)
         .await;

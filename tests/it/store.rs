@@ -13,7 +13,7 @@ use claimcheck_common::store::accounts::{Account, NewUser};
 use claimcheck_common::store::jobs::{JobFilter, JobView, Page};
 use claimcheck_common::store::notify::JobChanges;
 use claimcheck_common::store::settle::{Settled, Settlement};
-use claimcheck_common::store::submit::{IdempotencyKey, NewJob, Submitted};
+use claimcheck_common::store::submit::{IdempotencyKey, JobOptions, NewJob, Submitted};
 use claimcheck_common::store::{
     Pool, StoreError, accounts, claim, jobs, lease, outbox, rescue, retention, schedule, settle, submit,
 };
@@ -21,7 +21,8 @@ use claimcheck_tests::{World, eventually, in_world};
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
-const LEASE: Duration = Duration::from_secs(10);
+pub(crate) const LEASE: Duration = Duration::from_secs(10);
+pub(crate) const ATTEMPT: Duration = Duration::from_mins(10);
 const LIMIT: Duration = Duration::from_secs(20);
 
 fn queue() -> QueueName {
@@ -31,7 +32,7 @@ fn queue() -> QueueName {
     }
 }
 
-async fn account(pool: &Pool) -> Account {
+pub(crate) async fn account(pool: &Pool) -> Account {
     let username = format!("u{}", uuid::Uuid::now_v7().simple());
     let email = format!("{username}@example.org");
     accounts::register(
@@ -46,7 +47,7 @@ async fn account(pool: &Pool) -> Account {
     .unwrap()
 }
 
-fn new_job(account: &Account) -> NewJob {
+pub(crate) fn new_job(account: &Account) -> NewJob {
     NewJob {
         id: JobId::new(),
         tenant_id: account.tenant_id,
@@ -70,11 +71,12 @@ fn new_job(account: &Account) -> NewJob {
         },
         metadata: Some([("k".to_owned(), "v".to_owned())].into()),
         scheduled_at: None,
+        options: JobOptions::default(),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
     }
 }
 
-async fn accept(pool: &Pool, job: NewJob) -> JobView {
+pub(crate) async fn accept(pool: &Pool, job: NewJob) -> JobView {
     match submit::submit(pool, job, None, |_| serde_json::Value::Null)
         .await
         .unwrap()
@@ -84,17 +86,17 @@ async fn accept(pool: &Pool, job: NewJob) -> JobView {
     }
 }
 
-async fn submitted(pool: &Pool) -> JobView {
+pub(crate) async fn submitted(pool: &Pool) -> JobView {
     let account = account(pool).await;
     accept(pool, new_job(&account)).await
 }
 
-async fn claimed(pool: &Pool) -> JobKey {
+pub(crate) async fn claimed(pool: &Pool) -> JobKey {
     let id = submitted(pool).await.key.id;
     claim_one(pool, id).await.expect("a queued job can be claimed")
 }
 
-async fn claim_one(pool: &Pool, id: JobId) -> Option<JobKey> {
+pub(crate) async fn claim_one(pool: &Pool, id: JobId) -> Option<JobKey> {
     claim::claim(pool, WorkerId::new(), vec![id], LEASE)
         .await
         .unwrap()
@@ -102,7 +104,7 @@ async fn claim_one(pool: &Pool, id: JobId) -> Option<JobKey> {
         .map(|job| job.key)
 }
 
-fn completion(text: &str) -> Completion {
+pub(crate) fn completion(text: &str) -> Completion {
     let choice = Choice {
         text: text.to_owned(),
         index: 0,
@@ -115,7 +117,7 @@ fn completion(text: &str) -> Completion {
     }
 }
 
-async fn settle_completed(pool: &Pool, key: JobKey, text: &str) -> Vec<JobKey> {
+pub(crate) async fn settle_completed(pool: &Pool, key: JobKey, text: &str) -> Vec<JobKey> {
     settle::settle_group(
         pool,
         vec![Settlement::completed(key, completion(text))],
@@ -128,7 +130,7 @@ async fn settle_completed(pool: &Pool, key: JobKey, text: &str) -> Vec<JobKey> {
     .collect()
 }
 
-async fn view(pool: &Pool, id: JobId) -> JobView {
+pub(crate) async fn view(pool: &Pool, id: JobId) -> JobView {
     let project: uuid::Uuid = sqlx::query_scalar("SELECT project_id FROM jobs WHERE id = $1")
         .bind(id.uuid())
         .fetch_one(pool)
@@ -140,7 +142,7 @@ async fn view(pool: &Pool, id: JobId) -> JobView {
         .expect("the job is there")
 }
 
-async fn count(pool: &Pool, sql: &'static str) -> i64 {
+pub(crate) async fn count(pool: &Pool, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(pool).await.unwrap()
 }
 
@@ -256,7 +258,10 @@ async fn a_stale_worker_cannot_settle_a_job_that_was_claimed_again() {
         let fresh = claim_one(pool, stale.id).await.unwrap();
         assert!(fresh.fence > stale.fence);
         assert_eq!(settle_completed(pool, stale, "late, while it runs").await, []);
-        assert_eq!(lease::heartbeat(pool, &[stale], LEASE).await.unwrap().lost, [stale]);
+        assert_eq!(
+            lease::heartbeat(pool, &[stale], LEASE, ATTEMPT).await.unwrap().lost,
+            [stale]
+        );
         assert_eq!(settle_completed(pool, fresh, "in time").await, [fresh]);
         assert_eq!(settle_completed(pool, fresh, "twice").await, []);
         assert_eq!(view(pool, fresh.id).await.choices.unwrap()[0].text, "in time");
@@ -284,7 +289,14 @@ async fn the_endings_of_an_old_and_a_new_claim_may_come_in_one_group() {
             .await
             .unwrap();
         let status = JobStatus::Completed;
-        assert_eq!(settled, [Settled { key: new, status }]);
+        assert_eq!(
+            settled,
+            [Settled {
+                key: new,
+                status,
+                cancel_latency: None
+            }]
+        );
         assert_eq!(view(pool, new.id).await.choices.unwrap()[0].text, "of the new claim");
     })
     .await;
@@ -341,7 +353,7 @@ async fn a_heartbeat_keeps_the_lease_and_brings_back_a_cancel() {
         let pool = &world.pool;
         let (kept, stopped) = (claimed(pool).await, claimed(pool).await);
         assert_eq!(
-            lease::heartbeat(pool, &[kept, stopped], LEASE).await.unwrap(),
+            lease::heartbeat(pool, &[kept, stopped], LEASE, ATTEMPT).await.unwrap(),
             lease::Beat::default()
         );
         let owner = view(pool, stopped.id).await;
@@ -352,16 +364,16 @@ async fn a_heartbeat_keeps_the_lease_and_brings_back_a_cancel() {
             JobStatus::Cancelling,
             "asking twice changes nothing"
         );
-        let beat = lease::heartbeat(pool, &[kept, stopped], LEASE).await.unwrap();
+        let beat = lease::heartbeat(pool, &[kept, stopped], LEASE, ATTEMPT).await.unwrap();
         assert_eq!(
             beat,
             lease::Beat {
-                cancel: vec![stopped],
-                lost: vec![]
+                cancelled: vec![stopped],
+                ..lease::Beat::default()
             }
         );
         lapse_all_leases(world).await;
-        lease::heartbeat(pool, &[kept], LEASE).await.unwrap();
+        lease::heartbeat(pool, &[kept], LEASE, ATTEMPT).await.unwrap();
         let rescued = rescue::rescue_lapsed(pool).await.unwrap();
         assert_eq!(
             rescued,
@@ -373,7 +385,7 @@ async fn a_heartbeat_keeps_the_lease_and_brings_back_a_cancel() {
     .await;
 }
 
-async fn cancel(pool: &Pool, id: JobId) -> JobView {
+pub(crate) async fn cancel(pool: &Pool, id: JobId) -> JobView {
     let project: uuid::Uuid = sqlx::query_scalar("SELECT project_id FROM jobs WHERE id = $1")
         .bind(id.uuid())
         .fetch_one(pool)
@@ -395,12 +407,15 @@ async fn once_cancelling_a_job_ends_as_cancelled_and_keeps_what_was_generated() 
         let settled = settle::settle_group(pool, group, "worker:test".to_owned())
             .await
             .unwrap();
-        let status = JobStatus::Cancelled;
+        let [one] = &settled[..] else {
+            panic!("one job: {settled:?}");
+        };
         assert_eq!(
-            settled,
-            [Settled { key, status }],
+            (one.key, one.status),
+            (key, JobStatus::Cancelled),
             "the worker counts it by its true ending"
         );
+        assert!(one.cancel_latency.is_some_and(|latency| latency < LIMIT));
         let ended = view(pool, key.id).await;
         assert_eq!(ended.status, JobStatus::Cancelled);
         assert_eq!(ended.choices.unwrap()[0].text, "finished all the same");
@@ -441,7 +456,7 @@ async fn a_thousand_races_of_cancel_against_settle_leave_one_ending_each() {
                 tokio::join!(
                     jobs::request_cancel(&pool, account.project_id, key.id),
                     settle_completed(&pool, *key, "done"),
-                    lease::heartbeat(&pool, std::slice::from_ref(key), LEASE),
+                    lease::heartbeat(&pool, std::slice::from_ref(key), LEASE, ATTEMPT),
                 )
             });
             for (cancelled, settled, _) in futures::future::join_all(races).await {

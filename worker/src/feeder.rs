@@ -74,10 +74,15 @@ impl Feeder {
         }
         let params = job.params;
         let submission = self.engine.submit(EngineJob { key, prompt, params });
-        match stop.run_until_cancelled(submission).await {
-            Some(taken) => taken.map(|()| None),
-            None => Ok(Some(key)),
+        let Some(taken) = stop.run_until_cancelled(submission).await else {
+            return Ok(Some(key));
+        };
+        taken?;
+        // The engine knows nothing of a wish that came before the job.
+        if self.in_flight.stop_reason(key).is_some() {
+            self.engine.cancel(key);
         }
+        Ok(None)
     }
 
     fn tokens(&self, prompt: Prompt) -> Result<Vec<u32>, JobError> {

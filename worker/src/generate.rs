@@ -1,7 +1,8 @@
 //! The role `generate`: load the model, start the engine, announce, take jobs; at a stop drain, hand back, leave.
 //!
 //! Owns the order in which its parts start and stop, and nothing of what they do. Deliveries enter by `consumer.rs`, go by
-//! `feeder.rs` into `engine/` and leave by `results.rs`, with `heartbeat.rs` keeping their leases all the while.
+//! `feeder.rs` into `engine/` and leave by `results.rs`, with `heartbeat.rs` keeping their leases
+//! and `cancels.rs` stopping them all the while.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::announce::Announcement;
+use crate::cancels::Cancels;
 use crate::consumer::Consumer;
 use crate::engine::{Engine, EngineConfig, EngineStopped};
 use crate::feeder::Feeder;
@@ -112,8 +114,14 @@ impl Generate {
             config: self.delivery.clone(),
             announcement,
             in_flight: in_flight.clone(),
+            engine: engine.clone(),
+        };
+        let cancels = Cancels {
+            pool: self.pool.clone(),
+            in_flight: in_flight.clone(),
             engine,
         };
+        let cancels = AbortOnDropHandle::new(tokio::spawn(cancels.run(stop_beating.clone())));
         let mut heart = AbortOnDropHandle::new(tokio::spawn(heartbeat.run(stop_beating.clone())));
         let mut recorder = AbortOnDropHandle::new(tokio::spawn(results.record(events)));
         let consumer = Consumer {
@@ -144,6 +152,7 @@ impl Generate {
         if !heart.is_finished() {
             let _ = heart.await;
         }
+        let _ = cancels.await;
         // The last handle of the engine: it ends, and the recorder after it.
         drop(feeder);
         if !recorder.is_finished() && tokio::time::timeout(LAST_COMMIT_LIMIT, recorder).await.is_err() {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use claimcheck_common::config::DeliveryConfig;
+use claimcheck_common::domain::JobKey;
 use claimcheck_common::queue::Acker;
 use claimcheck_common::store::{Pool, StoreError, lease, models};
 use tokio::time::MissedTickBehavior;
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::acks;
 use crate::announce::Announcement;
 use crate::engine::EngineHandle;
-use crate::in_flight::InFlight;
+use crate::in_flight::{InFlight, StopReason};
 
 #[derive(Debug, thiserror::Error)]
 enum BeatError {
@@ -71,10 +72,10 @@ impl Heartbeat {
     async fn beat(&self) -> Result<(), BeatError> {
         let held = self.in_flight.held();
         if !held.is_empty() {
-            let beat = lease::heartbeat(&self.pool, &held, self.config.lease).await?;
-            for key in beat.cancel {
-                self.engine.cancel(key);
-            }
+            let beat = lease::heartbeat(&self.pool, &held, self.config.lease, self.config.attempt_limit).await?;
+            self.stop(beat.cancelled, StopReason::Cancelled);
+            self.stop(beat.expired, StopReason::Expired);
+            self.stop(beat.overdue, StopReason::Overdue);
             let lost: Vec<Acker> = beat.lost.into_iter().filter_map(|key| self.lose(key)).collect();
             acks::spend(lost).await;
         }
@@ -85,8 +86,16 @@ impl Heartbeat {
         Ok(())
     }
 
+    fn stop(&self, keys: Vec<JobKey>, reason: StopReason) {
+        for key in keys {
+            if self.in_flight.stop(key, reason) {
+                self.engine.cancel(key);
+            }
+        }
+    }
+
     /// The job has ended or is somebody else's. Its own settle may just have ended it: then there is nothing to stop.
-    fn lose(&self, key: claimcheck_common::domain::JobKey) -> Option<Acker> {
+    fn lose(&self, key: JobKey) -> Option<Acker> {
         self.engine.cancel(key);
         let acker = self.in_flight.lose(key)?;
         tracing::info!(job = %key.id, fence = key.fence, "the job is no longer this worker's");

@@ -1,12 +1,12 @@
 //! The jobs in this worker's hands: claimed and not yet settled, each with the right to acknowledge its message.
 //!
-//! Shared by `consumer.rs` (admits, starts), `heartbeat.rs` (beats for all, hears which are lost) and `results.rs` (ends,
-//! removes). Its size is bounded by the prefetch. Must never do I/O.
+//! Shared by `consumer.rs` (admits), `feeder.rs` (starts), `heartbeat.rs` (beats for all, hears which are lost or to be
+//! stopped), `cancels.rs` (hears it sooner) and `results.rs` (ends, removes). Its size is bounded by the prefetch. Must never do I/O.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use claimcheck_common::domain::JobKey;
+use claimcheck_common::domain::{JobId, JobKey};
 use claimcheck_common::queue::Acker;
 use tokio::sync::Notify;
 
@@ -23,9 +23,21 @@ enum Phase {
     Ended,
 }
 
+/// Why a claim is to stop before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StopReason {
+    /// A caller asked.
+    Cancelled,
+    /// Its deadline has passed.
+    Expired,
+    /// The attempt took longer than one may.
+    Overdue,
+}
+
 struct Entry<A> {
     acker: Option<A>,
     phase: Phase,
+    stop: Option<StopReason>,
 }
 
 /// The table. `A` is what acknowledges a message.
@@ -52,6 +64,7 @@ impl<A> InFlight<A> {
                 Entry {
                     acker: Some(acker),
                     phase: Phase::Waiting,
+                    stop: None,
                 },
             )
         });
@@ -60,6 +73,30 @@ impl<A> InFlight<A> {
     /// The engine is about to get the job. `false` if it was lost meanwhile and must not run.
     pub fn start(&self, key: JobKey) -> bool {
         self.change(|jobs| jobs.get_mut(&key).map(|job| job.phase = Phase::Running).is_some())
+    }
+
+    /// The claim is to stop; the first reason counts. `false` if it has ended here or was never here.
+    pub fn stop(&self, key: JobKey, reason: StopReason) -> bool {
+        let mut jobs = self.lock();
+        let running = jobs
+            .get_mut(&key)
+            .filter(|job| matches!(job.phase, Phase::Waiting | Phase::Running));
+        running.map(|job| job.stop.get_or_insert(reason)).is_some()
+    }
+
+    /// Why the claim is to stop, if it is.
+    pub fn stop_reason(&self, key: JobKey) -> Option<StopReason> {
+        self.lock().get(&key)?.stop
+    }
+
+    /// The claims of a job that are not lost: one, or none.
+    pub fn claims(&self, id: JobId) -> Vec<JobKey> {
+        let all = JobKey { id, fence: i64::MIN }..=JobKey { id, fence: i64::MAX };
+        self.lock()
+            .range(all)
+            .filter(|(_, job)| job.phase != Phase::Lost)
+            .map(|(key, _)| *key)
+            .collect()
     }
 
     /// The engine is done with the job. `false` if its result is to be discarded.
@@ -155,7 +192,6 @@ impl<A> InFlight<A> {
 mod tests {
     use std::sync::Arc;
 
-    use claimcheck_common::domain::JobId;
     use futures::FutureExt;
 
     use super::*;
@@ -190,6 +226,36 @@ mod tests {
         assert!(table.engine_idle().now_or_never().is_none(), "the engine still has it");
         assert!(!table.end(key));
         assert!(table.empty().now_or_never().is_some());
+    }
+
+    #[test]
+    fn a_claim_that_is_to_stop_says_why_until_it_is_gone_and_the_first_reason_counts() {
+        let (table, key) = (InFlight::default(), key());
+        assert!(!table.stop(key, StopReason::Cancelled), "never here");
+        table.admit(key, ());
+        assert!(table.stop(key, StopReason::Expired));
+        assert!(table.stop(key, StopReason::Cancelled));
+        assert_eq!(table.stop_reason(key), Some(StopReason::Expired));
+        table.start(key);
+        table.end(key);
+        assert!(
+            !table.stop(key, StopReason::Cancelled),
+            "its result waits for its commit"
+        );
+        table.remove(key);
+        assert_eq!(table.stop_reason(key), None);
+    }
+
+    #[test]
+    fn a_jobs_claims_are_found_by_its_id_and_lost_ones_left_out() {
+        let (table, old) = (InFlight::default(), key());
+        let new = JobKey { fence: 2, ..old };
+        table.admit(old, ());
+        table.start(old);
+        table.lose(old);
+        table.admit(new, ());
+        table.admit(key(), ());
+        assert_eq!(table.claims(old.id), [new]);
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The worker process: from a delivery to a committed result.
 //!
 //! `app.rs` wires it and `generate.rs` runs its main role; a job's way is `consumer.rs` → `feeder.rs` → `engine/` →
-//! `results.rs`, with `heartbeat.rs` beside it and `maintenance/` behind it.
+//! `results.rs`, with `heartbeat.rs` and `cancels.rs` beside it and `maintenance/` behind it.
 
 pub mod acks;
 pub mod announce;
 pub mod app;
+pub mod cancels;
 pub mod cli;
 pub mod consumer;
 pub mod engine;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use claimcheck_common::backoff::Backoff;
-use claimcheck_common::domain::{JobKey, WorkerId};
+use claimcheck_common::domain::{JobError, JobKey, JobStatus, WorkerId};
 use claimcheck_common::queue::Acker;
 use claimcheck_common::store::settle::{self, Settled, Settlement};
 use claimcheck_common::store::{Pool, StoreResult, lease};
@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use crate::acks;
 use crate::engine::{Ending, EngineEvent};
-use crate::in_flight::InFlight;
+use crate::in_flight::{InFlight, StopReason};
 
 /// Most events that share one commit.
 const GROUP: usize = 256;
@@ -47,11 +47,11 @@ impl Results {
         while events.recv_many(&mut ready, GROUP).await > 0 {
             let (started, ended) = sort(ready.drain(..));
             self.mark_started(started).await;
-            let ours = ended
-                .into_iter()
-                .filter(|settlement| self.in_flight.end(settlement.key))
-                .collect();
-            self.settle(ours).await;
+            let ours = ended.into_iter().filter_map(|(key, ending)| {
+                let reason = self.in_flight.stop_reason(key);
+                self.in_flight.end(key).then(|| settlement(key, ending, reason))
+            });
+            self.settle(ours.collect()).await;
         }
     }
 
@@ -101,7 +101,14 @@ async fn until_answered<T, W: Future<Output = StoreResult<T>>>(work: impl Fn() -
 
 fn count(group: &[Settlement], settled: &[Settled]) {
     for one in settled {
+        if one.status == JobStatus::Queued {
+            metrics::counter!("claimcheck_attempts_failed_total").increment(1);
+            continue;
+        }
         metrics::counter!("claimcheck_jobs_settled_total", "status" => one.status.as_str()).increment(1);
+        if let Some(latency) = one.cancel_latency.filter(|_| one.status == JobStatus::Cancelled) {
+            metrics::histogram!("claimcheck_cancel_latency_seconds").record(latency);
+        }
     }
     for key in group.iter().map(|one| one.key) {
         if !settled.iter().any(|one| one.key == key) {
@@ -112,66 +119,89 @@ fn count(group: &[Settlement], settled: &[Settled]) {
 }
 
 /// Which jobs began and how others ended, each in the order of the events.
-fn sort(events: impl Iterator<Item = EngineEvent>) -> (Vec<JobKey>, Vec<Settlement>) {
+fn sort(events: impl Iterator<Item = EngineEvent>) -> (Vec<JobKey>, Vec<(JobKey, Ending)>) {
     let (mut started, mut ended) = (Vec::new(), Vec::new());
     for event in events {
         match event {
             EngineEvent::Started(key) => started.push(key),
-            EngineEvent::Ended(key, ending) => ended.push(settlement(key, ending)),
+            EngineEvent::Ended(key, ending) => ended.push((key, ending)),
         }
     }
     (started, ended)
 }
 
-fn settlement(key: JobKey, ending: Ending) -> Settlement {
+fn settlement(key: JobKey, ending: Ending, reason: Option<StopReason>) -> Settlement {
     match ending {
         Ending::Completed(completion) => Settlement::completed(key, completion),
-        Ending::Cancelled(completion) => Settlement::cancelled_with(key, completion),
-        Ending::Failed(error) => Settlement::failed(key, error),
+        Ending::Stopped(completion) => match reason {
+            Some(StopReason::Expired) => Settlement::expired_with(key, completion),
+            Some(StopReason::Overdue) => Settlement::attempt_failed(key, overdue()),
+            Some(StopReason::Cancelled) | None => Settlement::cancelled_with(key, completion),
+        },
+        // What the caller got wrong stays wrong.
+        Ending::Failed(error) if error.kind == JobError::INVALID_REQUEST => Settlement::failed(key, error),
+        Ending::Failed(error) => Settlement::attempt_failed(key, error),
     }
+}
+
+fn overdue() -> JobError {
+    JobError::server(
+        "attempt_overdue",
+        "An attempt took longer than one may and was stopped.",
+    )
 }
 
 #[cfg(test)]
 mod tests {
-    use claimcheck_common::domain::{Completion, JobError, JobId, JobStatus, Usage};
+    use claimcheck_common::domain::{Completion, JobId, Usage};
 
     use super::*;
 
-    #[test]
-    fn every_ending_becomes_its_settlement_and_starts_are_kept_apart() {
-        let keys: Vec<_> = (0..4)
-            .map(|fence| JobKey {
-                id: JobId::new(),
-                fence,
-            })
-            .collect();
-        let completion = Completion {
+    fn key() -> JobKey {
+        JobKey {
+            id: JobId::new(),
+            fence: 1,
+        }
+    }
+
+    fn completion() -> Completion {
+        Completion {
             choices: Vec::new(),
             usage: Usage::new(3, 2),
+        }
+    }
+
+    #[test]
+    fn starts_are_kept_apart_from_endings() {
+        let (begun, done) = (key(), key());
+        let events = [
+            EngineEvent::Started(begun),
+            EngineEvent::Ended(done, Ending::Completed(completion())),
+        ];
+        let (started, ended) = sort(events.into_iter());
+        assert_eq!(started, [begun]);
+        assert_eq!(ended, [(done, Ending::Completed(completion()))]);
+    }
+
+    #[test]
+    fn every_ending_becomes_its_settlement() {
+        let stopped = |reason| {
+            let one = settlement(key(), Ending::Stopped(completion()), reason);
+            (one.status, one.completion_tokens, one.again)
         };
-        let error = JobError::server("broken", "It broke.");
-        let (started, ended) = sort(
-            [
-                EngineEvent::Started(keys[0]),
-                EngineEvent::Ended(keys[1], Ending::Completed(completion.clone())),
-                EngineEvent::Ended(keys[2], Ending::Cancelled(completion)),
-                EngineEvent::Ended(keys[3], Ending::Failed(error.clone())),
-            ]
-            .into_iter(),
-        );
-        assert_eq!(started, [keys[0]]);
-        let endings: Vec<_> = ended
-            .iter()
-            .map(|one| (one.key, one.status, one.completion_tokens))
-            .collect();
-        assert_eq!(
-            endings,
-            [
-                (keys[1], JobStatus::Completed, 2),
-                (keys[2], JobStatus::Cancelled, 2),
-                (keys[3], JobStatus::Failed, 0)
-            ]
-        );
-        assert_eq!(ended[2].error, Some(error));
+        assert_eq!(stopped(None), (JobStatus::Cancelled, 2, false));
+        assert_eq!(stopped(Some(StopReason::Cancelled)), (JobStatus::Cancelled, 2, false));
+        assert_eq!(stopped(Some(StopReason::Expired)), (JobStatus::Expired, 2, false));
+        assert_eq!(stopped(Some(StopReason::Overdue)), (JobStatus::Failed, 0, true));
+        let completed = settlement(key(), Ending::Completed(completion()), Some(StopReason::Cancelled));
+        assert_eq!((completed.status, completed.again), (JobStatus::Completed, false));
+    }
+
+    #[test]
+    fn a_failure_of_ours_is_tried_again_and_one_of_the_callers_is_not() {
+        let failed = |error: JobError| settlement(key(), Ending::Failed(error), None);
+        let ours = failed(JobError::server("broken", "It broke."));
+        assert!(ours.again && ours.error.is_some_and(|error| error.code == "broken"));
+        assert!(!failed(JobError::invalid("prompt_too_long", "Too long.")).again);
     }
 }

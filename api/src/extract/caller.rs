@@ -26,6 +26,13 @@ pub struct Caller {
     pub role: String,
 }
 
+impl Caller {
+    /// As the audit log names them.
+    pub fn actor(&self) -> String {
+        format!("user:{}", self.user_id.uuid())
+    }
+}
+
 impl<S> FromRequestParts<S> for Caller
 where
     AppState: FromRef<S>,

@@ -8,8 +8,8 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use claimcheck_common::store::jobs;
 use claimcheck_common::store::notify::JobWaiter;
+use claimcheck_common::store::{erase, jobs};
 use tokio::time::Instant;
 
 use crate::app::AppState;
@@ -66,6 +66,9 @@ pub async fn get_job(
         let news = known.is_present() && !known.has(&rendered.etag);
         let over = Instant::now() >= deadline || state.stopping.is_cancelled();
         let Some(changed) = changed.filter(|_| !(ended || news || over)) else {
+            if ended && !job.options.store && job.erased_at.is_none() {
+                erase::delivered(&state.pool, id).await?;
+            }
             return Ok(answer(rendered, &known, ended));
         };
         let _counted = Waiting::begin();

@@ -4,6 +4,7 @@
 //! cannot cut short.
 
 pub mod cancel_job;
+pub mod delete_job;
 pub mod get_job;
 pub mod get_model;
 pub mod health;
@@ -12,6 +13,7 @@ pub mod list_models;
 pub mod metrics;
 pub mod openapi;
 pub mod register;
+pub mod retry_job;
 pub mod root;
 pub mod submit_job;
 pub mod token;

@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use claimcheck_common::domain::{Class, JobId};
+use claimcheck_common::domain::JobId;
 use claimcheck_common::store::models::ServedModel;
 use claimcheck_common::store::submit::{self, IdempotencyKey, NewJob, Submitted};
 use sha2::{Digest, Sha256};
@@ -58,7 +58,7 @@ pub async fn submit_job(
     let prompt_tokens = state.catalog.count_tokens(&served, &request.prompt.0).await?;
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let valid = request.into_valid(prompt_tokens, limits(&served), now)?;
-    let job = new_job(&caller, served, valid, trace::parent(&headers))?;
+    let job = new_job(&caller, served, valid, trace::parent(&headers));
     let claim = key.map(|key| claim(key, &body.raw));
     let submitted = submit::submit(&state.pool, job, claim, |view| {
         serde_json::to_value(JobBody::from(view)).unwrap_or_default()
@@ -102,27 +102,22 @@ fn limits(served: &ServedModel) -> ModelLimits {
     }
 }
 
-fn new_job(
-    caller: &Caller,
-    served: ServedModel,
-    valid: ValidJob,
-    traceparent: Option<String>,
-) -> Result<NewJob, ApiError> {
-    let scheduled_at = valid.scheduled_at.map(OffsetDateTime::from_unix_timestamp).transpose();
-    Ok(NewJob {
+fn new_job(caller: &Caller, served: ServedModel, valid: ValidJob, traceparent: Option<String>) -> NewJob {
+    NewJob {
         id: JobId::new(),
         tenant_id: caller.tenant_id,
         project_id: caller.project_id,
         user_id: caller.user_id,
         model: served.model,
-        class: Class::Interactive,
+        class: valid.class,
         prompt: valid.prompt,
         prompt_tokens: valid.prompt_tokens,
         params: valid.params,
         metadata: (!valid.metadata.is_empty()).then_some(valid.metadata),
-        scheduled_at: scheduled_at.map_err(ApiError::internal)?,
+        scheduled_at: valid.scheduled_at,
+        options: valid.options,
         traceparent,
-    })
+    }
 }
 
 fn claim(key: String, raw: &Bytes) -> IdempotencyKey {
@@ -133,7 +128,7 @@ fn claim(key: String, raw: &Bytes) -> IdempotencyKey {
     }
 }
 
-fn answer(status: StatusCode, id: JobId, body: Bytes) -> Response {
+pub(super) fn answer(status: StatusCode, id: JobId, body: Bytes) -> Response {
     let mut response = (status, body).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
-use claimcheck_common::domain::{GenerationParams, Prompt};
+use claimcheck_common::domain::{Class, GenerationParams, Prompt};
+use claimcheck_common::store::submit::JobOptions;
 use rand::RngExt;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use time::OffsetDateTime;
 use utoipa::ToSchema;
 
 use super::number::{UpTo, Whole};
@@ -18,7 +21,7 @@ const STOPS_MAX: usize = 4;
 const METADATA_MAX: usize = 16;
 const METADATA_KEY_MAX: usize = 64;
 /// Farther ahead, a job would outlive the models it names.
-const SCHEDULE_AHEAD_SECONDS: i64 = 366 * 24 * 3600;
+const AHEAD_SECONDS: i64 = 366 * 24 * 3600;
 /// Numbers up to here survive every JSON reader, also those that only know doubles.
 const SEED_DRAWN_BITS: u32 = 53;
 
@@ -60,6 +63,39 @@ pub struct SubmitJob {
     /// Unix seconds before which the job must not start, at most a year ahead.
     #[schema(value_type = Option<i64>)]
     pub scheduled_at: Option<Whole<0, { i64::MAX }>>,
+    /// Unix seconds by which the job must be finished, at most a year ahead: later it is `expired`.
+    #[schema(value_type = Option<i64>)]
+    pub deadline_at: Option<Whole<0, { i64::MAX }>>,
+    /// Unix seconds by which a worker must have begun, at most a year ahead: later it is `expired`.
+    #[schema(value_type = Option<i64>)]
+    pub start_by: Option<Whole<0, { i64::MAX }>>,
+    /// `interactive` goes before `batch`.
+    #[schema(value_type = Option<ClassSchema>, default = "interactive")]
+    pub class: Option<Class>,
+    /// Greater goes first among your jobs of the class.
+    #[schema(value_type = Option<i16>, minimum = -10, maximum = 10, default = 0)]
+    pub priority: Option<Whole<-10, 10>>,
+    /// How often the job may be tried before it fails.
+    #[schema(value_type = Option<u32>, minimum = 1, maximum = 20, default = 5)]
+    pub max_attempts: Option<Whole<1, 20>>,
+    /// `false` erases prompt and output five minutes after the ended job was first fetched (24 hours after its end if it
+    /// never is).
+    #[schema(default = true)]
+    pub store: Option<bool>,
+    /// Seconds after the job's end at which prompt and output are erased.
+    #[schema(value_type = Option<u32>, minimum = 60, maximum = 31_536_000)]
+    pub ttl: Option<Whole<60, 31_536_000>>,
+}
+
+/// How urgently a job waits.
+#[derive(ToSchema)]
+#[schema(as = Class, rename_all = "snake_case")]
+#[allow(dead_code, reason = "only describes `Class` in the OpenAPI document")]
+pub enum ClassSchema {
+    /// Somebody waits for the answer.
+    Interactive,
+    /// To be done when there is room.
+    Batch,
 }
 
 /// A text, or token ids.
@@ -104,8 +140,12 @@ pub struct ValidJob {
     pub params: GenerationParams,
     /// The caller's own notes.
     pub metadata: BTreeMap<String, String>,
-    /// Unix seconds of the earliest start, if that lies ahead.
-    pub scheduled_at: Option<i64>,
+    /// Its earliest start, if that lies ahead.
+    pub scheduled_at: Option<OffsetDateTime>,
+    /// Which queue.
+    pub class: Class,
+    /// When it must be done, how often it is tried, what is kept of it.
+    pub options: JobOptions,
 }
 
 impl SubmitJob {
@@ -115,8 +155,8 @@ impl SubmitJob {
         self.check_vocabulary(limits.vocab_size)?;
         let max_tokens = self.max_tokens.map_or(100, |value| value.get() as u32);
         check_context(prompt_tokens, max_tokens, limits.context_length)?;
-        let scheduled_at = self.scheduled_at.map(Whole::get);
-        check_schedule(scheduled_at, now)?;
+        let scheduled_at = ahead("scheduled_at", self.scheduled_at, now)?;
+        let options = self.options(scheduled_at, now)?;
         Ok(ValidJob {
             prompt: self.prompt.0,
             prompt_tokens,
@@ -131,6 +171,32 @@ impl SubmitJob {
             },
             metadata: self.metadata.map(|metadata| metadata.0).unwrap_or_default(),
             scheduled_at,
+            class: self.class.unwrap_or(Class::Interactive),
+            options,
+        })
+    }
+
+    fn options(&self, scheduled_at: Option<OffsetDateTime>, now: i64) -> Result<JobOptions, ApiError> {
+        let deadline_at = ahead("deadline_at", self.deadline_at, now)?;
+        let start_by = ahead("start_by", self.start_by, now)?;
+        for (name, time) in [("deadline_at", deadline_at), ("start_by", start_by)] {
+            if time.is_some_and(|time| Some(time) <= scheduled_at) {
+                return Err(ApiError::invalid(
+                    name,
+                    format!("`{name}` must be after `scheduled_at`."),
+                ));
+            }
+        }
+        let default = JobOptions::default();
+        Ok(JobOptions {
+            priority: self.priority.map_or(default.priority, |value| value.get() as i16),
+            deadline_at,
+            start_by,
+            max_attempts: self
+                .max_attempts
+                .map_or(default.max_attempts, |value| value.get() as u32),
+            store: self.store.unwrap_or(default.store),
+            ttl: self.ttl.map(|value| Duration::from_secs(value.get().cast_unsigned())),
         })
     }
 
@@ -165,14 +231,20 @@ fn check_context(prompt_tokens: u32, max_tokens: u32, context: u32) -> Result<()
     ))
 }
 
-fn check_schedule(at: Option<i64>, now: i64) -> Result<(), ApiError> {
-    match at {
-        Some(at) if at <= now || at - now > SCHEDULE_AHEAD_SECONDS => Err(ApiError::invalid(
-            "scheduled_at",
-            format!("`scheduled_at` must be Unix seconds in the future, at most 366 days ahead; now it is {now}."),
-        )),
-        _ => Ok(()),
+/// A time that lies ahead, but not too far.
+fn ahead(name: &'static str, at: Option<Whole<0, { i64::MAX }>>, now: i64) -> Result<Option<OffsetDateTime>, ApiError> {
+    let Some(at) = at.map(Whole::get) else {
+        return Ok(None);
+    };
+    if at <= now || at - now > AHEAD_SECONDS {
+        return Err(ApiError::invalid(
+            name,
+            format!("`{name}` must be Unix seconds in the future, at most 366 days ahead; now it is {now}."),
+        ));
     }
+    OffsetDateTime::from_unix_timestamp(at)
+        .map(Some)
+        .map_err(ApiError::internal)
 }
 
 fn draw_seed() -> i64 {

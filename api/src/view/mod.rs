@@ -8,8 +8,9 @@ mod validator;
 use std::collections::BTreeMap;
 
 use claimcheck_common::domain::{Choice, GenerationParams, JobError, JobStatus, Usage};
-use claimcheck_common::store::jobs::JobView;
+use claimcheck_common::store::jobs::{JobView, WaitingReason};
 use serde::Serialize;
+use time::OffsetDateTime;
 use utoipa::ToSchema;
 
 pub use validator::{IfNoneMatch, Rendered};
@@ -44,17 +45,41 @@ pub struct JobBody {
     pub attempt: u32,
     /// How often one may.
     pub max_attempts: u32,
-    /// The queue that it goes through: `interactive` or `batch`.
-    pub queue: &'static str,
+    /// `interactive` or `batch`.
+    pub class: &'static str,
+    /// Greater goes first among the jobs of a class.
+    pub priority: i16,
+    /// It expires unless it is finished by then.
+    #[schema(required)]
+    pub deadline_at: Option<i64>,
+    /// It expires unless an attempt has begun by then.
+    #[schema(required)]
+    pub start_by: Option<i64>,
+    /// Why it does not run yet: `scheduled`, `backoff`, `paused`, `worker_unhealthy` or `capacity`; null when it does not
+    /// wait.
+    #[schema(required)]
+    pub waiting_reason: Option<&'static str>,
+    /// The ended job that it does again.
+    #[schema(required)]
+    pub retry_of: Option<String>,
+    /// Tokens that a cancelled job had generated when it stopped.
+    #[schema(required)]
+    pub stopped_after_tokens: Option<u32>,
+    /// When its prompt and output were erased.
+    #[schema(required)]
+    pub erased_at: Option<i64>,
     /// How it is generated, the drawn seed included; null once its input is erased.
     #[schema(required)]
     pub parameters: Option<ParametersBody>,
     /// What came of it; a cancelled job keeps what it had.
     #[schema(required)]
     pub output: Option<OutputBody>,
-    /// Why it failed.
+    /// Why it failed or expired.
     #[schema(required)]
     pub error: Option<ErrorInfo>,
+    /// Why the attempt before this one failed.
+    #[schema(required)]
+    pub last_error: Option<ErrorInfo>,
     /// What it cost, once it ended with an output.
     #[schema(required)]
     pub usage: Option<UsageBody>,
@@ -172,15 +197,23 @@ impl From<&JobView> for JobBody {
             model: job.model.name.clone(),
             created_at: job.created_at.unix_timestamp(),
             available_at: job.available_at.unix_timestamp(),
-            started_at: job.started_at.map(time::OffsetDateTime::unix_timestamp),
-            cancel_requested_at: job.cancel_requested_at.map(time::OffsetDateTime::unix_timestamp),
-            finished_at: job.finished_at.map(time::OffsetDateTime::unix_timestamp),
+            started_at: seconds(job.started_at),
+            cancel_requested_at: seconds(job.cancel_requested_at),
+            finished_at: seconds(job.finished_at),
             attempt: job.attempt,
-            max_attempts: job.max_attempts,
-            queue: job.class.as_str(),
+            max_attempts: job.options.max_attempts,
+            class: job.class.as_str(),
+            priority: job.options.priority,
+            deadline_at: seconds(job.options.deadline_at),
+            start_by: seconds(job.options.start_by),
+            waiting_reason: job.waiting.map(WaitingReason::as_str),
+            retry_of: job.retry_of.map(|id| id.to_string()),
+            stopped_after_tokens: (job.status == JobStatus::Cancelled).then_some(job.usage.completion_tokens),
+            erased_at: seconds(job.erased_at),
             parameters: job.input.as_ref().map(|input| ParametersBody::from(&input.params)),
             output: job.choices.as_deref().map(|choices| output(job, choices, usage)),
             error: job.error.as_ref().map(ErrorInfo::from),
+            last_error: job.last_error.as_ref().map(ErrorInfo::from),
             usage: job.choices.is_some().then_some(usage),
             metadata: job
                 .input
@@ -189,6 +222,10 @@ impl From<&JobView> for JobBody {
                 .unwrap_or_default(),
         }
     }
+}
+
+fn seconds(time: Option<OffsetDateTime>) -> Option<i64> {
+    time.map(OffsetDateTime::unix_timestamp)
 }
 
 fn output(job: &JobView, choices: &[Choice], usage: UsageBody) -> OutputBody {
@@ -259,7 +296,7 @@ mod tests {
     use super::*;
     use claimcheck_common::domain::{Class, FinishReason, JobId, JobKey, ModelRef, Prompt};
     use claimcheck_common::store::jobs::JobInput;
-    use time::OffsetDateTime;
+    use claimcheck_common::store::submit::JobOptions;
 
     fn job() -> JobView {
         let at = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
@@ -275,7 +312,11 @@ mod tests {
             },
             class: Class::Interactive,
             attempt: 0,
-            max_attempts: 5,
+            last_error: None,
+            waiting: Some(WaitingReason::Capacity),
+            retry_of: None,
+            options: JobOptions::default(),
+            erased_at: None,
             input: Some(JobInput {
                 prompt: Prompt::Text("a secret prompt".into()),
                 params: GenerationParams {

@@ -94,6 +94,18 @@ pub struct JobError {
 }
 
 impl JobError {
+    /// The family of failures that another attempt cannot mend.
+    pub const INVALID_REQUEST: &'static str = "invalid_request_error";
+
+    /// A failure that the caller's request led to.
+    pub fn invalid(code: &str, message: impl Into<String>) -> Self {
+        Self {
+            kind: Self::INVALID_REQUEST.to_owned(),
+            code: code.to_owned(),
+            message: message.into(),
+        }
+    }
+
     /// A failure that the caller did not cause.
     pub fn server(code: &str, message: impl Into<String>) -> Self {
         Self {

@@ -25,8 +25,8 @@ pub struct ClaimedJob {
 
 /// Claims those of `ids` that wait. An id that is not in the answer is a duplicate or has ended: its message can go.
 ///
-/// A job that is queued but must not run yet gets its outbox row back in the same statement, so that dropping its
-/// message loses nothing.
+/// A job that is queued but must not run yet (its time has not come, or it is paused) gets its outbox row back in the same
+/// statement, so that dropping its message loses nothing.
 pub async fn claim(pool: &Pool, worker: WorkerId, ids: Vec<JobId>, lease: Duration) -> StoreResult<Vec<ClaimedJob>> {
     transaction(pool, move |connection| {
         let ids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
@@ -34,18 +34,22 @@ pub async fn claim(pool: &Pool, worker: WorkerId, ids: Vec<JobId>, lease: Durati
             let rows = sqlx::query(
                 // Locked in id order. No SKIP LOCKED: a row that is skipped would look like a duplicate.
                 "WITH waiting AS MATERIALIZED (
-                     SELECT id, available_at <= now() AS due FROM jobs
-                     WHERE id = ANY($1) AND status = 'queued' ORDER BY id FOR UPDATE
+                     SELECT id, available_at <= now() AND NOT is_paused(model, class, tenant_id) AS due,
+                         coalesce(least(deadline_at, CASE WHEN fence = 0 THEN start_by END) <= now(), false) AS late
+                     FROM jobs WHERE id = ANY($1) AND status = 'queued' ORDER BY id FOR UPDATE
                  ), early AS (
                      UPDATE jobs j SET dispatched_at = NULL FROM waiting w WHERE j.id = w.id AND NOT w.due
-                     RETURNING j.id, j.model, j.class, j.available_at
+                     RETURNING j.*
                  ), returned AS (
-                     INSERT INTO outbox (job_id, model, class, available_at) SELECT id, model, class, available_at
+                     INSERT INTO outbox (job_id, model, class, available_at, tenant_id, priority, deadline_at)
+                     SELECT id, model, class, available_at, tenant_id, priority, deadline_at
                      FROM early e WHERE NOT EXISTS (SELECT FROM outbox o WHERE o.job_id = e.id)
                  ), claimed AS (
                      UPDATE jobs j SET status = 'in_progress', attempt = attempt + 1, fence = fence + 1,
-                         worker_id = $2, lease_expires_at = now() + $3::interval, dispatched_at = NULL
-                     FROM waiting w WHERE j.id = w.id AND w.due
+                         worker_id = $2, lease_expires_at = now() + $3::interval, dispatched_at = NULL,
+                         claimed_at = now()
+                     -- What is late is left to expire: it costs no step.
+                     FROM waiting w WHERE j.id = w.id AND w.due AND NOT w.late
                      RETURNING j.id, j.fence, j.class, j.lapses
                  )
                  SELECT c.*, i.prompt, i.parameters FROM claimed c JOIN job_inputs i ON i.job_id = c.id ORDER BY c.id",

@@ -1,14 +1,18 @@
 //! Reading jobs as their owner sees them, and asking one to stop.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::time::Duration;
 
 use sqlx::postgres::PgRow;
+use sqlx::postgres::types::PgInterval;
 use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
 use super::row::{get as column, json, parse, present, unsigned};
 use super::settle::{self, Settlement};
-use super::{Pool, StoreResult, notify, transaction};
+use super::submit::JobOptions;
+use super::{Pool, StoreError, StoreResult, cancels, notify, transaction};
 use crate::domain::{
     Choice, Class, GenerationParams, Id, JobError, JobId, JobKey, JobStatus, ModelRef, ProjectId, Prompt, Usage,
 };
@@ -26,8 +30,6 @@ pub struct JobView {
     pub class: Class,
     /// How often it was claimed.
     pub attempt: u32,
-    /// How often it may be claimed.
-    pub max_attempts: u32,
     /// What was sent; `None` once it is erased.
     pub input: Option<JobInput>,
     /// What came of it; also the part that a cancelled job had generated.
@@ -36,6 +38,16 @@ pub struct JobView {
     pub usage: Usage,
     /// Why it failed.
     pub error: Option<JobError>,
+    /// Why the attempt before failed, while it is to be tried again.
+    pub last_error: Option<JobError>,
+    /// Why it does not run yet, if it waits.
+    pub waiting: Option<WaitingReason>,
+    /// The ended job that it does again.
+    pub retry_of: Option<JobId>,
+    /// When it must be done, how often it is tried, what is kept of it.
+    pub options: JobOptions,
+    /// When its texts were erased.
+    pub erased_at: Option<OffsetDateTime>,
     /// When it was accepted.
     pub created_at: OffsetDateTime,
     /// It is not run before this time.
@@ -46,6 +58,51 @@ pub struct JobView {
     pub cancel_requested_at: Option<OffsetDateTime>,
     /// When it ended.
     pub finished_at: Option<OffsetDateTime>,
+}
+
+/// Why a job does not run yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WaitingReason {
+    /// Its time has not come.
+    Scheduled,
+    /// Its last attempt failed, and the next one comes after a pause.
+    Backoff,
+    /// An operator has paused its class, its model or its tenant.
+    Paused,
+    /// No worker that serves its model was heard of lately.
+    WorkerUnhealthy,
+    /// Others are in front of it.
+    Capacity,
+}
+
+impl WaitingReason {
+    /// The shown form.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Scheduled => "scheduled",
+            Self::Backoff => "backoff",
+            Self::Paused => "paused",
+            Self::WorkerUnhealthy => "worker_unhealthy",
+            Self::Capacity => "capacity",
+        }
+    }
+}
+
+impl FromStr for WaitingReason {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        [
+            Self::Scheduled,
+            Self::Backoff,
+            Self::Paused,
+            Self::WorkerUnhealthy,
+            Self::Capacity,
+        ]
+        .into_iter()
+        .find(|reason| reason.as_str() == text)
+        .ok_or_else(|| format!("`{text}` is no reason to wait"))
+    }
 }
 
 /// What the caller sent.
@@ -77,7 +134,14 @@ pub struct Page {
     pub limit: u32,
 }
 
-const VIEW: &str = "SELECT j.*, i.prompt, i.parameters, i.metadata, o.choices
+const VIEW: &str = "SELECT j.*, i.prompt, i.parameters, i.metadata, o.choices,
+         CASE WHEN j.status = 'scheduled' THEN 'scheduled'
+              WHEN j.status <> 'queued' THEN NULL
+              WHEN is_paused(j.model, j.class, j.tenant_id) THEN 'paused'
+              WHEN j.available_at > now() THEN 'backoff'
+              WHEN NOT EXISTS (SELECT FROM workers w WHERE w.model = j.model AND NOT w.draining
+                                   AND w.last_seen_at > now() - interval '30 seconds') THEN 'worker_unhealthy'
+              ELSE 'capacity' END AS waiting
      FROM jobs j LEFT JOIN job_inputs i ON i.job_id = j.id LEFT JOIN job_outputs o ON o.job_id = j.id ";
 
 /// One job of a project. A foreign job does not exist.
@@ -155,6 +219,7 @@ async fn cancel(connection: &mut PgConnection, project: ProjectId, id: JobId) ->
             .execute(&mut *connection)
             .await?;
         notify::jobs_changed(connection, &[id]).await?;
+        cancels::requested(connection, &[id]).await?;
     }
     get(connection, project, id).await
 }
@@ -182,15 +247,35 @@ fn view(row: &PgRow) -> StoreResult<JobView> {
         },
         class: parse(row, "class")?,
         attempt: unsigned(row, "attempt")?,
-        max_attempts: unsigned(row, "max_attempts")?,
         input,
         choices: json(row, "choices")?,
         usage: Usage::new(unsigned(row, "prompt_tokens")?, unsigned(row, "completion_tokens")?),
         error: json(row, "error")?,
+        last_error: json(row, "last_error")?,
+        waiting: column::<Option<&str>, _>(row, "waiting")?
+            .map(str::parse)
+            .transpose()
+            .map_err(StoreError::contradiction)?,
+        retry_of: column::<Option<_>, _>(row, "retry_of")?.map(Id::from_uuid),
+        options: options(row)?,
+        erased_at: column(row, "erased_at")?,
         created_at: column(row, "created_at")?,
         available_at: column(row, "available_at")?,
         started_at: column(row, "started_at")?,
         cancel_requested_at: column(row, "cancel_requested_at")?,
         finished_at: column(row, "finished_at")?,
+    })
+}
+
+fn options(row: &PgRow) -> StoreResult<JobOptions> {
+    let ttl: Option<PgInterval> = column(row, "ttl")?;
+    Ok(JobOptions {
+        priority: column(row, "priority")?,
+        deadline_at: column(row, "deadline_at")?,
+        start_by: column(row, "start_by")?,
+        max_attempts: unsigned(row, "max_attempts")?,
+        store: column(row, "store")?,
+        // Written from a duration, so neither months nor days stand in it.
+        ttl: ttl.map(|ttl| Duration::from_micros(ttl.microseconds.unsigned_abs())),
     })
 }

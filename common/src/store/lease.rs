@@ -11,13 +11,23 @@ use crate::domain::{Id, JobKey};
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Beat {
     /// A caller asked to stop these: end them as cancelled, with what was generated.
-    pub cancel: Vec<JobKey>,
+    pub cancelled: Vec<JobKey>,
+    /// The deadlines of these have passed: end them as expired, with what was generated.
+    pub expired: Vec<JobKey>,
+    /// These attempts take longer than one may: end them as failed attempts.
+    pub overdue: Vec<JobKey>,
     /// These are no longer this worker's: stop and discard.
     pub lost: Vec<JobKey>,
 }
 
-/// Extends the leases of all `keys` in one statement.
-pub async fn heartbeat(executor: impl PgExecutor<'_>, keys: &[JobKey], lease: Duration) -> StoreResult<Beat> {
+/// Extends the leases of all `keys` in one statement, save those of attempts that are overdue by more than a lease: a
+/// worker that cannot stop a job loses it.
+pub async fn heartbeat(
+    executor: impl PgExecutor<'_>,
+    keys: &[JobKey],
+    lease: Duration,
+    attempt_limit: Duration,
+) -> StoreResult<Beat> {
     let (ids, fences) = columns(keys);
     let rows = sqlx::query(
         // SKIP LOCKED: one row that a cancel or settle holds must not stall the leases of the others.
@@ -25,18 +35,25 @@ pub async fn heartbeat(executor: impl PgExecutor<'_>, keys: &[JobKey], lease: Du
              SELECT * FROM unnest($1::uuid[], $2::bigint[]) AS held (id, fence)
          ), mine AS MATERIALIZED (
              SELECT j.id FROM jobs j JOIN held USING (id, fence) WHERE j.status IN ('in_progress', 'cancelling')
+                 AND j.claimed_at > now() - $4::interval - $3::interval
              ORDER BY j.id FOR NO KEY UPDATE OF j SKIP LOCKED
          ), beat AS (
              UPDATE jobs j SET lease_expires_at = now() + $3::interval FROM mine WHERE j.id = mine.id
+         ), seen AS (
+             SELECT held.id, held.fence,
+                 CASE WHEN j.id IS NULL THEN 'lost'
+                      WHEN j.status = 'cancelling' THEN 'cancelled'
+                      WHEN j.deadline_at <= now() THEN 'expired'
+                      WHEN j.claimed_at <= now() - $4::interval THEN 'overdue' END AS verdict
+             FROM held LEFT JOIN jobs j ON j.id = held.id AND j.fence = held.fence
+                 AND j.status IN ('in_progress', 'cancelling')
          )
-         SELECT held.id, held.fence, coalesce(j.status = 'cancelling', false) AS cancel
-         FROM held LEFT JOIN jobs j ON j.id = held.id AND j.fence = held.fence
-             AND j.status IN ('in_progress', 'cancelling')
-         WHERE j.id IS NULL OR j.status = 'cancelling'",
+         SELECT * FROM seen WHERE verdict IS NOT NULL",
     )
     .bind(ids)
     .bind(fences)
     .bind(lease)
+    .bind(attempt_limit)
     .fetch_all(executor)
     .await?;
     let mut beat = Beat::default();
@@ -45,10 +62,11 @@ pub async fn heartbeat(executor: impl PgExecutor<'_>, keys: &[JobKey], lease: Du
             id: Id::from_uuid(row.try_get("id")?),
             fence: row.try_get("fence")?,
         };
-        let list = if row.try_get("cancel")? {
-            &mut beat.cancel
-        } else {
-            &mut beat.lost
+        let list = match row.try_get("verdict")? {
+            "cancelled" => &mut beat.cancelled,
+            "expired" => &mut beat.expired,
+            "overdue" => &mut beat.overdue,
+            _ => &mut beat.lost,
         };
         list.push(key);
     }
@@ -93,9 +111,10 @@ pub async fn release(pool: &Pool, keys: Vec<JobKey>) -> StoreResult<u64> {
                  ), released AS (
                      UPDATE jobs j SET status = 'queued', attempt = attempt - 1, worker_id = NULL,
                          lease_expires_at = NULL, available_at = now(), dispatched_at = NULL, dispatches = 0
-                     FROM held WHERE j.id = held.id RETURNING j.id, j.model, j.class
+                     FROM held WHERE j.id = held.id RETURNING j.*
                  )
-                 INSERT INTO outbox (job_id, model, class) SELECT id, model, class FROM released",
+                 INSERT INTO outbox (job_id, model, class, tenant_id, priority, deadline_at)
+                 SELECT id, model, class, tenant_id, priority, deadline_at FROM released",
             )
             .bind(ids)
             .bind(fences)

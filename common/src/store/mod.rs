@@ -4,11 +4,15 @@
 //! a transaction open across inference or HTTP. Statements on many rows lock in id order.
 //!
 //! A job's life in this folder: [`submit`] → [`outbox`] → [`claim`] → [`lease`] → [`settle`], with [`rescue`] and
-//! [`schedule`] leading back to the outbox, [`jobs`] for reading and cancelling, [`notify`] for waking who waits.
+//! [`schedule`] leading back to the outbox, [`jobs`] for reading and cancelling, [`notify`] for waking who waits and
+//! [`cancels`] for stopping who runs.
 
 pub mod accounts;
+pub mod cancels;
 pub mod claim;
+pub mod erase;
 mod error;
+pub mod expire;
 pub mod jobs;
 pub mod lease;
 pub mod models;
@@ -17,6 +21,7 @@ pub mod outbox;
 mod pool;
 pub mod rescue;
 pub mod retention;
+pub mod retry;
 mod row;
 pub mod schedule;
 pub mod settle;

@@ -24,15 +24,28 @@ const LOOK_AGAIN: Duration = Duration::from_secs(3);
 
 /// Tells every process that these jobs changed, at the commit of the caller's transaction.
 pub async fn jobs_changed(connection: &mut PgConnection, ids: &[JobId]) -> StoreResult<()> {
+    tell(connection, CHANNEL, ids).await
+}
+
+/// Tells whoever listens to `channel` of these jobs, at the commit of the caller's transaction.
+pub(super) async fn tell(connection: &mut PgConnection, channel: &str, ids: &[JobId]) -> StoreResult<()> {
     for chunk in ids.chunks(IDS_PER_PAYLOAD) {
         let payload: Vec<_> = chunk.iter().map(|id| id.uuid().simple().to_string()).collect();
         sqlx::query("SELECT pg_notify($1, $2)")
-            .bind(CHANNEL)
+            .bind(channel)
             .bind(payload.join(","))
             .execute(&mut *connection)
             .await?;
     }
     Ok(())
+}
+
+/// The ids that [`tell`] wrote.
+pub(super) fn told(payload: &str) -> impl Iterator<Item = JobId> {
+    payload
+        .split(',')
+        .filter_map(|id| Uuid::try_parse(id).ok())
+        .map(JobId::from_uuid)
 }
 
 /// The waiters of one process.
@@ -129,8 +142,8 @@ impl JobChanges {
 
     fn wake(&self, payload: &str) {
         let waiters = self.lock();
-        for id in payload.split(',').filter_map(|id| Uuid::try_parse(id).ok()) {
-            if let Some(waiting) = waiters.get(&id) {
+        for id in told(payload) {
+            if let Some(waiting) = waiters.get(&id.uuid()) {
                 waiting.wake.notify_waiters();
             }
         }

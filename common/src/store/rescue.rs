@@ -80,12 +80,13 @@ async fn rescue(connection: &mut PgConnection) -> StoreResult<Rescued> {
         "WITH requeued AS (
              UPDATE jobs SET status = 'queued', lapses = lapses + 1, worker_id = NULL, lease_expires_at = NULL,
                  available_at = now(), dispatched_at = NULL, dispatches = 0
-             WHERE id = ANY($1) RETURNING id, model, class, tenant_id
+             WHERE id = ANY($1) RETURNING *
          ), audit AS (
              INSERT INTO audit_log (tenant_id, actor, action, subject)
              SELECT tenant_id, 'service', 'job.rescued', id FROM requeued
          )
-         INSERT INTO outbox (job_id, model, class) SELECT id, model, class FROM requeued",
+         INSERT INTO outbox (job_id, model, class, tenant_id, priority, deadline_at)
+         SELECT id, model, class, tenant_id, priority, deadline_at FROM requeued",
     )
     .bind(&again)
     .execute(connection)
@@ -167,9 +168,10 @@ pub async fn reemit(pool: &Pool, queue: QueueName, missing: u64, after: Duration
                      ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
                  ), again AS (
                      UPDATE jobs j SET dispatched_at = NULL FROM locked WHERE j.id = locked.id
-                     RETURNING j.id, j.model, j.class
+                     RETURNING j.*
                  )
-                 INSERT INTO outbox (job_id, model, class) SELECT id, model, class FROM again",
+                 INSERT INTO outbox (job_id, model, class, tenant_id, priority, deadline_at)
+                 SELECT id, model, class, tenant_id, priority, deadline_at FROM again",
             )
             .bind(queue.model)
             .bind(queue.class.as_str())

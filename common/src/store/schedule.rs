@@ -16,9 +16,10 @@ pub async fn promote_due(pool: &Pool) -> StoreResult<u64> {
                      ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
                  ), promoted AS (
                      UPDATE jobs j SET status = 'queued' FROM locked WHERE j.id = locked.id
-                     RETURNING j.id, j.model, j.class
+                     RETURNING j.*
                  )
-                 INSERT INTO outbox (job_id, model, class) SELECT id, model, class FROM promoted",
+                 INSERT INTO outbox (job_id, model, class, tenant_id, priority, deadline_at)
+                 SELECT id, model, class, tenant_id, priority, deadline_at FROM promoted",
             )
             .bind(CHUNK)
             .execute(connection)

@@ -1,9 +1,10 @@
 //! Settling: the one way by which a job ends, whoever ends it.
 //!
-//! State, output, audit row and event change in one transaction. It is guarded twice: by the fence (a newer claim owns the
+//! State, output, audit row, event and dead letter change in one transaction. It is guarded twice: by the fence (a newer claim owns the
 //! job) and by the legal transitions of [`JobStatus`]. A key that is not in the answer was refused: discard its result.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use sqlx::PgConnection;
 
@@ -12,7 +13,10 @@ use super::row::{get, parse};
 use super::{Pool, StoreError, StoreResult, notify, transaction};
 use crate::domain::{Choice, Completion, EventId, Id, JobError, JobKey, JobStatus};
 
-/// How a job is to end.
+/// What is not to be stored and never fetched is kept this long all the same.
+const UNFETCHED_KEPT: Duration = Duration::from_hours(24);
+
+/// How an attempt at a job is to end.
 #[derive(Debug, Clone)]
 pub struct Settlement {
     /// The job and the claim under which it ended.
@@ -25,63 +29,92 @@ pub struct Settlement {
     pub completion_tokens: u32,
     /// Why it failed.
     pub error: Option<JobError>,
+    /// Another attempt may do better: while the job has one left it goes back to the outbox, after a pause.
+    pub again: bool,
 }
 
-/// A job that has ended.
+/// What became of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settled {
     /// The job and the claim under which it ended.
     pub key: JobKey,
-    /// How it ended: `cancelled` where a cancel came before the result.
+    /// How it ended: `cancelled` where a cancel came before the result, `queued` where it is to be tried again.
     pub status: JobStatus,
+    /// How long ago the caller asked to stop it.
+    pub cancel_latency: Option<Duration>,
 }
 
 impl Settlement {
     /// The job ended with its output.
     pub fn completed(key: JobKey, completion: Completion) -> Self {
-        Self::with_output(key, JobStatus::Completed, completion)
+        Self::ended(key, JobStatus::Completed).with(completion)
     }
 
     /// The job was stopped; what it had generated is kept.
     pub fn cancelled_with(key: JobKey, completion: Completion) -> Self {
-        Self::with_output(key, JobStatus::Cancelled, completion)
+        Self::ended(key, JobStatus::Cancelled).with(completion)
     }
 
     /// The job was stopped before it generated anything.
     pub const fn cancelled(key: JobKey) -> Self {
-        Self {
-            key,
-            status: JobStatus::Cancelled,
-            choices: None,
-            completion_tokens: 0,
-            error: None,
-        }
+        Self::ended(key, JobStatus::Cancelled)
     }
 
-    /// The job cannot be finished.
-    pub const fn failed(key: JobKey, error: JobError) -> Self {
+    /// The job's deadline passed while it ran; what it had generated is kept.
+    pub fn expired_with(key: JobKey, completion: Completion) -> Self {
+        Self::expired(key, deadline_exceeded()).with(completion)
+    }
+
+    /// The job's time was up before it ran.
+    pub fn expired(key: JobKey, error: JobError) -> Self {
         Self {
-            key,
-            status: JobStatus::Failed,
-            choices: None,
-            completion_tokens: 0,
             error: Some(error),
+            ..Self::ended(key, JobStatus::Expired)
         }
     }
 
-    fn with_output(key: JobKey, status: JobStatus, completion: Completion) -> Self {
-        let completion_tokens = completion.usage.completion_tokens;
+    /// The job cannot be done.
+    pub fn failed(key: JobKey, error: JobError) -> Self {
+        Self {
+            error: Some(error),
+            ..Self::ended(key, JobStatus::Failed)
+        }
+    }
+
+    /// This attempt failed; the next may do better.
+    pub fn attempt_failed(key: JobKey, error: JobError) -> Self {
+        Self {
+            again: true,
+            ..Self::failed(key, error)
+        }
+    }
+
+    const fn ended(key: JobKey, status: JobStatus) -> Self {
         Self {
             key,
             status,
-            choices: Some(completion.choices),
-            completion_tokens,
+            choices: None,
+            completion_tokens: 0,
             error: None,
+            again: false,
+        }
+    }
+
+    fn with(self, completion: Completion) -> Self {
+        Self {
+            completion_tokens: completion.usage.completion_tokens,
+            choices: Some(completion.choices),
+            ..self
         }
     }
 }
 
-/// Settles a group in one commit; answers what was settled.
+/// A job's own deadline passed.
+pub fn deadline_exceeded() -> JobError {
+    JobError::server("deadline_exceeded", "The job was not finished by its `deadline_at`.")
+}
+
+/// Settles a group in one commit; answers what became of each.
 ///
 /// A settlement that the database refuses (an output it cannot hold) spoils no other: the group is then settled one by
 /// one, and the refused one ends as failed.
@@ -118,11 +151,35 @@ async fn settle_in_one(pool: &Pool, group: Vec<Settlement>, actor: String) -> St
 
 /// Settles within the caller's transaction. `actor` goes to the audit log (`worker:<uuid>`, `service`).
 pub async fn settle(connection: &mut PgConnection, group: &[Settlement], actor: &str) -> StoreResult<Vec<Settled>> {
-    let legal = lock_legal(connection, group).await?;
-    if legal.is_empty() {
-        return Ok(Vec::new());
+    let locked = lock(connection, group).await?;
+    let verdicts = verdicts(locked, group);
+    let (again, ended): (Vec<_>, Vec<_>) = verdicts.into_iter().partition(|(one, _)| one.again);
+    end(connection, ended.iter().map(|(one, _)| one), actor).await?;
+    try_again(connection, again.iter().map(|(one, _)| one), actor).await?;
+    let settled: Vec<_> = ended
+        .into_iter()
+        .chain(again)
+        .map(|(Settlement { key, status, .. }, cancel_latency)| Settled {
+            key,
+            status,
+            cancel_latency,
+        })
+        .collect();
+    let changed: Vec<_> = settled.iter().map(|one| one.key.id).collect();
+    notify::jobs_changed(connection, &changed).await?;
+    Ok(settled)
+}
+
+/// Writes endings of jobs that are locked and may end so.
+async fn end(
+    connection: &mut PgConnection,
+    endings: impl Iterator<Item = &Settlement> + Clone,
+    actor: &str,
+) -> StoreResult<()> {
+    let keys: Vec<_> = endings.clone().map(|ending| ending.key).collect();
+    if keys.is_empty() {
+        return Ok(());
     }
-    let keys: Vec<_> = legal.iter().map(|ending| ending.key).collect();
     let (ids, fences) = columns(&keys);
     sqlx::query(
         "WITH ending AS MATERIALIZED (
@@ -131,62 +188,117 @@ pub async fn settle(connection: &mut PgConnection, group: &[Settlement], actor: 
          ), settled AS (
              UPDATE jobs j SET status = e.status, error = e.error, completion_tokens = e.completion_tokens,
                  finished_at = now(), lease_expires_at = NULL, dispatched_at = NULL,
-                 cancel_requested_at = CASE e.status WHEN 'cancelled' THEN coalesce(cancel_requested_at, now()) END
+                 cancel_requested_at = CASE e.status WHEN 'cancelled' THEN coalesce(cancel_requested_at, now()) END,
+                 erase_at = now() + coalesce(ttl, CASE WHEN NOT store THEN $9::interval END)
              FROM ending e WHERE j.id = e.id AND j.fence = e.fence
-             RETURNING j.id, j.status, j.project_id, j.tenant_id, e.choices, e.event_id
+             RETURNING j.*, e.choices, e.event_id
          ), output AS (
              INSERT INTO job_outputs (job_id, choices) SELECT id, choices FROM settled WHERE choices IS NOT NULL
          ), event AS (
              INSERT INTO events (id, project_id, type, job_id)
              SELECT event_id, project_id, 'job.' || status, id FROM settled
+         ), dead_letter AS (
+             INSERT INTO dead_letters (job_id, tenant_id, project_id, model, reason, attempts, lapses, worker_id, last_error)
+             SELECT id, tenant_id, project_id, model,
+                 CASE WHEN attempt >= max_attempts THEN 'attempts_exhausted' ELSE coalesce(error ->> 'code', 'unknown') END,
+                 attempt, lapses, worker_id,
+                 CASE WHEN error ->> 'code' = 'attempts_exhausted' THEN coalesce(last_error, error) ELSE error END
+             FROM settled WHERE status = 'failed'
          )
          INSERT INTO audit_log (tenant_id, actor, action, subject)
          SELECT tenant_id, $8, 'job.' || status, id FROM settled",
     )
     .bind(ids)
     .bind(fences)
-    .bind(legal.iter().map(|ending| ending.status.as_str()).collect::<Vec<_>>())
+    .bind(endings.clone().map(|ending| ending.status.as_str()).collect::<Vec<_>>())
     .bind(
-        legal
-            .iter()
+        endings
+            .clone()
             .map(|ending| ending.choices.as_ref().map(sqlx::types::Json))
             .collect::<Vec<_>>(),
     )
     .bind(
-        legal
-            .iter()
+        endings
+            .clone()
             .map(|ending| ending.completion_tokens.cast_signed())
             .collect::<Vec<_>>(),
     )
     .bind(
-        legal
-            .iter()
+        endings
+            .clone()
             .map(|ending| ending.error.as_ref().map(sqlx::types::Json))
             .collect::<Vec<_>>(),
     )
-    .bind(legal.iter().map(|_| EventId::new().uuid()).collect::<Vec<_>>())
+    .bind(endings.map(|_| EventId::new().uuid()).collect::<Vec<_>>())
     .bind(actor)
-    .execute(&mut *connection)
+    .bind(UNFETCHED_KEPT)
+    .execute(connection)
     .await?;
-    let changed: Vec<_> = keys.iter().map(|key| key.id).collect();
-    notify::jobs_changed(connection, &changed).await?;
-    let settled = legal
-        .into_iter()
-        .map(|Settlement { key, status, .. }| Settled { key, status });
-    Ok(settled.collect())
+    Ok(())
 }
 
-/// Locks the group's jobs and keeps those endings that are legal now.
+/// Sends locked jobs whose attempt failed back to the outbox, each after a pause that doubles with every attempt.
+async fn try_again(
+    connection: &mut PgConnection,
+    failures: impl Iterator<Item = &Settlement> + Clone,
+    actor: &str,
+) -> StoreResult<()> {
+    let keys: Vec<_> = failures.clone().map(|failure| failure.key).collect();
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let (ids, fences) = columns(&keys);
+    sqlx::query(
+        // From a second to five minutes; the jitter keeps jobs that failed together from coming back together.
+        "WITH failure AS MATERIALIZED (
+             SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::jsonb[]) AS failure (id, fence, error)
+         ), queued AS (
+             UPDATE jobs j SET status = 'queued', last_error = f.error, worker_id = NULL, lease_expires_at = NULL,
+                 available_at = now() + interval '1 second' * least(300, power(2, attempt - 1)) * (0.5 + random()),
+                 dispatched_at = NULL, dispatches = 0
+             FROM failure f WHERE j.id = f.id AND j.fence = f.fence
+             RETURNING j.*
+         ), audit AS (
+             INSERT INTO audit_log (tenant_id, actor, action, subject)
+             SELECT tenant_id, $4, 'job.attempt_failed', id FROM queued
+         )
+         INSERT INTO outbox (job_id, model, class, available_at, tenant_id, priority, deadline_at)
+         SELECT id, model, class, available_at, tenant_id, priority, deadline_at FROM queued",
+    )
+    .bind(ids)
+    .bind(fences)
+    .bind(
+        failures
+            .map(|failure| failure.error.as_ref().map(sqlx::types::Json))
+            .collect::<Vec<_>>(),
+    )
+    .bind(actor)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// What decides how a locked job may end.
+struct Locked {
+    status: JobStatus,
+    attempts_left: bool,
+    late: bool,
+    cancel_latency: Option<Duration>,
+}
+
+/// Locks the group's jobs, as far as their claims are the newest ones.
 ///
 /// A statement of its own: a status that changes while one statement waits for its lock is not joined anew in that same
 /// statement, and a settle that met a cancel would then be dropped.
-async fn lock_legal(connection: &mut PgConnection, group: &[Settlement]) -> StoreResult<Vec<Settlement>> {
+async fn lock(connection: &mut PgConnection, group: &[Settlement]) -> StoreResult<HashMap<JobKey, Locked>> {
     let keys: Vec<_> = group.iter().map(|one| one.key).collect();
     let (ids, fences) = columns(&keys);
     let rows = sqlx::query(
         // A newer claim has a greater fence: a worker that lost its job finds no row here.
-        "SELECT j.id, j.fence, j.status FROM jobs j
-         JOIN unnest($1::uuid[], $2::bigint[]) AS ending (id, fence) USING (id, fence)
+        "SELECT j.id, j.fence, j.status, j.attempt < j.max_attempts AS attempts_left,
+             coalesce(j.deadline_at <= now(), false) AS late,
+             extract(epoch FROM now() - j.cancel_requested_at)::float8 AS cancel_latency
+         FROM jobs j JOIN unnest($1::uuid[], $2::bigint[]) AS ending (id, fence) USING (id, fence)
          ORDER BY j.id FOR UPDATE OF j",
     )
     .bind(ids)
@@ -194,34 +306,52 @@ async fn lock_legal(connection: &mut PgConnection, group: &[Settlement]) -> Stor
     .fetch_all(connection)
     .await?;
     // By key: a group may hold the ending of an old claim beside that of the newest one.
-    let mut now: HashMap<JobKey, JobStatus> = HashMap::new();
-    for row in &rows {
-        let id = Id::from_uuid(get(row, "id")?);
-        now.insert(
-            JobKey {
-                id,
+    rows.iter()
+        .map(|row| {
+            let key = JobKey {
+                id: Id::from_uuid(get(row, "id")?),
                 fence: get(row, "fence")?,
-            },
-            parse(row, "status")?,
-        );
-    }
-    Ok(group
+            };
+            let latency: Option<f64> = get(row, "cancel_latency")?;
+            let locked = Locked {
+                status: parse(row, "status")?,
+                attempts_left: get(row, "attempts_left")?,
+                late: get(row, "late")?,
+                cancel_latency: latency.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))),
+            };
+            Ok((key, locked))
+        })
+        .collect()
+}
+
+/// What becomes of each job of the group: those that are not in the answer stay as they are.
+fn verdicts(mut locked: HashMap<JobKey, Locked>, group: &[Settlement]) -> Vec<(Settlement, Option<Duration>)> {
+    group
         .iter()
         .filter_map(|wanted| {
             // Taken out, so that a key that stands twice in a group settles once.
-            let status = now.remove(&wanted.key)?;
-            legal_ending(status, wanted)
+            let job = locked.remove(&wanted.key)?;
+            Some((verdict(&job, wanted)?, job.cancel_latency))
         })
-        .collect())
+        .collect()
 }
 
-/// The ending that `wanted` means for a job in `status`, if the diagram has it.
-fn legal_ending(status: JobStatus, wanted: &Settlement) -> Option<Settlement> {
+/// The ending that `wanted` means for a job as it stands, if the diagram has it.
+fn verdict(job: &Locked, wanted: &Settlement) -> Option<Settlement> {
     let mut ending = wanted.clone();
-    if status == JobStatus::Cancelling {
+    ending.again &= job.attempts_left && !job.late;
+    if job.status == JobStatus::Cancelling {
         // Who was told `cancelling` is never told `completed` or `failed`.
         ending.status = JobStatus::Cancelled;
         ending.error = None;
+        ending.again = false;
+    } else if ending.again {
+        ending.status = JobStatus::Queued;
+    } else if job.late && wanted.status != JobStatus::Cancelled {
+        // A result that comes too late is kept, and the job says that it came too late.
+        ending.status = JobStatus::Expired;
+        ending.error = Some(deadline_exceeded());
     }
-    (ending.status.is_terminal() && status.transition(ending.status).is_ok()).then_some(ending)
+    let ends = ending.status.is_terminal() || ending.again;
+    (ends && job.status.transition(ending.status).is_ok()).then_some(ending)
 }

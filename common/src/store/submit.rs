@@ -36,8 +36,40 @@ pub struct NewJob {
     pub metadata: Option<BTreeMap<String, String>>,
     /// Not before this time; `None` is at once.
     pub scheduled_at: Option<OffsetDateTime>,
+    /// When it must be done, how often it is tried, what is kept of it.
+    pub options: JobOptions,
     /// W3C trace context of the request.
     pub traceparent: Option<String>,
+}
+
+/// What a caller may say of a job besides what to generate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobOptions {
+    /// Greater goes first among the jobs of a class and tenant.
+    pub priority: i16,
+    /// It expires unless it is finished by then.
+    pub deadline_at: Option<OffsetDateTime>,
+    /// It expires unless an attempt has begun by then.
+    pub start_by: Option<OffsetDateTime>,
+    /// How often it may be claimed, at least once.
+    pub max_attempts: u32,
+    /// `false`: prompt and output go some minutes after the output was first fetched.
+    pub store: bool,
+    /// Prompt and output go this long after the job's end.
+    pub ttl: Option<Duration>,
+}
+
+impl Default for JobOptions {
+    fn default() -> Self {
+        Self {
+            priority: 0,
+            deadline_at: None,
+            start_by: None,
+            max_attempts: 5,
+            store: true,
+            ttl: None,
+        }
+    }
 }
 
 /// The caller's promise that equal keys mean the same request.
@@ -166,13 +198,14 @@ async fn insert(connection: &mut PgConnection, job: &NewJob) -> StoreResult<()> 
     sqlx::query(
         "WITH job AS (
              INSERT INTO jobs (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
-                               available_at)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, coalesce($10, now()))
+                               available_at, priority, deadline_at, start_by, max_attempts, store, ttl)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, coalesce($10, now()), $15, $16, $17, $18, $19, $20)
          ), input AS (
              INSERT INTO job_inputs (job_id, prompt, parameters, metadata) VALUES ($1, $11, $12, $13)
          ), message AS (
              -- A scheduled job gets its message when its time has come.
-             INSERT INTO outbox (job_id, model, class, traceparent) SELECT $1, $5, $7, $14 WHERE $8 = 'queued'
+             INSERT INTO outbox (job_id, model, class, traceparent, tenant_id, priority, deadline_at)
+             SELECT $1, $5, $7, $14, $2, $15, $16 WHERE $8 = 'queued'
          )
          INSERT INTO audit_log (tenant_id, actor, action, subject) VALUES ($2, 'user:' || $4::uuid, 'job.submitted', $1)",
     )
@@ -190,6 +223,12 @@ async fn insert(connection: &mut PgConnection, job: &NewJob) -> StoreResult<()> 
     .bind(sqlx::types::Json(&job.params))
     .bind(job.metadata.as_ref().map(sqlx::types::Json))
     .bind(&job.traceparent)
+    .bind(job.options.priority)
+    .bind(job.options.deadline_at)
+    .bind(job.options.start_by)
+    .bind(job.options.max_attempts.cast_signed())
+    .bind(job.options.store)
+    .bind(job.options.ttl)
     .execute(connection)
     .await?;
     Ok(())

@@ -7,7 +7,7 @@ use claimcheck_common::domain::{
 };
 use claimcheck_common::store::accounts::{Account, NewUser};
 use claimcheck_common::store::settle::Settlement;
-use claimcheck_common::store::submit::NewJob;
+use claimcheck_common::store::submit::{JobOptions, NewJob};
 use claimcheck_common::store::{Pool, accounts, claim, settle, submit};
 use claimcheck_tests::World;
 use uuid::Uuid;
@@ -136,6 +136,7 @@ async fn one_that_ended(pool: &Pool, account: &Account) {
         },
         metadata: None,
         scheduled_at: None,
+        options: JobOptions::default(),
         traceparent: None,
     };
     let id = job.id;

@@ -105,7 +105,7 @@ async fn complete(served: ServedModel, prompt: &str, params: GenerationParams) -
     while let Some(event) = events.recv().await {
         match event {
             EngineEvent::Started(_) => {}
-            EngineEvent::Ended(_, Ending::Completed(completion) | Ending::Cancelled(completion)) => {
+            EngineEvent::Ended(_, Ending::Completed(completion) | Ending::Stopped(completion)) => {
                 return Ok(completion);
             }
             EngineEvent::Ended(_, Ending::Failed(error)) => bail!("{}", error.message),

@@ -32,8 +32,8 @@ pub enum EngineEvent {
 pub enum Ending {
     /// All choices are finished.
     Completed(Completion),
-    /// It was stopped; this is what it had.
-    Cancelled(Completion),
+    /// It was told to stop; this is what it had.
+    Stopped(Completion),
     /// It cannot be computed.
     Failed(JobError),
 }

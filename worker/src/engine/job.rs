@@ -38,11 +38,11 @@ impl Job {
                 "The prompt has {len} tokens; this model takes 1 to {}.",
                 context_length - 1
             );
-            return Err(invalid("prompt_too_long", message));
+            return Err(JobError::invalid("prompt_too_long", message));
         }
         if let Some(token) = job.prompt.iter().find(|token| **token as usize >= vocab_size) {
             let message = format!("Token {token} is not in this model's vocabulary of {vocab_size}.");
-            return Err(invalid("unknown_token", message));
+            return Err(JobError::invalid("unknown_token", message));
         }
         let room = context_length - len;
         let sequences = (0..job.params.n.max(1))
@@ -108,13 +108,5 @@ impl Job {
             choices: choices.collect(),
             usage: Usage::new(self.prompt.len() as u32, completion_tokens),
         }
-    }
-}
-
-fn invalid(code: &str, message: String) -> JobError {
-    JobError {
-        kind: "invalid_request_error".to_owned(),
-        code: code.to_owned(),
-        message,
     }
 }

@@ -102,7 +102,7 @@ impl Engine {
     fn drop_cancelled(&mut self) -> bool {
         let cancelled = self.inbox.cancelled(|key| self.jobs.contains_key(&key));
         cancelled.into_iter().all(|key| match self.take(key) {
-            Some(job) => self.emit(EngineEvent::Ended(key, Ending::Cancelled(job.into_completion()))),
+            Some(job) => self.emit(EngineEvent::Ended(key, Ending::Stopped(job.into_completion()))),
             None => true,
         })
     }

@@ -285,7 +285,7 @@ async fn a_cancelled_job_stops_at_the_next_step_and_keeps_its_tokens() {
     let mut tokens = HashMap::new();
     for _ in 0..2 {
         let (key, ending) = next_ending(&mut events).await;
-        let Ending::Cancelled(completion) = ending else {
+        let Ending::Stopped(completion) = ending else {
             panic!("{ending:?}")
         };
         tokens.insert(key, completion.usage.completion_tokens);

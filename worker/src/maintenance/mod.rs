@@ -7,7 +7,7 @@ mod reap_clock;
 mod reemit;
 mod rescue;
 mod retention;
-mod schedule;
+mod sweep;
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use self::reemit::Reemit;
 use self::rescue::Rescue;
 use self::retention::Retention;
-use self::schedule::Schedule;
+use self::sweep::Sweep;
 
 #[derive(Debug, thiserror::Error)]
 enum MaintenanceError {
@@ -34,7 +34,7 @@ enum MaintenanceError {
 /// A task of the common loop.
 trait Task: Send + 'static {
     /// What the log calls it.
-    const NAME: &'static str;
+    fn name(&self) -> &'static str;
 
     /// The pause between two turns.
     fn period(&self) -> Duration;
@@ -47,14 +47,16 @@ trait Task: Send + 'static {
 pub async fn run(pool: Pool, broker: Broker, config: DeliveryConfig, stop: CancellationToken) {
     let mut tasks = JoinSet::new();
     tasks.spawn(repeat(Rescue::new(pool.clone(), &config), stop.clone()));
-    tasks.spawn(repeat(Schedule::new(pool.clone(), &config), stop.clone()));
+    for sweep in Sweep::all(&pool, &config) {
+        tasks.spawn(repeat(sweep, stop.clone()));
+    }
     tasks.spawn(repeat(Reemit::new(pool.clone(), broker, &config), stop.clone()));
     tasks.spawn(repeat(Retention::new(pool, &config), stop));
     tasks.join_all().await;
 }
 
 async fn repeat(mut task: impl Task, stop: CancellationToken) {
-    let name = task_name(&task);
+    let name = task.name();
     let mut backoff = Backoff::default();
     let turns = async {
         loop {
@@ -72,8 +74,4 @@ async fn repeat(mut task: impl Task, stop: CancellationToken) {
     };
     // May drop a turn half-way: a transaction runs on in its own task, to its end or not at all.
     let _stopped: Option<()> = stop.run_until_cancelled(turns).await;
-}
-
-fn task_name<T: Task>(_task: &T) -> &'static str {
-    T::NAME
 }

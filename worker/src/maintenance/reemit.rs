@@ -32,7 +32,9 @@ impl Reemit {
 }
 
 impl Task for Reemit {
-    const NAME: &'static str = "reemit";
+    fn name(&self) -> &'static str {
+        "reemit"
+    }
 
     fn period(&self) -> Duration {
         self.period

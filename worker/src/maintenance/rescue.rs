@@ -51,7 +51,9 @@ impl Rescue {
 }
 
 impl Task for Rescue {
-    const NAME: &'static str = "rescue";
+    fn name(&self) -> &'static str {
+        "rescue"
+    }
 
     fn period(&self) -> Duration {
         self.period

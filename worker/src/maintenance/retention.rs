@@ -29,7 +29,9 @@ impl Retention {
 }
 
 impl Task for Retention {
-    const NAME: &'static str = "retention";
+    fn name(&self) -> &'static str {
+        "retention"
+    }
 
     fn period(&self) -> Duration {
         self.keep.map_or(PERIOD, |keep| keep.clamp(SHORTEST_PERIOD, PERIOD))

@@ -1,0 +1,59 @@
+//! `POST /v1/jobs/{id}/retry`: does an ended job again, as a new job.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+use claimcheck_common::store::retry::{self, Retried};
+
+use super::submit_job::answer;
+use crate::app::AppState;
+use crate::docs::{NeedsToken, Trouble};
+use crate::error::{ApiError, ErrorBody, Problem};
+use crate::extract::path::job_not_found;
+use crate::extract::{Caller, JobIdPath, Query};
+use crate::view::{JobBody, Rendered};
+
+/// Retry a job
+///
+/// Makes a new job with the same prompt, parameters and seed; its `retry_of` names this one. It has all its attempts and
+/// no deadline.
+#[utoipa::path(post, path = "/v1/jobs/{id}/retry", tag = "Jobs", security(("bearer" = [])),
+    params(("id" = String, Path, description = "The ended job's id")),
+    responses(
+        (status = 202, body = JobBody, description = "The new job", headers(
+            ("Location" = String, description = "Where the new job is"),
+            ("Retry-After" = u32, description = "Seconds until a first look is worth while"),
+        )),
+        (status = 404, body = ErrorBody, description = "No such job, or not yours"),
+        (status = 409, body = ErrorBody, description = "It has not ended (`job_not_ended`) or is erased (`job_erased`)"),
+        NeedsToken, Trouble,
+    ))]
+pub async fn retry_job(
+    State(state): State<AppState>,
+    caller: Caller,
+    JobIdPath(id): JobIdPath,
+    query: Query,
+) -> Result<Response, ApiError> {
+    query.only(&[])?;
+    match retry::retry(&state.pool, caller.project_id, id, caller.actor()).await? {
+        Retried::Accepted(view) => {
+            state.submitted.notify_one();
+            let rendered = Rendered::new(&view).map_err(ApiError::internal)?;
+            Ok(answer(StatusCode::ACCEPTED, view.key.id, rendered.body.into()))
+        }
+        Retried::Running => Err(not_ended("retried")),
+        Retried::Erased => Err(ApiError::Conflict(Problem::new(
+            "job_erased",
+            "The job's prompt is erased; submit it again with its prompt.",
+        ))),
+        Retried::Unknown => Err(job_not_found()),
+    }
+}
+
+/// Only what has ended can be done again or erased.
+pub(super) fn not_ended(what: &str) -> ApiError {
+    ApiError::Conflict(Problem::new(
+        "job_not_ended",
+        format!("The job has not ended; only an ended job can be {what}. Cancel it or wait."),
+    ))
+}

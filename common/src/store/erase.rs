@@ -1,0 +1,96 @@
+//! Erasing: a job's prompt, parameters, metadata and output go, its facts and its audit rows stay. Neither ever held a text.
+
+use std::time::Duration;
+
+use sqlx::PgExecutor;
+
+use super::rescue::CHUNK;
+use super::{Pool, StoreResult, transaction};
+use crate::domain::{JobId, ProjectId};
+
+/// What is not to be stored goes this long after its first delivery: a caller that lost the answer may ask again.
+const AFTER_DELIVERY: Duration = Duration::from_mins(5);
+
+/// What became of a wish to erase.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Erased {
+    /// Nothing of its texts is left.
+    Done,
+    /// It has not ended: cancel it first.
+    Running,
+    /// The project has no such job.
+    Unknown,
+}
+
+/// Erases an ended job's texts now. Safe to repeat. `actor` goes to the audit log (`user:<uuid>`).
+pub async fn erase(pool: &Pool, project: ProjectId, id: JobId, actor: String) -> StoreResult<Erased> {
+    transaction(pool, move |connection| {
+        let actor = actor.clone();
+        Box::pin(async move {
+            let ended: Option<bool> = sqlx::query_scalar(
+                "SELECT finished_at IS NOT NULL FROM jobs WHERE id = $1 AND project_id = $2 FOR UPDATE",
+            )
+            .bind(id.uuid())
+            .bind(project.uuid())
+            .fetch_optional(&mut *connection)
+            .await?;
+            Ok(match ended {
+                None => Erased::Unknown,
+                Some(false) => Erased::Running,
+                Some(true) => {
+                    erase_texts(connection, vec![id.uuid()], &actor).await?;
+                    Erased::Done
+                }
+            })
+        })
+    })
+    .await
+}
+
+/// Erases one chunk of what is due by `ttl` or `store: false`. Answers how many jobs.
+pub async fn erase_due(pool: &Pool) -> StoreResult<u64> {
+    transaction(pool, |connection| {
+        Box::pin(async move {
+            let due: Vec<uuid::Uuid> = sqlx::query_scalar(
+                "SELECT id FROM jobs WHERE erase_at <= now() AND erased_at IS NULL
+                 ORDER BY erase_at LIMIT $1 FOR UPDATE SKIP LOCKED",
+            )
+            .bind(CHUNK)
+            .fetch_all(&mut *connection)
+            .await?;
+            erase_texts(connection, due, "service").await
+        })
+    })
+    .await
+}
+
+/// An ended job that is not to be stored was handed to its owner: it goes some minutes from now.
+pub async fn delivered(executor: impl PgExecutor<'_>, id: JobId) -> StoreResult<()> {
+    sqlx::query(
+        "UPDATE jobs SET erase_at = least(erase_at, now() + $2::interval)
+         WHERE id = $1 AND NOT store AND finished_at IS NOT NULL AND erased_at IS NULL",
+    )
+    .bind(id.uuid())
+    .bind(AFTER_DELIVERY)
+    .execute(executor)
+    .await?;
+    Ok(())
+}
+
+async fn erase_texts(executor: impl PgExecutor<'_>, ids: Vec<uuid::Uuid>, actor: &str) -> StoreResult<u64> {
+    let done = sqlx::query(
+        "WITH erased AS (
+             UPDATE jobs SET erased_at = now() WHERE id = ANY($1) AND erased_at IS NULL RETURNING id, tenant_id
+         ), input AS (
+             DELETE FROM job_inputs WHERE job_id IN (SELECT id FROM erased)
+         ), output AS (
+             DELETE FROM job_outputs WHERE job_id IN (SELECT id FROM erased)
+         )
+         INSERT INTO audit_log (tenant_id, actor, action, subject) SELECT tenant_id, $2, 'job.erased', id FROM erased",
+    )
+    .bind(ids)
+    .bind(actor)
+    .execute(executor)
+    .await?;
+    Ok(done.rows_affected())
+}

@@ -1,0 +1,355 @@
+//! Deadlines, failed attempts, dead letters, erasing and doing again: what time and misfortune do to a job.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use claimcheck_common::domain::{JobError, JobId, JobKey, JobStatus};
+use claimcheck_common::store::erase::{self, Erased};
+use claimcheck_common::store::jobs::WaitingReason;
+use claimcheck_common::store::retry::{self, Retried};
+use claimcheck_common::store::settle::{self, Settlement};
+use claimcheck_common::store::submit::JobOptions;
+use claimcheck_common::store::{Pool, cancels, expire, lease};
+use claimcheck_tests::{eventually, in_world};
+use sqlx::AssertSqlSafe;
+use time::OffsetDateTime;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::store::{
+    ATTEMPT, LEASE, accept, account, cancel, claim_one, claimed, count, new_job, settle_completed, submitted, view,
+};
+
+const ACTOR: &str = "worker:test";
+
+async fn accepted_with(pool: &Pool, options: JobOptions) -> JobId {
+    let account = account(pool).await;
+    let job = claimcheck_common::store::submit::NewJob {
+        options,
+        ..new_job(&account)
+    };
+    accept(pool, job).await.key.id
+}
+
+fn in_an_hour() -> Option<OffsetDateTime> {
+    Some(OffsetDateTime::now_utc() + Duration::from_hours(1))
+}
+
+/// Turns a time of all jobs back, as if it had passed meanwhile.
+async fn turn_back(pool: &Pool, columns: &[&str]) {
+    for column in columns {
+        let sql = format!("UPDATE jobs SET {column} = {column} - interval '1 day'");
+        sqlx::query(AssertSqlSafe(sql)).execute(pool).await.unwrap();
+    }
+}
+
+async fn fail_attempt(pool: &Pool, key: JobKey) -> JobStatus {
+    let failure = Settlement::attempt_failed(key, JobError::server("engine_error", "It broke."));
+    let settled = settle::settle_group(pool, vec![failure], ACTOR.to_owned())
+        .await
+        .unwrap();
+    settled[0].status
+}
+
+#[tokio::test]
+async fn a_waiting_job_whose_deadline_has_passed_expires_without_costing_a_step() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let options = JobOptions {
+            deadline_at: in_an_hour(),
+            ..JobOptions::default()
+        };
+        let (late, other) = (accepted_with(pool, options).await, submitted(pool).await.key.id);
+        assert_eq!(expire::expire_waiting(pool).await.unwrap(), 0);
+        turn_back(pool, &["deadline_at"]).await;
+        assert_eq!(claim_one(pool, late).await, None);
+        assert_eq!(expire::expire_waiting(pool).await.unwrap(), 1);
+        let expired = view(pool, late).await;
+        assert_eq!(
+            (expired.status, expired.attempt, expired.error.unwrap().code.as_str()),
+            (JobStatus::Expired, 0, "deadline_exceeded")
+        );
+        assert_eq!(
+            count(pool, "SELECT count(*) FROM events WHERE type = 'job.expired'").await,
+            1
+        );
+        assert_eq!(view(pool, other).await.status, JobStatus::Queued);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn start_by_counts_until_the_first_attempt_and_no_longer() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let options = JobOptions {
+            start_by: in_an_hour(),
+            ..JobOptions::default()
+        };
+        let (never, once) = (
+            accepted_with(pool, options.clone()).await,
+            accepted_with(pool, options).await,
+        );
+        let key = claim_one(pool, once).await.unwrap();
+        lease::release(pool, vec![key]).await.unwrap();
+        turn_back(pool, &["start_by"]).await;
+        assert_eq!(claim_one(pool, never).await, None);
+        assert_eq!(expire::expire_waiting(pool).await.unwrap(), 1);
+        assert_eq!(view(pool, never).await.error.unwrap().code, "not_started_in_time");
+        assert!(claim_one(pool, once).await.is_some(), "it had begun in time");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_result_that_comes_after_the_deadline_is_kept_and_the_job_says_expired() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let options = JobOptions {
+            deadline_at: in_an_hour(),
+            ..JobOptions::default()
+        };
+        let id = accepted_with(pool, options).await;
+        let key = claim_one(pool, id).await.unwrap();
+        turn_back(pool, &["deadline_at"]).await;
+        let beat = lease::heartbeat(pool, &[key], LEASE, ATTEMPT).await.unwrap();
+        assert_eq!(beat.expired, [key]);
+        assert_eq!(settle_completed(pool, key, "too late").await, [key]);
+        let expired = view(pool, id).await;
+        assert_eq!(expired.status, JobStatus::Expired);
+        assert_eq!(expired.choices.unwrap()[0].text, "too late");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_overdue_attempt_is_reported_and_its_lease_ends_if_it_is_not_stopped() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let key = claimed(pool).await;
+        sqlx::query("UPDATE jobs SET claimed_at = now() - interval '10 minutes 5 seconds'")
+            .execute(pool)
+            .await
+            .unwrap();
+        let left = "SELECT extract(epoch FROM min(lease_expires_at) - now())::int8 FROM jobs";
+        let long = Duration::from_hours(1);
+        let beat = lease::heartbeat(pool, &[key], long, ATTEMPT).await.unwrap();
+        assert_eq!(beat.overdue, [key]);
+        assert!(count(pool, left).await > 3000, "there is still time to stop it");
+        sqlx::query("UPDATE jobs SET claimed_at = now() - interval '1 day', lease_expires_at = now()")
+            .execute(pool)
+            .await
+            .unwrap();
+        lease::heartbeat(pool, &[key], long, ATTEMPT).await.unwrap();
+        assert!(count(pool, left).await <= 0, "a worker that cannot stop it loses it");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_failed_attempt_waits_and_is_tried_again_and_the_last_one_leaves_a_dead_letter() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let options = JobOptions {
+            max_attempts: 2,
+            ..JobOptions::default()
+        };
+        let id = accepted_with(pool, options).await;
+        let first = claim_one(pool, id).await.unwrap();
+        assert_eq!(fail_attempt(pool, first).await, JobStatus::Queued);
+        let waiting = view(pool, id).await;
+        assert_eq!(
+            (
+                waiting.status,
+                waiting.waiting,
+                waiting.last_error.unwrap().code.as_str()
+            ),
+            (JobStatus::Queued, Some(WaitingReason::Backoff), "engine_error")
+        );
+        assert_eq!(claim_one(pool, id).await, None, "not before its pause is over");
+        assert_eq!(
+            count(pool, "SELECT count(*) FROM outbox WHERE available_at > now()").await,
+            1
+        );
+        turn_back(pool, &["available_at"]).await;
+        let second = claim_one(pool, id).await.unwrap();
+        assert_eq!(fail_attempt(pool, second).await, JobStatus::Failed);
+        let (reason, attempts, code): (String, i32, String) =
+            sqlx::query_as("SELECT reason, attempts, last_error ->> 'code' FROM dead_letters WHERE job_id = $1")
+                .bind(id.uuid())
+                .fetch_one(pool)
+                .await
+                .unwrap();
+        assert_eq!(
+            (reason.as_str(), attempts, code.as_str()),
+            ("attempts_exhausted", 2, "engine_error")
+        );
+        assert_eq!(
+            count(pool, "SELECT count(*) FROM events WHERE type = 'job.failed'").await,
+            1
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cancel_wins_over_another_attempt() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let key = claimed(pool).await;
+        cancel(pool, key.id).await;
+        assert_eq!(fail_attempt(pool, key).await, JobStatus::Cancelled);
+        assert_eq!(view(pool, key.id).await.status, JobStatus::Cancelled);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_paused_job_keeps_its_place_in_the_outbox_and_says_so() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let id = submitted(pool).await.key.id;
+        sqlx::query("DELETE FROM outbox").execute(pool).await.unwrap();
+        sqlx::query("INSERT INTO pauses (scope, value, created_by) VALUES ('class', 'interactive', gen_random_uuid())")
+            .execute(pool)
+            .await
+            .unwrap();
+        assert_eq!(claim_one(pool, id).await, None);
+        assert_eq!(count(pool, "SELECT count(*) FROM outbox").await, 1);
+        assert_eq!(view(pool, id).await.waiting, Some(WaitingReason::Paused));
+        sqlx::query("DELETE FROM pauses").execute(pool).await.unwrap();
+        assert_eq!(view(pool, id).await.waiting, Some(WaitingReason::WorkerUnhealthy));
+        assert!(claim_one(pool, id).await.is_some());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_erased_job_keeps_its_facts_and_nothing_that_was_written() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let key = claimed(pool).await;
+        let project = project_of(pool, key.id).await;
+        let erased = async |id| erase::erase(pool, project, id, ACTOR.to_owned()).await.unwrap();
+        assert_eq!(erased(key.id).await, Erased::Running);
+        settle_completed(pool, key, "a text").await;
+        assert_eq!(erased(key.id).await, Erased::Done);
+        assert_eq!(erased(key.id).await, Erased::Done, "safe to repeat");
+        assert_eq!(erased(JobId::new()).await, Erased::Unknown);
+        let left = view(pool, key.id).await;
+        assert!(left.input.is_none() && left.choices.is_none() && left.erased_at.is_some());
+        assert_eq!((left.status, left.usage.completion_tokens), (JobStatus::Completed, 3));
+        assert_eq!(
+            count(pool, "SELECT count(*) FROM audit_log WHERE action = 'job.erased'").await,
+            1
+        );
+        let again = retry::retry(pool, project, key.id, ACTOR.to_owned()).await.unwrap();
+        assert!(matches!(again, Retried::Erased));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn texts_go_at_their_time_and_unstored_ones_soon_after_they_were_fetched() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let short = JobOptions {
+            ttl: Some(Duration::from_mins(1)),
+            ..JobOptions::default()
+        };
+        let unstored = JobOptions {
+            store: false,
+            ..JobOptions::default()
+        };
+        let (short, unstored) = (accepted_with(pool, short).await, accepted_with(pool, unstored).await);
+        let kept = submitted(pool).await.key.id;
+        for id in [short, unstored, kept] {
+            let key = claim_one(pool, id).await.unwrap();
+            settle_completed(pool, key, "a text").await;
+        }
+        let minutes = async |id: JobId| -> Option<f64> {
+            sqlx::query_scalar("SELECT extract(epoch FROM erase_at - now())::float8 / 60 FROM jobs WHERE id = $1")
+                .bind(id.uuid())
+                .fetch_one(pool)
+                .await
+                .unwrap()
+        };
+        assert!(minutes(short).await.unwrap() < 1.0 && minutes(unstored).await.unwrap() > 60.0);
+        assert_eq!(minutes(kept).await, None);
+        erase::delivered(pool, unstored).await.unwrap();
+        assert!(minutes(unstored).await.unwrap() < 5.0);
+        assert_eq!(erase::erase_due(pool).await.unwrap(), 0, "not yet");
+        turn_back(pool, &["erase_at"]).await;
+        assert_eq!(erase::erase_due(pool).await.unwrap(), 2);
+        assert!(view(pool, short).await.choices.is_none() && view(pool, kept).await.choices.is_some());
+    })
+    .await;
+}
+
+async fn project_of(pool: &Pool, id: JobId) -> claimcheck_common::domain::ProjectId {
+    let project: uuid::Uuid = sqlx::query_scalar("SELECT project_id FROM jobs WHERE id = $1")
+        .bind(id.uuid())
+        .fetch_one(pool)
+        .await
+        .unwrap();
+    claimcheck_common::domain::ProjectId::from_uuid(project)
+}
+
+#[tokio::test]
+async fn an_ended_job_is_done_again_as_a_new_one() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let key = claimed(pool).await;
+        let project = project_of(pool, key.id).await;
+        let again = async || retry::retry(pool, project, key.id, ACTOR.to_owned()).await.unwrap();
+        assert!(matches!(again().await, Retried::Running));
+        settle_completed(pool, key, "a text").await;
+        let Retried::Accepted(new) = again().await else {
+            panic!("it has ended");
+        };
+        assert_eq!(
+            (new.retry_of, new.status, new.attempt),
+            (Some(key.id), JobStatus::Queued, 0)
+        );
+        let (old, made) = (view(pool, key.id).await, view(pool, new.key.id).await);
+        assert_eq!(old.input.unwrap().params, made.input.unwrap().params);
+        assert_eq!(old.status, JobStatus::Completed, "terminal states never change");
+        assert!(claim_one(pool, new.key.id).await.is_some());
+        let unknown = retry::retry(pool, project, JobId::new(), ACTOR.to_owned())
+            .await
+            .unwrap();
+        assert!(matches!(unknown, Retried::Unknown));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cancel_of_a_running_job_is_pushed() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let key = claimed(pool).await;
+        let (heard, stop) = (Arc::new(Notify::new()), CancellationToken::new());
+        let push = {
+            let heard = heard.clone();
+            move |id| {
+                if id == key.id {
+                    heard.notify_one();
+                }
+            }
+        };
+        let listening = tokio::spawn(cancels::listen(pool.clone(), push, stop.clone()));
+        eventually("somebody listens", Duration::from_secs(20), async || {
+            let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
+                       AND query LIKE 'LISTEN%claimcheck_cancels%'";
+            (count(pool, sql).await == 1).then_some(())
+        })
+        .await;
+        cancel(pool, key.id).await;
+        tokio::time::timeout(Duration::from_secs(20), heard.notified())
+            .await
+            .expect("the push arrives");
+        stop.cancel();
+        listening.await.unwrap();
+    })
+    .await;
+}
