@@ -23,6 +23,7 @@ use crate::error::{ApiError, ErrorBody, Problem};
     modifiers(&Security),
     tags(
         (name = "Jobs", description = "Submit, watch, list and cancel."),
+        (name = "Operators", description = "Pause, drain, limit, redrive; for admins."),
         (name = "Models", description = "What can be asked for."),
         (name = "Accounts", description = "Register and get an access token."),
         (name = "Service", description = "Probes, metrics, version."),
@@ -69,6 +70,14 @@ pub enum NeedsToken {
     /// The access token is missing, bad or expired, or the account is not active.
     #[response(status = 401, headers(("WWW-Authenticate" = String, description = "`Bearer …`")))]
     Unauthenticated(ErrorBody),
+}
+
+/// Answers of every route that is, or has parts, for admins.
+#[derive(IntoResponses)]
+pub enum NeedsAdmin {
+    /// The account is no admin's.
+    #[response(status = 403)]
+    Forbidden(ErrorBody),
 }
 
 /// Answers that any route can give.

@@ -61,6 +61,9 @@ pub enum ApiError {
     /// 401: no, a bad or an expired token; wrong credentials.
     #[error("not authenticated: {}", .0.message)]
     Unauthenticated(Problem),
+    /// 403: the caller is known and may not.
+    #[error("forbidden: {}", .0.message)]
+    Forbidden(Problem),
     /// 404: nothing here, or nothing of the caller's.
     #[error("not found: {}", .0.message)]
     NotFound(Problem),
@@ -112,7 +115,7 @@ pub struct ErrorBody {
 pub struct ErrorDetail {
     /// One sentence for people: what to change.
     pub message: String,
-    /// The family: `invalid_request_error`, `authentication_error` or `server_error`.
+    /// The family: `invalid_request_error`, `authentication_error`, `permission_error` or `server_error`.
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// The field, header or parameter at fault, else null.
@@ -156,6 +159,7 @@ impl ApiError {
         match self {
             Self::Invalid(_) => StatusCode::BAD_REQUEST,
             Self::Unauthenticated(_) => StatusCode::UNAUTHORIZED,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::SlowRequest => StatusCode::REQUEST_TIMEOUT,
@@ -172,6 +176,7 @@ impl ApiError {
     fn kind(&self) -> &'static str {
         match self.status() {
             StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
         }
@@ -191,6 +196,7 @@ impl ApiError {
         match self {
             Self::Invalid(problem)
             | Self::Unauthenticated(problem)
+            | Self::Forbidden(problem)
             | Self::NotFound(problem)
             | Self::Conflict(problem)
             | Self::UnsupportedMedia(problem)

@@ -20,6 +20,14 @@ enum Command {
     Serve,
     /// Bring the database's schema up to date, as its owner, and end.
     Migrate,
+    /// Give a user another role, and end.
+    Role {
+        /// The user's name.
+        username: String,
+        /// What they may do.
+        #[arg(value_parser = ["user", "auditor", "admin"])]
+        role: String,
+    },
 }
 
 #[tokio::main]
@@ -30,6 +38,7 @@ async fn main() -> anyhow::Result<()> {
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve().await,
         Command::Migrate => migrate().await,
+        Command::Role { username, role } => set_role(&username, &role).await,
     }
 }
 
@@ -48,5 +57,13 @@ async fn migrate() -> anyhow::Result<()> {
         .await
         .context("the migrations did not run")?;
     tracing::info!("the schema is up to date");
+    Ok(())
+}
+
+async fn set_role(username: &str, role: &str) -> anyhow::Result<()> {
+    let pool = store::connect(&DatabaseConfig::from_env()?)?;
+    let known = store::accounts::set_role(&pool, username, role).await?;
+    anyhow::ensure!(known, "there is no user {username}");
+    tracing::info!(username, role, "the role is changed");
     Ok(())
 }

@@ -19,8 +19,8 @@ use crate::docs::{self, ApiDoc};
 use crate::error::{ApiError, Problem};
 use crate::middleware;
 use crate::routes::{
-    cancel_job, delete_job, get_job, get_model, health, list_jobs, list_models, metrics, openapi, register, retry_job,
-    root, submit_job, token,
+    bulk_jobs, cancel_job, dead_letters, delete_job, get_job, get_model, health, list_jobs, list_models, metrics,
+    openapi, operators, register, retry_job, root, submit_job, token,
 };
 
 /// A request is given up after this.
@@ -68,7 +68,19 @@ fn documented() -> OpenApiRouter<AppState> {
     let jobs = OpenApiRouter::new()
         .routes(routes!(submit_job::submit_job, list_jobs::list_jobs))
         .routes(routes!(cancel_job::cancel_job))
-        .routes(routes!(retry_job::retry_job));
+        .routes(routes!(retry_job::retry_job))
+        .routes(routes!(bulk_jobs::cancel_jobs))
+        .routes(routes!(bulk_jobs::retry_jobs))
+        .routes(routes!(dead_letters::list_dead_letters));
+
+    // For admins: each handler asks for the role first.
+    let operators = OpenApiRouter::new()
+        .routes(routes!(dead_letters::redrive))
+        .routes(routes!(operators::list_pauses))
+        .routes(routes!(operators::pause, operators::resume))
+        .routes(routes!(operators::list_workers))
+        .routes(routes!(operators::drain_worker))
+        .routes(routes!(operators::set_limits));
 
     let models = OpenApiRouter::new()
         .routes(routes!(list_models::list_models))
@@ -80,6 +92,7 @@ fn documented() -> OpenApiRouter<AppState> {
 
     let quick = accounts
         .merge(jobs)
+        .merge(operators)
         .merge(models)
         .layer(from_fn_with_state(TIME_LIMIT, middleware::time_limit))
         .layer(from_fn_with_state(

@@ -4,6 +4,7 @@ mod batching;
 mod delivery;
 mod fence;
 mod kills;
+mod operators;
 mod outages;
 
 use std::time::Duration;

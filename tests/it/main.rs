@@ -4,6 +4,7 @@ mod faults;
 mod http_accounts;
 mod http_face;
 mod http_jobs;
+mod http_operators;
 mod http_outage;
 mod http_waiting;
 mod hub;

@@ -15,7 +15,7 @@ use claimcheck_common::store::notify::JobChanges;
 use claimcheck_common::store::settle::{Settled, Settlement};
 use claimcheck_common::store::submit::{IdempotencyKey, JobOptions, NewJob, Submitted};
 use claimcheck_common::store::{
-    Pool, StoreError, accounts, claim, jobs, lease, outbox, rescue, retention, schedule, settle, submit,
+    Pool, StoreError, accounts, cancels, claim, jobs, lease, outbox, rescue, retention, schedule, settle, submit,
 };
 use claimcheck_tests::{World, eventually, in_world};
 use time::OffsetDateTime;
@@ -391,7 +391,7 @@ pub(crate) async fn cancel(pool: &Pool, id: JobId) -> JobView {
         .fetch_one(pool)
         .await
         .unwrap();
-    jobs::request_cancel(pool, ProjectId::from_uuid(project), id)
+    cancels::request_cancel(pool, ProjectId::from_uuid(project), id)
         .await
         .unwrap()
         .expect("the job is there")
@@ -454,7 +454,7 @@ async fn a_thousand_races_of_cancel_against_settle_leave_one_ending_each() {
             }
             let races = keys.iter().map(|key| async {
                 tokio::join!(
-                    jobs::request_cancel(&pool, account.project_id, key.id),
+                    cancels::request_cancel(&pool, account.project_id, key.id),
                     settle_completed(&pool, *key, "done"),
                     lease::heartbeat(&pool, std::slice::from_ref(key), LEASE, ATTEMPT),
                 )
@@ -733,7 +733,7 @@ async fn lists_page_newest_first_and_foreign_jobs_do_not_exist() {
         let foreign = accept(pool, new_job(&other)).await.key.id;
         assert!(jobs::get(pool, mine.project_id, foreign).await.unwrap().is_none());
         assert!(
-            jobs::request_cancel(pool, mine.project_id, foreign)
+            cancels::request_cancel(pool, mine.project_id, foreign)
                 .await
                 .unwrap()
                 .is_none()

@@ -10,8 +10,9 @@ use std::time::Duration;
 use claimcheck_common::config::{DeliveryConfig, WorkerConfig};
 use claimcheck_common::domain::WorkerId;
 use claimcheck_common::queue::Broker;
-use claimcheck_common::store::Pool;
+use claimcheck_common::store::{Pool, models};
 use tokio::sync::{Mutex, mpsc};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -30,6 +31,9 @@ use crate::served_model::{ServeError, ServedModel};
 const EVENTS: usize = 1024;
 /// How long finished results may wait for the database after the drain; then their leases lapse.
 const LAST_COMMIT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long the worker's own row may keep its end waiting; one that stays is forgotten later.
+const LAST_WORD_LIMIT: Duration = Duration::from_secs(2);
 
 /// Why a generating worker cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +68,31 @@ pub struct Generate {
 impl Generate {
     /// Generates until `stop`.
     pub async fn run(self, stop: CancellationToken) -> Result<(), GenerateError> {
+        // A drain ends this role alone.
+        let stop = stop.child_token();
+        let (pool, worker) = (self.pool.clone(), self.worker);
+        let noted = self.note_start();
+        let outcome = self.load_and_serve(stop).await;
+        // A worker that could not start leaves its trace, one that ends in order leaves none.
+        let _ = tokio::time::timeout(LAST_WORD_LIMIT, noted).await;
+        if outcome.is_ok() {
+            let _ = tokio::time::timeout(LAST_WORD_LIMIT, models::leave(&pool, worker)).await;
+        }
+        outcome
+    }
+
+    /// Beside the loading, since neither waits for the other: the database may be away.
+    fn note_start(&self) -> JoinHandle<()> {
+        let (pool, worker) = (self.pool.clone(), self.worker);
+        let name = self.config.model_name.clone().or_else(|| self.config.model.clone());
+        tokio::spawn(async move {
+            if let Err(error) = models::starting(&pool, worker, &name.unwrap_or_default()).await {
+                tracing::debug!(%error, "the start could not be noted");
+            }
+        })
+    }
+
+    async fn load_and_serve(self, stop: CancellationToken) -> Result<(), GenerateError> {
         let Some(model) = stop
             .run_until_cancelled(ServedModel::load(&self.config))
             .await
@@ -115,6 +144,7 @@ impl Generate {
             announcement,
             in_flight: in_flight.clone(),
             engine: engine.clone(),
+            drain: stop.clone(),
         };
         let cancels = Cancels {
             pool: self.pool.clone(),

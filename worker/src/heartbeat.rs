@@ -10,7 +10,8 @@ use std::time::Duration;
 use claimcheck_common::config::DeliveryConfig;
 use claimcheck_common::domain::JobKey;
 use claimcheck_common::queue::Acker;
-use claimcheck_common::store::{Pool, StoreError, lease, models};
+use claimcheck_common::store::models::{self, Seen};
+use claimcheck_common::store::{Pool, StoreError, lease};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
@@ -39,6 +40,8 @@ pub struct Heartbeat {
     pub in_flight: Arc<InFlight>,
     /// Hears which jobs to stop.
     pub engine: EngineHandle,
+    /// Cancelled when an operator drains this worker.
+    pub drain: CancellationToken,
 }
 
 impl Heartbeat {
@@ -79,9 +82,17 @@ impl Heartbeat {
             let lost: Vec<Acker> = beat.lost.into_iter().filter_map(|key| self.lose(key)).collect();
             acks::spend(lost).await;
         }
-        if !models::seen(&self.pool, self.announcement.worker).await? {
-            tracing::warn!("the database does not know this worker (any more): announcing again");
-            self.announcement.once().await?;
+        match models::seen(&self.pool, self.announcement.worker).await? {
+            Seen::Working => {}
+            Seen::Draining if self.drain.is_cancelled() => {}
+            Seen::Draining => {
+                tracing::info!("told to drain: this worker takes no more jobs");
+                self.drain.cancel();
+            }
+            Seen::Unknown => {
+                tracing::warn!("the database does not know this worker (any more): announcing again");
+                self.announcement.once().await?;
+            }
         }
         Ok(())
     }

@@ -31,6 +31,18 @@ impl Caller {
     pub fn actor(&self) -> String {
         format!("user:{}", self.user_id.uuid())
     }
+
+    /// 403 for everybody else.
+    pub fn must_be_admin(&self) -> Result<(), ApiError> {
+        if self.role == "admin" {
+            Ok(())
+        } else {
+            Err(ApiError::Forbidden(Problem::new(
+                "admin_only",
+                "This needs the role `admin`.",
+            )))
+        }
+    }
 }
 
 impl<S> FromRequestParts<S> for Caller

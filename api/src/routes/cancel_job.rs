@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use claimcheck_common::store::jobs;
+use claimcheck_common::store::cancels;
 
 use crate::app::AppState;
 use crate::docs::{NeedsToken, Trouble};
@@ -29,7 +29,7 @@ pub async fn cancel_job(
     query: Query,
 ) -> Result<Json<JobBody>, ApiError> {
     query.only(&[])?;
-    let job = jobs::request_cancel(&state.pool, caller.project_id, id)
+    let job = cancels::request_cancel(&state.pool, caller.project_id, id)
         .await?
         .ok_or_else(job_not_found)?;
     Ok(Json(JobBody::from(&job)))

@@ -15,8 +15,8 @@ use crate::validate::number::from_text;
 use crate::validate::text::check;
 use crate::view::{JobBody, StatusSchema};
 
-const LIMIT_MAX: u32 = 100;
-const LIMIT_DEFAULT: u32 = 20;
+pub(super) const LIMIT_MAX: u32 = 100;
+pub(super) const LIMIT_DEFAULT: u32 = 20;
 
 /// A page of jobs.
 #[derive(Debug, Serialize, ToSchema)]

@@ -3,7 +3,9 @@
 //! Must never hold a database transaction of its own: the store's functions do, in tasks that a client's hanging up
 //! cannot cut short.
 
+pub mod bulk_jobs;
 pub mod cancel_job;
+pub mod dead_letters;
 pub mod delete_job;
 pub mod get_job;
 pub mod get_model;
@@ -12,6 +14,7 @@ pub mod list_jobs;
 pub mod list_models;
 pub mod metrics;
 pub mod openapi;
+pub mod operators;
 pub mod register;
 pub mod retry_job;
 pub mod root;

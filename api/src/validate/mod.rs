@@ -8,4 +8,5 @@ pub mod account;
 pub mod idempotency;
 pub mod job;
 pub mod number;
+pub mod selection;
 pub mod text;

@@ -3,6 +3,7 @@
 //! The body depends on the stored job alone, so that equal bodies mean an unchanged job. Times are Unix seconds; what is
 //! absent is null. `output` has the shape that OpenAI's `/v1/completions` answers.
 
+mod bulk;
 mod validator;
 
 use std::collections::BTreeMap;
@@ -13,6 +14,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
+pub use bulk::BulkBody;
 pub use validator::{IfNoneMatch, Rendered};
 
 /// A job.

@@ -107,3 +107,19 @@ fn account(row: &sqlx::postgres::PgRow) -> StoreResult<Account> {
         created_at: get(row, "created_at")?,
     })
 }
+
+/// Gives a user another role, and writes it down. `false` if there is no such user.
+pub async fn set_role(executor: impl PgExecutor<'_>, username: &str, role: &str) -> StoreResult<bool> {
+    let done = sqlx::query(
+        "WITH changed AS (
+             UPDATE users SET role = $2 WHERE lower(username) = lower($1) RETURNING id, tenant_id
+         )
+         INSERT INTO audit_log (tenant_id, actor, action, subject, details)
+         SELECT tenant_id, 'operator', 'user.role', id, jsonb_build_object('role', $2) FROM changed",
+    )
+    .bind(username)
+    .bind(role)
+    .execute(executor)
+    .await?;
+    Ok(done.rows_affected() > 0)
+}

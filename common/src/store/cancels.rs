@@ -1,20 +1,83 @@
-//! The push of cancels: a worker hears within milliseconds which running jobs it is to stop.
+//! Asking jobs to stop, and the push by which a worker hears of it within milliseconds.
 //!
-//! A hint, like every notification: what is lost while nobody listens comes with the next heartbeat.
+//! The push is a hint, like every notification: what is lost while nobody listens comes with the next heartbeat.
 
-use sqlx::PgConnection;
-use sqlx::postgres::PgListener;
+use sqlx::postgres::{PgListener, PgRow};
+use sqlx::{PgConnection, Row};
 use tokio_util::sync::CancellationToken;
 
-use super::{Pool, StoreResult, notify};
+use super::jobs::{self, JobView};
+use super::row::{get, parse};
+use super::selection::{Chunk, Selection, lock_chunk};
+use super::settle::{Settlement, settle};
+use super::{Pool, StoreResult, notify, transaction};
 use crate::backoff::Backoff;
-use crate::domain::JobId;
+use crate::domain::{Id, JobId, JobKey, JobStatus, ProjectId};
 
 const CHANNEL: &str = "claimcheck_cancels";
 
-/// Tells all workers that these running jobs are to be stopped, at the commit of the caller's transaction.
-pub(super) async fn requested(connection: &mut PgConnection, ids: &[JobId]) -> StoreResult<()> {
-    notify::tell(connection, CHANNEL, ids).await
+/// Asks a job to stop: a waiting one ends at once, a running one becomes `cancelling`, an ended one stays as it is.
+///
+/// Answers the job as it is then, or `None` if the project has no such job.
+pub async fn request_cancel(pool: &Pool, project: ProjectId, id: JobId) -> StoreResult<Option<JobView>> {
+    transaction(pool, move |connection| {
+        Box::pin(async move {
+            let rows = sqlx::query("SELECT id, status, fence FROM jobs WHERE id = $1 AND project_id = $2 FOR UPDATE")
+                .bind(id.uuid())
+                .bind(project.uuid())
+                .fetch_all(&mut *connection)
+                .await?;
+            cancel_locked(connection, &rows, "service").await?;
+            jobs::get(connection, project, id).await
+        })
+    })
+    .await
+}
+
+/// Asks one chunk of the selected jobs to stop. `actor` goes to the audit log (`user:<uuid>`).
+pub async fn cancel_selected(pool: &Pool, selection: Selection, actor: String) -> StoreResult<Chunk> {
+    transaction(pool, move |connection| {
+        let (selection, actor) = (selection.clone(), actor.clone());
+        Box::pin(async move {
+            let condition = "j.finished_at IS NULL AND j.status <> 'cancelling'";
+            let rows = lock_chunk(connection, &selection, "j.id, j.status, j.fence", condition).await?;
+            let count = cancel_locked(connection, &rows, &actor).await?;
+            let looked_at = rows
+                .iter()
+                .map(|row| Ok(Id::from_uuid(row.try_get("id")?)))
+                .collect::<StoreResult<Vec<_>>>()?;
+            Ok(Chunk::of(count, &looked_at))
+        })
+    })
+    .await
+}
+
+/// Cancels jobs that are locked, given as rows of `id`, `status` and `fence`. Answers how many changed.
+async fn cancel_locked(connection: &mut PgConnection, rows: &[PgRow], actor: &str) -> StoreResult<u64> {
+    let (mut waiting, mut running) = (Vec::new(), Vec::new());
+    for row in rows {
+        let status: JobStatus = parse(row, "status")?;
+        let key = JobKey {
+            id: Id::from_uuid(get(row, "id")?),
+            fence: get(row, "fence")?,
+        };
+        if status.transition(JobStatus::Cancelling).is_ok() {
+            running.push(key.id);
+        } else if status != JobStatus::Cancelling && status.transition(JobStatus::Cancelled).is_ok() {
+            waiting.push(Settlement::cancelled(key));
+        }
+    }
+    settle(connection, &waiting, actor).await?;
+    if !running.is_empty() {
+        let ids: Vec<_> = running.iter().map(|id| id.uuid()).collect();
+        sqlx::query("UPDATE jobs SET status = 'cancelling', cancel_requested_at = now() WHERE id = ANY($1)")
+            .bind(ids)
+            .execute(&mut *connection)
+            .await?;
+        notify::jobs_changed(connection, &running).await?;
+        notify::tell(connection, CHANNEL, &running).await?;
+    }
+    Ok((waiting.len() + running.len()) as u64)
 }
 
 /// Calls `heard` for every job that is to be stopped, anybody's, until `stop` and through every failure of the database.

@@ -1,18 +1,17 @@
-//! Reading jobs as their owner sees them, and asking one to stop.
+//! Reading jobs as their owner sees them.
 
 use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
+use sqlx::PgExecutor;
 use sqlx::postgres::PgRow;
 use sqlx::postgres::types::PgInterval;
-use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
 use super::row::{get as column, json, parse, present, unsigned};
-use super::settle::{self, Settlement};
 use super::submit::JobOptions;
-use super::{Pool, StoreError, StoreResult, cancels, notify, transaction};
+use super::{StoreError, StoreResult};
 use crate::domain::{
     Choice, Class, GenerationParams, Id, JobError, JobId, JobKey, JobStatus, ModelRef, ProjectId, Prompt, Usage,
 };
@@ -139,7 +138,7 @@ const VIEW: &str = "SELECT j.*, i.prompt, i.parameters, i.metadata, o.choices,
               WHEN j.status <> 'queued' THEN NULL
               WHEN is_paused(j.model, j.class, j.tenant_id) THEN 'paused'
               WHEN j.available_at > now() THEN 'backoff'
-              WHEN NOT EXISTS (SELECT FROM workers w WHERE w.model = j.model AND NOT w.draining
+              WHEN NOT EXISTS (SELECT FROM workers w WHERE w.model = j.model AND w.ready_at IS NOT NULL AND NOT w.draining
                                    AND w.last_seen_at > now() - interval '30 seconds') THEN 'worker_unhealthy'
               ELSE 'capacity' END AS waiting
      FROM jobs j LEFT JOIN job_inputs i ON i.job_id = j.id LEFT JOIN job_outputs o ON o.job_id = j.id ";
@@ -190,38 +189,6 @@ pub async fn list(
     .fetch_all(executor)
     .await?;
     rows.iter().map(view).collect()
-}
-
-/// Asks a job to stop: a waiting one ends at once, a running one becomes `cancelling`, an ended one stays as it is.
-///
-/// Answers the job as it is then, or `None` if the project has no such job.
-pub async fn request_cancel(pool: &Pool, project: ProjectId, id: JobId) -> StoreResult<Option<JobView>> {
-    transaction(pool, move |connection| Box::pin(cancel(connection, project, id))).await
-}
-
-async fn cancel(connection: &mut PgConnection, project: ProjectId, id: JobId) -> StoreResult<Option<JobView>> {
-    let row = sqlx::query("SELECT status, fence FROM jobs WHERE id = $1 AND project_id = $2 FOR UPDATE")
-        .bind(id.uuid())
-        .bind(project.uuid())
-        .fetch_optional(&mut *connection)
-        .await?;
-    let Some(row) = row else { return Ok(None) };
-    let status: JobStatus = parse(&row, "status")?;
-    if status.transition(JobStatus::Cancelled).is_ok() && status != JobStatus::Cancelling {
-        let key = JobKey {
-            id,
-            fence: column(&row, "fence")?,
-        };
-        settle::settle(connection, &[Settlement::cancelled(key)], "service").await?;
-    } else if status.transition(JobStatus::Cancelling).is_ok() {
-        sqlx::query("UPDATE jobs SET status = 'cancelling', cancel_requested_at = now() WHERE id = $1")
-            .bind(id.uuid())
-            .execute(&mut *connection)
-            .await?;
-        notify::jobs_changed(connection, &[id]).await?;
-        cancels::requested(connection, &[id]).await?;
-    }
-    get(connection, project, id).await
 }
 
 fn view(row: &PgRow) -> StoreResult<JobView> {

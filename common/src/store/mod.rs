@@ -4,12 +4,13 @@
 //! a transaction open across inference or HTTP. Statements on many rows lock in id order.
 //!
 //! A job's life in this folder: [`submit`] → [`outbox`] → [`claim`] → [`lease`] → [`settle`], with [`rescue`] and
-//! [`schedule`] leading back to the outbox, [`jobs`] for reading and cancelling, [`notify`] for waking who waits and
-//! [`cancels`] for stopping who runs.
+//! [`schedule`] leading back to the outbox, [`jobs`] for reading, [`cancels`] for stopping, [`retry`] for doing again and
+//! [`notify`] for waking who waits.
 
 pub mod accounts;
 pub mod cancels;
 pub mod claim;
+pub mod dead_letters;
 pub mod erase;
 mod error;
 pub mod expire;
@@ -17,6 +18,7 @@ pub mod jobs;
 pub mod lease;
 pub mod models;
 pub mod notify;
+pub mod operators;
 pub mod outbox;
 mod pool;
 pub mod rescue;
@@ -24,6 +26,7 @@ pub mod retention;
 pub mod retry;
 mod row;
 pub mod schedule;
+pub mod selection;
 pub mod settle;
 pub mod submit;
 

@@ -77,8 +77,9 @@ pub async fn announce(pool: &Pool, worker: WorkerId, prefetch: u16, model: NewMo
             .execute(&mut *connection)
             .await?;
             sqlx::query(
-                "INSERT INTO workers (id, model, model_revision, prefetch) VALUES ($1, $2, $3, $4)
-                 ON CONFLICT (id) DO UPDATE SET last_seen_at = now()",
+                "INSERT INTO workers (id, model, model_revision, prefetch, ready_at) VALUES ($1, $2, $3, $4, now())
+                 ON CONFLICT (id) DO UPDATE SET model = excluded.model, model_revision = excluded.model_revision,
+                     prefetch = excluded.prefetch, last_seen_at = now(), ready_at = coalesce(workers.ready_at, now())",
             )
             .bind(worker.uuid())
             .bind(&model.model.name)
@@ -92,14 +93,50 @@ pub async fn announce(pool: &Pool, worker: WorkerId, prefetch: u16, model: NewMo
     .await
 }
 
-/// A worker still lives. Beaten along with its leases. `false` if nobody knows it (forgotten, or another database): it
-/// has to announce itself again.
-pub async fn seen(executor: impl PgExecutor<'_>, worker: WorkerId) -> StoreResult<bool> {
-    let done = sqlx::query("UPDATE workers SET last_seen_at = now() WHERE id = $1")
+/// A worker has started and is about to load its model: one that dies of it leaves a trace.
+pub async fn starting(executor: impl PgExecutor<'_>, worker: WorkerId, model: &str) -> StoreResult<()> {
+    sqlx::query(
+        "INSERT INTO workers (id, model, model_revision, prefetch) VALUES ($1, $2, '', 0) ON CONFLICT (id) DO NOTHING",
+    )
+    .bind(worker.uuid())
+    .bind(model)
+    .execute(executor)
+    .await?;
+    Ok(())
+}
+
+/// A worker ends as it was told to.
+pub async fn leave(executor: impl PgExecutor<'_>, worker: WorkerId) -> StoreResult<()> {
+    sqlx::query("DELETE FROM workers WHERE id = $1")
         .bind(worker.uuid())
         .execute(executor)
         .await?;
-    Ok(done.rows_affected() > 0)
+    Ok(())
+}
+
+/// What the database says to a worker that lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// Go on.
+    Working,
+    /// Take no more jobs.
+    Draining,
+    /// Nobody knows it (forgotten, or another database): it has to announce itself again.
+    Unknown,
+}
+
+/// A worker still lives. Beaten along with its leases.
+pub async fn seen(executor: impl PgExecutor<'_>, worker: WorkerId) -> StoreResult<Seen> {
+    let draining: Option<bool> =
+        sqlx::query_scalar("UPDATE workers SET last_seen_at = now() WHERE id = $1 RETURNING draining")
+            .bind(worker.uuid())
+            .fetch_optional(executor)
+            .await?;
+    Ok(match draining {
+        Some(false) => Seen::Working,
+        Some(true) => Seen::Draining,
+        None => Seen::Unknown,
+    })
 }
 
 /// Forgets workers that were not heard of for that long.

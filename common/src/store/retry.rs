@@ -5,6 +5,7 @@ use uuid::Uuid;
 
 use super::jobs::{self, JobView};
 use super::row::get;
+use super::selection::{Chunk, Selection, lock_chunk};
 use super::{Pool, StoreError, StoreResult, transaction};
 use crate::domain::{JobId, ProjectId};
 
@@ -51,6 +52,30 @@ pub async fn retry(pool: &Pool, project: ProjectId, id: JobId, actor: String) ->
         })
     })
     .await
+}
+
+/// Does one chunk of the selected ended jobs again; those whose prompt is erased are passed over. `actor` goes to the audit
+/// log (`user:<uuid>`).
+///
+/// Not for repeating blindly: who asks again from the start makes new jobs again.
+pub async fn retry_selected(pool: &Pool, selection: Selection, actor: String) -> StoreResult<Chunk> {
+    transaction(pool, move |connection| {
+        let (selection, actor) = (selection.clone(), actor.clone());
+        Box::pin(async move {
+            let rows = lock_chunk(connection, &selection, "j.id", "j.finished_at IS NOT NULL").await?;
+            let old = rows
+                .iter()
+                .map(|row| Ok(JobId::from_uuid(row.try_get("id")?)))
+                .collect::<StoreResult<Vec<_>>>()?;
+            let made = run_again(connection, &with_new_ids(&old), &actor).await?;
+            Ok(Chunk::of(made.len() as u64, &old))
+        })
+    })
+    .await
+}
+
+pub(super) fn with_new_ids(old: &[JobId]) -> Vec<(JobId, JobId)> {
+    old.iter().map(|id| (*id, JobId::new())).collect()
 }
 
 /// Makes a new job for each ended one whose prompt is still there, by (old, new) ids. Answers the pairs that were made.

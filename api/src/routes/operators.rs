@@ -1,0 +1,262 @@
+//! `/v1/admin/…`: pausing, draining, limits, and who works. For admins; every change stands in the audit log.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use claimcheck_common::domain::{Class, TenantId, WorkerId};
+use claimcheck_common::store::operators::{self, PauseScope, TenantLimits};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::app::AppState;
+use crate::docs::{BadBody, NeedsAdmin, NeedsToken, Trouble};
+use crate::error::{ApiError, ErrorBody, Problem};
+use crate::extract::{self, Caller};
+use crate::validate::number::Whole;
+use crate::validate::text::check;
+
+/// Something that is paused.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PauseBody {
+    /// `class`, `model` or `tenant`.
+    pub scope: String,
+    /// Which one.
+    pub value: String,
+    /// Since when.
+    pub created_at: i64,
+}
+
+/// All that is paused.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PauseList {
+    /// Always `list`.
+    pub object: &'static str,
+    /// By scope and value.
+    pub data: Vec<PauseBody>,
+}
+
+/// A worker.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct WorkerBody {
+    /// `worker_…`: one life of one process.
+    pub id: String,
+    /// The model's name.
+    pub model: String,
+    /// `starting`, `ready`, `draining` or `silent`.
+    pub state: &'static str,
+    /// When the process started.
+    pub started_at: i64,
+    /// When it was last heard of.
+    pub last_seen_at: i64,
+    /// Jobs in its hands.
+    pub jobs: u32,
+}
+
+/// Who works, and who tries to.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct WorkerList {
+    /// Always `list`.
+    pub object: &'static str,
+    /// Heard of within ten minutes, the newest first.
+    pub data: Vec<WorkerBody>,
+    /// Models whose workers fall silent soon after they start, three times within ten minutes or more.
+    pub crash_looping: Vec<CrashLoopBody>,
+}
+
+/// A model whose workers start again and again.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct CrashLoopBody {
+    /// The model's name.
+    pub model: String,
+    /// How often in ten minutes.
+    pub starts: u32,
+}
+
+/// A tenant's own limits; null leaves it to the service's.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "a JSON object")]
+pub struct LimitsIn {
+    /// Jobs that may wait; a submit beyond it is refused with 429.
+    #[schema(value_type = Option<u32>)]
+    pub max_queued: Option<Whole<0, { i32::MAX as i64 }>>,
+    /// Jobs that may be with the broker or a worker; what is beyond it waits.
+    #[schema(value_type = Option<u32>, minimum = 1)]
+    pub max_running: Option<Whole<1, { i32::MAX as i64 }>>,
+}
+
+/// List pauses
+#[utoipa::path(get, path = "/v1/admin/pauses", tag = "Operators", security(("bearer" = [])),
+    responses((status = 200, body = PauseList, description = "All that is paused"), NeedsToken, NeedsAdmin, Trouble))]
+pub async fn list_pauses(State(state): State<AppState>, caller: Caller) -> Result<Json<PauseList>, ApiError> {
+    caller.must_be_admin()?;
+    let data = operators::pauses(&state.pool)
+        .await?
+        .into_iter()
+        .map(|pause| PauseBody {
+            value: shown(&pause.scope, pause.value),
+            scope: pause.scope,
+            created_at: pause.created_at.unix_timestamp(),
+        });
+    Ok(Json(PauseList {
+        object: "list",
+        data: data.collect(),
+    }))
+}
+
+/// Pause
+///
+/// Jobs of a class, a model or a tenant wait from now on (those that run go on); they are accepted all the same. Safe to
+/// repeat.
+#[utoipa::path(put, path = "/v1/admin/pauses/{scope}/{value}", tag = "Operators", security(("bearer" = [])),
+    params(("scope" = String, Path, description = "`class`, `model` or `tenant`"),
+           ("value" = String, Path, description = "Which one; a `/` in a model's name as `%2F`")),
+    responses((status = 204, description = "It is paused"),
+              (status = 400, body = ErrorBody, description = "There is no such thing to pause"),
+              NeedsToken, NeedsAdmin, Trouble))]
+pub async fn pause(
+    state: State<AppState>,
+    caller: Caller,
+    path: Path<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    set_pause(state, caller, path, true).await
+}
+
+/// Resume
+///
+/// Safe to repeat.
+#[utoipa::path(delete, path = "/v1/admin/pauses/{scope}/{value}", tag = "Operators", security(("bearer" = [])),
+    params(("scope" = String, Path, description = "`class`, `model` or `tenant`"),
+           ("value" = String, Path, description = "Which one")),
+    responses((status = 204, description = "It is not paused"),
+              (status = 400, body = ErrorBody, description = "There is no such thing to pause"),
+              NeedsToken, NeedsAdmin, Trouble))]
+pub async fn resume(
+    state: State<AppState>,
+    caller: Caller,
+    path: Path<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    set_pause(state, caller, path, false).await
+}
+
+async fn set_pause(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path((scope, value)): Path<(String, String)>,
+    paused: bool,
+) -> Result<StatusCode, ApiError> {
+    caller.must_be_admin()?;
+    let (scope, value) = pausable(&scope, value)?;
+    operators::set_pause(&state.pool, scope, value, paused, caller.user_id).await?;
+    state.submitted.notify_one();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn pausable(scope: &str, value: String) -> Result<(PauseScope, String), ApiError> {
+    let refuse = |message: String| ApiError::invalid("value", message);
+    match scope {
+        "class" => {
+            let class: Class = value
+                .parse()
+                .map_err(|_| refuse("A class is `interactive` or `batch`.".to_owned()))?;
+            Ok((PauseScope::Class, class.as_str().to_owned()))
+        }
+        "model" => {
+            check(&value, 1, 256).map_err(|what| refuse(format!("A model's name {what}.")))?;
+            Ok((PauseScope::Model, value))
+        }
+        "tenant" => {
+            let tenant: TenantId = value.parse().map_err(|_| refuse("A tenant is `org_…`.".to_owned()))?;
+            Ok((PauseScope::Tenant, tenant.uuid().to_string()))
+        }
+        _ => Err(ApiError::invalid("scope", "`scope` must be class, model or tenant.")),
+    }
+}
+
+/// Tenants are stored by their uuid.
+fn shown(scope: &str, value: String) -> String {
+    match value.parse() {
+        Ok(uuid) if scope == "tenant" => TenantId::from_uuid(uuid).to_string(),
+        _ => value,
+    }
+}
+
+/// List workers
+#[utoipa::path(get, path = "/v1/admin/workers", tag = "Operators", security(("bearer" = [])),
+    responses((status = 200, body = WorkerList, description = "Who works"), NeedsToken, NeedsAdmin, Trouble))]
+pub async fn list_workers(State(state): State<AppState>, caller: Caller) -> Result<Json<WorkerList>, ApiError> {
+    caller.must_be_admin()?;
+    let data = operators::workers(&state.pool)
+        .await?
+        .into_iter()
+        .map(|worker| WorkerBody {
+            id: worker.id.to_string(),
+            state: match (worker.alive, worker.draining, worker.ready_at) {
+                (false, _, _) => "silent",
+                (true, true, _) => "draining",
+                (true, false, None) => "starting",
+                (true, false, Some(_)) => "ready",
+            },
+            model: worker.model,
+            started_at: worker.started_at.unix_timestamp(),
+            last_seen_at: worker.last_seen_at.unix_timestamp(),
+            jobs: worker.jobs,
+        });
+    let loops = operators::crash_loops(&state.pool).await?.into_iter();
+    Ok(Json(WorkerList {
+        object: "list",
+        data: data.collect(),
+        crash_looping: loops
+            .map(|one| CrashLoopBody {
+                model: one.model,
+                starts: one.starts,
+            })
+            .collect(),
+    }))
+}
+
+/// Drain a worker
+///
+/// It takes no more jobs; those it has go on, for as long as a stop would give them, and what is left is handed back. Safe
+/// to repeat.
+#[utoipa::path(post, path = "/v1/admin/workers/{id}/drain", tag = "Operators", security(("bearer" = [])),
+    params(("id" = String, Path, description = "The worker's id")),
+    responses((status = 202, description = "It will hear of it with its next heartbeat"),
+              (status = 404, body = ErrorBody, description = "No such worker"), NeedsToken, NeedsAdmin, Trouble))]
+pub async fn drain_worker(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    caller.must_be_admin()?;
+    let unknown = || ApiError::NotFound(Problem::new("worker_not_found", "There is no such worker.").at("id"));
+    let id: WorkerId = id.parse().map_err(|_| unknown())?;
+    if operators::drain(&state.pool, id, caller.user_id).await? {
+        Ok(StatusCode::ACCEPTED)
+    } else {
+        Err(unknown())
+    }
+}
+
+/// Set a tenant's limits
+#[utoipa::path(put, path = "/v1/admin/tenants/{id}/limits", tag = "Operators", security(("bearer" = [])),
+    params(("id" = String, Path, description = "The tenant's id, `org_…`")), request_body = LimitsIn,
+    responses((status = 204, description = "They hold from now on"),
+              (status = 404, body = ErrorBody, description = "No such tenant"),
+              BadBody, NeedsToken, NeedsAdmin, Trouble))]
+pub async fn set_limits(
+    State(state): State<AppState>,
+    caller: Caller,
+    Path(id): Path<String>,
+    body: extract::Json<LimitsIn>,
+) -> Result<StatusCode, ApiError> {
+    caller.must_be_admin()?;
+    let tenant: TenantId = id
+        .parse()
+        .map_err(|_| ApiError::NotFound(Problem::new("tenant_not_found", "There is no such tenant.").at("id")))?;
+    let limits = TenantLimits {
+        max_queued: body.value.max_queued.map(|value| value.get() as u32),
+        max_running: body.value.max_running.map(|value| value.get() as u32),
+    };
+    operators::set_limits(&state.pool, tenant, limits, caller.user_id).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,221 @@
+//! What operators do to the whole: pause and resume, drain workers, set tenants' limits, see who works.
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, PgExecutor};
+use time::OffsetDateTime;
+
+use super::row::{get, unsigned};
+use super::{Pool, StoreResult, transaction};
+use crate::domain::{Id, TenantId, UserId, WorkerId};
+
+/// What can be paused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PauseScope {
+    /// All jobs of a class.
+    Class,
+    /// All jobs of a model name.
+    Model,
+    /// All jobs of a tenant.
+    Tenant,
+}
+
+impl PauseScope {
+    /// The stored and shown form.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Class => "class",
+            Self::Model => "model",
+            Self::Tenant => "tenant",
+        }
+    }
+}
+
+/// Something that is paused.
+#[derive(Debug, Clone)]
+pub struct Pause {
+    /// `class`, `model` or `tenant`.
+    pub scope: String,
+    /// Which one; a tenant's uuid.
+    pub value: String,
+    /// Since when.
+    pub created_at: OffsetDateTime,
+}
+
+/// A worker as operators see it.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    /// One life of one process.
+    pub id: WorkerId,
+    /// The model's name.
+    pub model: String,
+    /// When the process started.
+    pub started_at: OffsetDateTime,
+    /// When its model was loaded.
+    pub ready_at: Option<OffsetDateTime>,
+    /// When it was last heard of.
+    pub last_seen_at: OffsetDateTime,
+    /// Heard of within the last half minute.
+    pub alive: bool,
+    /// Takes no more jobs and ends when those it has are done.
+    pub draining: bool,
+    /// Jobs in its hands.
+    pub jobs: u32,
+}
+
+/// A model whose workers start again and again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CrashLoop {
+    /// The model's name.
+    pub model: String,
+    /// Starts in the last ten minutes that came to a silent end.
+    pub starts: u32,
+}
+
+/// Pauses or resumes, and writes it down. Safe to repeat.
+pub async fn set_pause(pool: &Pool, scope: PauseScope, value: String, paused: bool, by: UserId) -> StoreResult<()> {
+    transaction(pool, move |connection| {
+        let (scope, value) = (scope.as_str(), value.clone());
+        Box::pin(async move {
+            let sql = if paused {
+                "INSERT INTO pauses (scope, value, created_by) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"
+            } else {
+                "DELETE FROM pauses WHERE scope = $1 AND value = $2 AND $3::uuid IS NOT NULL"
+            };
+            sqlx::query(sql)
+                .bind(scope)
+                .bind(&value)
+                .bind(by.uuid())
+                .execute(&mut *connection)
+                .await?;
+            let action = if paused { "pause.set" } else { "pause.lifted" };
+            let details = serde_json::json!({"scope": scope, "value": value});
+            audit(connection, by, action, None, Some(details)).await
+        })
+    })
+    .await
+}
+
+/// All that is paused.
+pub async fn pauses(executor: impl PgExecutor<'_>) -> StoreResult<Vec<Pause>> {
+    let rows = sqlx::query("SELECT scope, value, created_at FROM pauses ORDER BY scope, value")
+        .fetch_all(executor)
+        .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Pause {
+                scope: get(row, "scope")?,
+                value: get(row, "value")?,
+                created_at: get(row, "created_at")?,
+            })
+        })
+        .collect()
+}
+
+/// Workers that were heard of within the last ten minutes, newest first.
+pub async fn workers(executor: impl PgExecutor<'_>) -> StoreResult<Vec<Worker>> {
+    let rows = sqlx::query(
+        "SELECT w.*, w.last_seen_at > now() - interval '30 seconds' AS alive,
+             (SELECT count(*)::int FROM jobs j WHERE j.status IN ('in_progress', 'cancelling') AND j.worker_id = w.id) AS jobs
+         FROM workers w WHERE w.last_seen_at > now() - interval '10 minutes' ORDER BY w.started_at DESC",
+    )
+    .fetch_all(executor)
+    .await?;
+    rows.iter().map(worker).collect()
+}
+
+/// Models with three or more workers that fell silent within the last ten minutes without having been told to stop.
+pub async fn crash_loops(executor: impl PgExecutor<'_>) -> StoreResult<Vec<CrashLoop>> {
+    let rows = sqlx::query(
+        "SELECT model, count(*)::int AS starts FROM workers
+         WHERE started_at > now() - interval '10 minutes' AND last_seen_at < now() - interval '10 seconds'
+             AND last_seen_at - started_at < interval '1 minute'
+         GROUP BY model HAVING count(*) >= 3 ORDER BY model",
+    )
+    .fetch_all(executor)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok(CrashLoop {
+                model: get(row, "model")?,
+                starts: unsigned(row, "starts")?,
+            })
+        })
+        .collect()
+}
+
+/// Tells a worker to take no more jobs and to end when those it has are done. `false` if nobody knows it.
+pub async fn drain(pool: &Pool, worker: WorkerId, by: UserId) -> StoreResult<bool> {
+    transaction(pool, move |connection| {
+        Box::pin(async move {
+            let done = sqlx::query("UPDATE workers SET draining = true WHERE id = $1")
+                .bind(worker.uuid())
+                .execute(&mut *connection)
+                .await?;
+            if done.rows_affected() == 0 {
+                return Ok(false);
+            }
+            audit(connection, by, "worker.drained", Some(worker.uuid()), None).await?;
+            Ok(true)
+        })
+    })
+    .await
+}
+
+/// A tenant's own limits. `None` leaves it to the configuration.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TenantLimits {
+    /// Jobs that wait.
+    pub max_queued: Option<u32>,
+    /// Jobs with the broker or a worker.
+    pub max_running: Option<u32>,
+}
+
+/// Sets a tenant's own limits, and writes it down.
+pub async fn set_limits(pool: &Pool, tenant: TenantId, limits: TenantLimits, by: UserId) -> StoreResult<()> {
+    transaction(pool, move |connection| {
+        Box::pin(async move {
+            sqlx::query(
+                "INSERT INTO tenant_limits (tenant_id, max_queued, max_running) VALUES ($1, $2, $3)
+                 ON CONFLICT (tenant_id) DO UPDATE SET max_queued = excluded.max_queued, max_running = excluded.max_running",
+            )
+            .bind(tenant.uuid())
+            .bind(limits.max_queued.map(u32::cast_signed))
+            .bind(limits.max_running.map(u32::cast_signed))
+            .execute(&mut *connection)
+            .await?;
+            let details = serde_json::json!({"max_queued": limits.max_queued, "max_running": limits.max_running});
+            audit(connection, by, "tenant.limited", Some(tenant.uuid()), Some(details)).await
+        })
+    })
+    .await
+}
+
+async fn audit(
+    connection: &mut PgConnection,
+    by: UserId,
+    action: &str,
+    subject: Option<uuid::Uuid>,
+    details: Option<serde_json::Value>,
+) -> StoreResult<()> {
+    sqlx::query("INSERT INTO audit_log (actor, action, subject, details) VALUES ('user:' || $1::uuid, $2, $3, $4)")
+        .bind(by.uuid())
+        .bind(action)
+        .bind(subject)
+        .bind(details)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+fn worker(row: &PgRow) -> StoreResult<Worker> {
+    Ok(Worker {
+        id: Id::from_uuid(get(row, "id")?),
+        model: get(row, "model")?,
+        started_at: get(row, "started_at")?,
+        ready_at: get(row, "ready_at")?,
+        last_seen_at: get(row, "last_seen_at")?,
+        alive: get(row, "alive")?,
+        draining: get(row, "draining")?,
+        jobs: unsigned(row, "jobs")?,
+    })
+}

@@ -1,0 +1,265 @@
+//! Erasing, doing again, changing many jobs, and what only operators may do, over HTTP.
+
+use claimcheck_common::domain::{JobError, JobId, WorkerId};
+use claimcheck_common::store::models::{self, Seen};
+use claimcheck_common::store::settle::{self, Settlement};
+use claimcheck_common::store::{Pool, accounts, claim};
+use claimcheck_tests::World;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use crate::http_face::{MODEL, Session, answer, code, with_api};
+use crate::store::{LEASE, settle_completed};
+
+fn a_job() -> Value {
+    json!({"prompt": "Once upon a time", "metadata": {"order": "17"}})
+}
+
+async fn claimed(pool: &Pool, id: &str) -> claimcheck_common::domain::JobKey {
+    let id: JobId = id.parse().unwrap();
+    claim::claim(pool, WorkerId::new(), vec![id], LEASE).await.unwrap()[0].key
+}
+
+async fn complete(pool: &Pool, id: &str) {
+    let key = claimed(pool, id).await;
+    settle_completed(pool, key, "a text").await;
+}
+
+async fn fail(pool: &Pool, id: &str) {
+    let key = claimed(pool, id).await;
+    let failure = Settlement::failed(key, JobError::server("broken", "It broke."));
+    settle::settle_group(pool, vec![failure], "worker:test".to_owned())
+        .await
+        .unwrap();
+}
+
+async fn admin(world: &World, session: Session) -> Session {
+    assert!(
+        accounts::set_role(&world.pool, &session.username, "admin")
+            .await
+            .unwrap()
+    );
+    session
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_ended_job_is_erased_and_done_again_and_a_running_one_is_neither() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        let id = ada.submit(&a_job()).await;
+        let path = format!("/v1/jobs/{id}");
+        for request in [ada.request(Method::DELETE, &path), ada.post(&format!("{path}/retry"))] {
+            let (status, body) = answer(request).await;
+            assert_eq!((status, code(&body)), (StatusCode::CONFLICT, "job_not_ended"));
+        }
+        complete(&world.pool, &id).await;
+        let (status, again) = answer(ada.post(&format!("{path}/retry"))).await;
+        assert_eq!(
+            (status, again["retry_of"].as_str()),
+            (StatusCode::ACCEPTED, Some(id.as_str()))
+        );
+        assert_eq!(again["metadata"], json!({"order": "17"}));
+        let (status, left) = answer(ada.request(Method::DELETE, &path)).await;
+        assert_eq!((status, left["status"].as_str()), (StatusCode::OK, Some("completed")));
+        assert!(left["output"].is_null() && left["parameters"].is_null() && left["erased_at"].is_i64());
+        let (status, body) = answer(ada.post(&format!("{path}/retry"))).await;
+        assert_eq!((status, code(&body)), (StatusCode::CONFLICT, "job_erased"));
+        let eve = api.user("eve").await;
+        for request in [eve.request(Method::DELETE, &path), eve.post(&format!("{path}/retry"))] {
+            assert_eq!(
+                answer(request).await.0,
+                StatusCode::NOT_FOUND,
+                "foreign jobs do not exist"
+            );
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deadlines_priorities_and_classes_are_taken_and_shown_and_contradictions_refused() {
+    with_api(async |_, api| {
+        let ada = api.user("ada").await;
+        let now = time::OffsetDateTime::now_utc().unix_timestamp();
+        let wanted = json!({"prompt": "Once", "class": "batch", "priority": 3, "deadline_at": now + 600,
+                            "start_by": now + 300, "max_attempts": 2, "store": false, "ttl": 60});
+        let shown = ada.job(&ada.submit(&wanted).await).await;
+        for field in ["class", "priority", "deadline_at", "start_by", "max_attempts"] {
+            assert_eq!(shown[field], wanted[field], "{field}");
+        }
+        for (field, bad) in [
+            ("class", json!("urgent")),
+            ("priority", json!(11)),
+            ("deadline_at", json!(now - 1)),
+            ("start_by", json!(now + 400 * 24 * 3600)),
+            ("max_attempts", json!(0)),
+            ("store", json!("no")),
+            ("ttl", json!(1)),
+        ] {
+            let mut body = json!({"prompt": "Once"});
+            body[field] = bad;
+            let (status, body) = answer(ada.post("/v1/jobs").json(&body)).await;
+            assert_eq!(
+                (status, body["error"]["param"].as_str()),
+                (StatusCode::BAD_REQUEST, Some(field)),
+                "{body}"
+            );
+        }
+        let body = json!({"prompt": "Once", "scheduled_at": now + 600, "deadline_at": now + 300});
+        let (status, body) = answer(ada.post("/v1/jobs").json(&body)).await;
+        assert_eq!(
+            (status, body["error"]["param"].as_str()),
+            (StatusCode::BAD_REQUEST, Some("deadline_at"))
+        );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_jobs_are_cancelled_and_done_again_by_filter_and_only_ones_own() {
+    with_api(async |world, api| {
+        let (ada, eve) = (api.user("ada").await, api.user("eve").await);
+        let theirs = eve.submit(&a_job()).await;
+        let marked = ada.submit(&a_job()).await;
+        let running = ada.submit(&a_job()).await;
+        let other = ada.submit(&json!({"prompt": "Once"})).await;
+        claimed(&world.pool, &running).await;
+        let select = json!({"metadata": {"order": "17"}});
+        let (status, body) = answer(ada.post("/v1/jobs/cancel").json(&select)).await;
+        assert_eq!(status, StatusCode::OK, "{body}");
+        assert_eq!(
+            (body["count"].as_u64(), body["has_more"].as_bool()),
+            (Some(2), Some(false))
+        );
+        assert_eq!(ada.job(&marked).await["status"], "cancelled");
+        assert_eq!(ada.job(&running).await["status"], "cancelling");
+        assert_eq!(ada.job(&other).await["status"], "queued");
+        assert_eq!(eve.job(&theirs).await["status"], "queued");
+        let (_, body) = answer(ada.post("/v1/jobs/cancel").json(&select)).await;
+        assert_eq!(body["count"], 0, "safe to repeat");
+        let (_, body) = answer(ada.post("/v1/jobs/retry").json(&json!({"status": "cancelled"}))).await;
+        assert_eq!(body["count"], 1);
+        let (status, body) = answer(ada.post("/v1/jobs/cancel").json(&json!({"state": "queued"}))).await;
+        assert_eq!((status, code(&body)), (StatusCode::BAD_REQUEST, "unknown_field"));
+        let tenant = claimcheck_common::domain::TenantId::new().to_string();
+        let (status, body) = answer(ada.post("/v1/jobs/cancel").json(&json!({"tenant": tenant}))).await;
+        assert_eq!((status, code(&body)), (StatusCode::FORBIDDEN, "admin_only"));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dead_letters_are_listed_by_their_owner_and_redriven_once_by_an_admin() {
+    with_api(async |world, api| {
+        let (ada, eve) = (api.user("ada").await, api.user("eve").await);
+        let id = ada.submit(&a_job()).await;
+        fail(&world.pool, &id).await;
+        let (_, page) = answer(ada.get("/v1/dead_letters")).await;
+        assert_eq!(page["data"][0]["id"].as_str(), Some(id.as_str()));
+        assert_eq!(
+            (page["data"][0]["reason"].as_str(), page["data"][0]["attempts"].as_u64()),
+            (Some("broken"), Some(1))
+        );
+        assert_eq!(answer(eve.get("/v1/dead_letters")).await.1["data"], json!([]));
+        assert_eq!(
+            answer(eve.get("/v1/dead_letters?all=true")).await.0,
+            StatusCode::FORBIDDEN
+        );
+        let select = json!({"reason": "broken", "model": MODEL});
+        let (status, _) = answer(ada.post("/v1/dead_letters/redrive").json(&select)).await;
+        assert_eq!(status, StatusCode::FORBIDDEN);
+        let root = admin(world, api.user("root").await).await;
+        for wanted in [1, 0] {
+            let (status, body) = answer(root.post("/v1/dead_letters/redrive").json(&select)).await;
+            assert_eq!((status, body["count"].as_u64()), (StatusCode::OK, Some(wanted)));
+        }
+        let (_, page) = answer(root.get("/v1/dead_letters?all=true")).await;
+        let again = page["data"][0]["redriven_as"].as_str().unwrap();
+        assert_eq!(ada.job(again).await["retry_of"].as_str(), Some(id.as_str()));
+        let audited: i64 = sqlx::query_scalar("SELECT count(*) FROM audit_log WHERE action = 'job.retried'")
+            .fetch_one(&world.pool)
+            .await
+            .unwrap();
+        assert_eq!(audited, 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admin_pauses_and_resumes_and_a_paused_job_says_so() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        let root = admin(world, api.user("root").await).await;
+        let id = ada.submit(&a_job()).await;
+        let tenant: uuid::Uuid = sqlx::query_scalar("SELECT tenant_id FROM jobs")
+            .fetch_one(&world.pool)
+            .await
+            .unwrap();
+        let tenant = claimcheck_common::domain::TenantId::from_uuid(tenant);
+        for what in [
+            "class/interactive".to_owned(),
+            format!("model/{MODEL}"),
+            format!("tenant/{tenant}"),
+        ] {
+            let path = format!("/v1/admin/pauses/{what}");
+            for _ in 0..2 {
+                let set = root.request(Method::PUT, &path).send().await.unwrap();
+                assert_eq!(set.status(), StatusCode::NO_CONTENT, "{what}");
+            }
+            assert_eq!(ada.job(&id).await["waiting_reason"], "paused", "{what}");
+            let (_, pauses) = answer(root.get("/v1/admin/pauses")).await;
+            let shown = &pauses["data"][0];
+            assert_eq!(
+                format!(
+                    "{}/{}",
+                    shown["scope"].as_str().unwrap(),
+                    shown["value"].as_str().unwrap()
+                ),
+                what
+            );
+            let lifted = root.request(Method::DELETE, &path).send().await.unwrap();
+            assert_eq!(lifted.status(), StatusCode::NO_CONTENT);
+            assert_eq!(ada.job(&id).await["waiting_reason"], "capacity", "{what}");
+        }
+        for bad in ["class/urgent", "tenant/ada", "planet/earth"] {
+            let path = format!("/v1/admin/pauses/{bad}");
+            let (status, body) = answer(root.request(Method::PUT, &path)).await;
+            assert_eq!((status, code(&body)), (StatusCode::BAD_REQUEST, "invalid_value"));
+            assert_eq!(answer(ada.request(Method::PUT, &path)).await.0, StatusCode::FORBIDDEN);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drained_worker_hears_of_it_with_its_next_beat_and_starts_that_fail_are_seen() {
+    with_api(async |world, api| {
+        let root = admin(world, api.user("root").await).await;
+        let (_, list) = answer(root.get("/v1/admin/workers")).await;
+        assert_eq!(list["data"][0]["state"], "ready");
+        let id: WorkerId = list["data"][0]["id"].as_str().unwrap().parse().unwrap();
+        assert_eq!(models::seen(&world.pool, id).await.unwrap(), Seen::Working);
+        let path = format!("/v1/admin/workers/{id}/drain");
+        let drained = root.post(&path).send().await.unwrap();
+        assert_eq!(drained.status(), StatusCode::ACCEPTED);
+        assert_eq!(models::seen(&world.pool, id).await.unwrap(), Seen::Draining);
+        let unknown = format!("/v1/admin/workers/{}/drain", WorkerId::new());
+        assert_eq!(answer(root.post(&unknown)).await.0, StatusCode::NOT_FOUND);
+
+        for _ in 0..3 {
+            models::starting(&world.pool, WorkerId::new(), "broken").await.unwrap();
+        }
+        let (_, list) = answer(root.get("/v1/admin/workers")).await;
+        assert_eq!(list["crash_looping"], json!([]), "they may still be loading");
+        sqlx::query(
+            "UPDATE workers SET started_at = started_at - interval '1 minute', last_seen_at = last_seen_at - interval '1 minute'
+             WHERE model = 'broken'",
+        )
+        .execute(&world.pool)
+        .await
+        .unwrap();
+        let (_, list) = answer(root.get("/v1/admin/workers")).await;
+        assert_eq!(list["crash_looping"], json!([{"model": "broken", "starts": 3}]));
+    })
+    .await;
+}
