@@ -20,7 +20,7 @@ use crate::error::{ApiError, Problem};
 use crate::middleware;
 use crate::routes::{
     bulk_jobs, cancel_job, dead_letters, delete_job, get_job, get_model, health, list_jobs, list_models, metrics,
-    openapi, operators, register, retry_job, root, submit_job, token,
+    openapi, operators, put_job, register, retry_job, root, submit_job, token,
 };
 
 /// A request is given up after this.
@@ -67,6 +67,7 @@ fn documented() -> OpenApiRouter<AppState> {
 
     let jobs = OpenApiRouter::new()
         .routes(routes!(submit_job::submit_job, list_jobs::list_jobs))
+        .routes(routes!(put_job::put_job))
         .routes(routes!(cancel_job::cancel_job))
         .routes(routes!(retry_job::retry_job))
         .routes(routes!(bulk_jobs::cancel_jobs))

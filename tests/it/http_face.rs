@@ -188,6 +188,18 @@ impl Session {
         self.request(Method::POST, path)
     }
 
+    pub(crate) fn put(&self, path: &str) -> RequestBuilder {
+        self.request(Method::PUT, path)
+    }
+
+    /// The same user at another process.
+    pub(crate) fn at(&self, api: &Api) -> Self {
+        Self {
+            base: api.base.clone(),
+            ..self.clone()
+        }
+    }
+
     /// Submits a job and answers its id.
     pub(crate) async fn submit(&self, body: &Value) -> String {
         let (status, body) = answer(self.post("/v1/jobs").json(body)).await;

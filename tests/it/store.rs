@@ -10,10 +10,11 @@ use claimcheck_common::domain::{
 };
 use claimcheck_common::queue::{Delivery, Subscription};
 use claimcheck_common::store::accounts::{Account, NewUser};
+use claimcheck_common::store::idempotency::{Answer, Claim, ClaimedBy};
 use claimcheck_common::store::jobs::{JobFilter, JobView, Page};
 use claimcheck_common::store::notify::JobChanges;
 use claimcheck_common::store::settle::{Settled, Settlement};
-use claimcheck_common::store::submit::{IdempotencyKey, JobOptions, NewJob, Submitted};
+use claimcheck_common::store::submit::{JobOptions, NewJob, Submitted};
 use claimcheck_common::store::{
     Pool, StoreError, accounts, cancels, claim, jobs, lease, outbox, rescue, retention, schedule, settle, submit,
 };
@@ -77,10 +78,7 @@ pub(crate) fn new_job(account: &Account) -> NewJob {
 }
 
 pub(crate) async fn accept(pool: &Pool, job: NewJob) -> JobView {
-    match submit::submit(pool, job, None, |_| serde_json::Value::Null)
-        .await
-        .unwrap()
-    {
+    match submit::submit(pool, job, None, |_| Answer::default()).await.unwrap() {
         Submitted::Accepted(view) => *view,
         other => panic!("not accepted: {other:?}"),
     }
@@ -689,23 +687,25 @@ async fn equal_idempotency_keys_make_one_job() {
     in_world(async |world| {
         let pool = &world.pool;
         let account = account(pool).await;
-        let key = |body: u8| IdempotencyKey {
-            key: "k".to_owned(),
+        let key = |body: u8| Claim {
+            user_id: account.user_id,
+            project_id: account.project_id,
             request_sha256: [body; 32],
-            keep: LIMIT,
+            by: ClaimedBy::Key("k".to_owned(), LIMIT),
         };
-        let send = |body| {
-            submit::submit(pool, new_job(&account), Some(key(body)), |job| {
-                job.key.id.to_string().into()
-            })
+        let render = |job: &JobView| Answer {
+            status: 202,
+            body: serde_json::json!(job.key.id).to_string(),
+            ..Answer::default()
         };
+        let send = |body| submit::submit(pool, new_job(&account), Some(key(body)), render);
         let outcomes = futures::future::join_all((0..20).map(|_| send(1))).await;
         let mut accepted = 0;
         for outcome in outcomes {
             match outcome.unwrap() {
                 Submitted::Accepted(_) => accepted += 1,
-                Submitted::Replayed { .. } | Submitted::KeyInFlight => {}
-                Submitted::KeyReused => panic!("the body was the same"),
+                Submitted::Replayed(_) | Submitted::InFlight => {}
+                other => panic!("the body was the same: {other:?}"),
             }
         }
         assert_eq!(accepted, 1);
@@ -713,9 +713,9 @@ async fn equal_idempotency_keys_make_one_job() {
         assert_eq!(count(pool, "SELECT count(*) FROM outbox").await, 1);
         assert!(matches!(
             send(1).await.unwrap(),
-            Submitted::Replayed { status: 202, .. }
+            Submitted::Replayed(Answer { status: 202, .. })
         ));
-        assert!(matches!(send(2).await.unwrap(), Submitted::KeyReused));
+        assert!(matches!(send(2).await.unwrap(), Submitted::Reused));
     })
     .await;
 }

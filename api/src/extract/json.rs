@@ -32,6 +32,18 @@ impl<S: Send + Sync, T: DeserializeOwned, const LIMIT: usize> FromRequest<S> for
     }
 }
 
+/// A JSON body of at most `LIMIT` bytes that is not read yet: the route has a question about its bytes first.
+#[derive(Debug)]
+pub struct RawJson<const LIMIT: usize = { body::MAX_BODY }>(pub Bytes);
+
+impl<S: Send + Sync, const LIMIT: usize> FromRequest<S> for RawJson<LIMIT> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _state: &S) -> Result<Self, ApiError> {
+        body::read(request, "application/json", LIMIT).await.map(Self)
+    }
+}
+
 /// Reads one JSON value that fills the whole body.
 pub fn parse<T: DeserializeOwned>(raw: &[u8]) -> Result<T, ApiError> {
     let text = body::utf8(raw)?;

@@ -13,6 +13,6 @@ pub mod trace;
 
 pub use caller::Caller;
 pub use form::Form;
-pub use json::Json;
+pub use json::{Json, RawJson};
 pub use path::JobIdPath;
 pub use query::Query;

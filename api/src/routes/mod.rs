@@ -15,6 +15,7 @@ pub mod list_models;
 pub mod metrics;
 pub mod openapi;
 pub mod operators;
+pub mod put_job;
 pub mod register;
 pub mod retry_job;
 pub mod root;

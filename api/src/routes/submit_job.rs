@@ -8,26 +8,28 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use claimcheck_common::domain::JobId;
+use claimcheck_common::store::idempotency::{self, Answer, Claim, ClaimedBy};
+use claimcheck_common::store::jobs::JobView;
 use claimcheck_common::store::models::ServedModel;
-use claimcheck_common::store::submit::{self, IdempotencyKey, NewJob, Submitted};
+use claimcheck_common::store::submit::{self, NewJob, Submitted};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
 use crate::app::AppState;
 use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
-use crate::extract::{Caller, Json, trace};
-use crate::validate::idempotency;
+use crate::extract::{Caller, RawJson, json, trace};
+use crate::validate::idempotency as validate;
 use crate::validate::job::{ModelLimits, SubmitJob, ValidJob};
 use crate::validate::text::Text;
-use crate::view::{JobBody, Rendered};
+use crate::view::JobBody;
 
 /// Says that this answer was given before.
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// How long a key is remembered.
 const KEEP_KEY: Duration = Duration::from_hours(24);
 /// Seconds after which a first look is worth while.
-const LOOK_AFTER: HeaderValue = HeaderValue::from_static("1");
+const LOOK_AFTER: &str = "1";
 
 /// Submit a job
 ///
@@ -50,49 +52,61 @@ pub async fn submit_job(
     State(state): State<AppState>,
     caller: Caller,
     headers: HeaderMap,
-    body: Json<SubmitJob>,
+    RawJson(raw): RawJson,
 ) -> Result<Response, ApiError> {
-    let key = idempotency::key(&headers)?;
-    let request = body.value;
-    let served = state.catalog.find(request.model.as_ref().map(Text::as_str)).await?;
-    let prompt_tokens = state.catalog.count_tokens(&served, &request.prompt.0).await?;
-    let now = OffsetDateTime::now_utc().unix_timestamp();
-    let valid = request.into_valid(prompt_tokens, limits(&served), now)?;
-    let job = new_job(&caller, served, valid, trace::parent(&headers));
-    let claim = key.map(|key| claim(key, &body.raw));
-    let submitted = submit::submit(&state.pool, job, claim, |view| {
-        serde_json::to_value(JobBody::from(view)).unwrap_or_default()
-    })
-    .await?;
-    match submitted {
-        Submitted::Accepted(view) => {
-            state.submitted.notify_one();
-            let rendered = Rendered::new(&view).map_err(ApiError::internal)?;
-            Ok(answer(StatusCode::ACCEPTED, view.key.id, rendered.body.into()))
-        }
-        Submitted::Replayed { status, body, job_id } => {
-            let status = StatusCode::from_u16(status).map_err(ApiError::internal)?;
-            let mut response = answer(status, job_id, body.to_string().into());
-            response
-                .headers_mut()
-                .insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
-            Ok(response)
-        }
-        Submitted::KeyReused => Err(ApiError::Unprocessable(
+    let by = validate::claimed_by(&headers, KEEP_KEY)?;
+    match accept(&state, &caller, &headers, &raw, by).await? {
+        Submitted::Accepted(view) => answered(render(&view)),
+        Submitted::Replayed(answer) => answered(answer).map(replayed),
+        Submitted::Found(view) => answered(render(&view)).map(replayed),
+        Submitted::Reused => Err(ApiError::Unprocessable(
             Problem::new(
                 "idempotency_key_reused",
                 "This Idempotency-Key was used with another request body; use a new key for a new request.",
             )
-            .at(idempotency::HEADER),
+            .at(validate::HEADER),
         )),
-        Submitted::KeyInFlight => Err(ApiError::Conflict(
+        Submitted::InFlight => Err(ApiError::Conflict(
             Problem::new(
                 "idempotency_key_in_flight",
                 "The first request with this Idempotency-Key is still being processed; wait for its answer.",
             )
-            .at(idempotency::HEADER),
+            .at(validate::HEADER),
         )),
     }
+}
+
+/// From the raw body to a committed job. What was sent before is known before it is read: a request that was good once
+/// gets its answer again even if it would be refused now.
+pub(super) async fn accept(
+    state: &AppState,
+    caller: &Caller,
+    headers: &HeaderMap,
+    raw: &Bytes,
+    by: Option<ClaimedBy>,
+) -> Result<Submitted, ApiError> {
+    let claim = by.map(|by| Claim {
+        user_id: caller.user_id,
+        project_id: caller.project_id,
+        request_sha256: Sha256::digest(raw).into(),
+        by,
+    });
+    if let Some(claim) = &claim
+        && let Some(earlier) = idempotency::earlier(&state.pool, claim).await?
+    {
+        return Ok(earlier);
+    }
+    let request: SubmitJob = json::parse(raw)?;
+    let served = state.catalog.find(request.model.as_ref().map(Text::as_str)).await?;
+    let prompt_tokens = state.catalog.count_tokens(&served, &request.prompt.0).await?;
+    let now = OffsetDateTime::now_utc().unix_timestamp();
+    let valid = request.into_valid(prompt_tokens, limits(&served), now)?;
+    let job = new_job(caller, served, valid, trace::parent(headers));
+    let submitted = submit::submit(&state.pool, job, claim, render).await?;
+    if matches!(submitted, Submitted::Accepted(_)) {
+        state.submitted.notify_one();
+    }
+    Ok(submitted)
 }
 
 fn limits(served: &ServedModel) -> ModelLimits {
@@ -120,19 +134,50 @@ fn new_job(caller: &Caller, served: ServedModel, valid: ValidJob, traceparent: O
     }
 }
 
-fn claim(key: String, raw: &Bytes) -> IdempotencyKey {
-    IdempotencyKey {
-        key,
-        request_sha256: Sha256::digest(raw).into(),
-        keep: KEEP_KEY,
+/// The answer to an accepted job, and to its request whenever it is repeated.
+pub(super) fn render(view: &JobView) -> Answer {
+    let place = format!("/v1/jobs/{}", view.key.id);
+    let headers = [
+        (header::CONTENT_TYPE, "application/json".to_owned()),
+        (header::LOCATION, place),
+        (header::RETRY_AFTER, LOOK_AFTER.to_owned()),
+    ];
+    Answer {
+        status: StatusCode::ACCEPTED.as_u16(),
+        headers: headers.map(|(name, value)| (name.as_str().to_owned(), value)).into(),
+        // Every field has a JSON form; an empty body would be refused by the database and by `answered`.
+        body: serde_json::to_string(&JobBody::from(view)).unwrap_or_default(),
     }
+}
+
+/// An answer on its way.
+pub(super) fn answered(answer: Answer) -> Result<Response, ApiError> {
+    if answer.body.is_empty() {
+        return Err(ApiError::internal("a job could not be rendered"));
+    }
+    let status = StatusCode::from_u16(answer.status).map_err(ApiError::internal)?;
+    let mut response = (status, answer.body).into_response();
+    for (name, value) in answer.headers {
+        let name = HeaderName::try_from(name).map_err(ApiError::internal)?;
+        let value = HeaderValue::try_from(value).map_err(ApiError::internal)?;
+        response.headers_mut().insert(name, value);
+    }
+    Ok(response)
+}
+
+/// Marks an answer that was given before.
+pub(super) fn replayed(mut response: Response) -> Response {
+    response
+        .headers_mut()
+        .insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    response
 }
 
 pub(super) fn answer(status: StatusCode, id: JobId, body: Bytes) -> Response {
     let mut response = (status, body).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(header::RETRY_AFTER, LOOK_AFTER);
+    headers.insert(header::RETRY_AFTER, HeaderValue::from_static(LOOK_AFTER));
     if let Ok(location) = HeaderValue::from_str(&format!("/v1/jobs/{id}")) {
         headers.insert(header::LOCATION, location);
     }

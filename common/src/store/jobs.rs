@@ -155,6 +155,17 @@ pub async fn get(executor: impl PgExecutor<'_>, project: ProjectId, id: JobId) -
     row.as_ref().map(view).transpose()
 }
 
+/// Those of the jobs that exist, whosesoever they are, by id.
+pub(super) async fn get_many(executor: impl PgExecutor<'_>, ids: Vec<uuid::Uuid>) -> StoreResult<Vec<JobView>> {
+    let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+        "{VIEW} WHERE j.id = ANY($1) ORDER BY j.id"
+    )))
+    .bind(ids)
+    .fetch_all(executor)
+    .await?;
+    rows.iter().map(view).collect()
+}
+
 /// A page of a project's jobs, newest first. Each filter walks its own index, whatever the project's size.
 pub async fn list(
     executor: impl PgExecutor<'_>,

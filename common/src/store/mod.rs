@@ -14,6 +14,7 @@ pub mod dead_letters;
 pub mod erase;
 mod error;
 pub mod expire;
+pub mod idempotency;
 pub mod jobs;
 pub mod lease;
 pub mod models;

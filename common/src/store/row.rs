@@ -45,3 +45,8 @@ pub(super) fn json<T: serde::de::DeserializeOwned>(row: &PgRow, column: &str) ->
 pub(super) fn present<T>(value: Option<T>, column: &str) -> StoreResult<T> {
     value.ok_or_else(|| StoreError::contradiction(format_args!("`{column}` is null")))
 }
+
+/// One column of many rows, for `unnest`.
+pub(super) fn column<'r, R, T>(rows: &'r [R], value: impl Fn(&'r R) -> T) -> Vec<T> {
+    rows.iter().map(value).collect()
+}

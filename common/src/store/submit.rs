@@ -1,13 +1,17 @@
 //! Accepting a job: idempotency claim, job, input, outbox and audit rows in one transaction. Nothing is answered before
 //! its commit and nothing published before it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use sqlx::{PgConnection, Row};
+use sqlx::PgConnection;
+use sqlx::postgres::types::PgInterval;
+use sqlx::types::Json;
 use time::OffsetDateTime;
 
+use super::idempotency::{self, Answer, Claim, Render};
 use super::jobs::{self, JobView};
+use super::row::column;
 use super::{Pool, StoreError, StoreResult, transaction};
 use crate::domain::{Class, GenerationParams, JobId, JobStatus, ModelRef, ProjectId, Prompt, TenantId, UserId};
 
@@ -72,15 +76,13 @@ impl Default for JobOptions {
     }
 }
 
-/// The caller's promise that equal keys mean the same request.
+/// A job to be recorded, and how the request is known when it comes again.
 #[derive(Debug, Clone)]
-pub struct IdempotencyKey {
-    /// The header's value.
-    pub key: String,
-    /// SHA-256 of the raw body.
-    pub request_sha256: [u8; 32],
-    /// How long the answer is kept.
-    pub keep: Duration,
+pub struct Submission {
+    /// The job.
+    pub job: NewJob,
+    /// `None`: each such request is a job of its own.
+    pub claim: Option<Claim>,
 }
 
 /// What became of a submit.
@@ -89,147 +91,123 @@ pub enum Submitted {
     /// The job is recorded and will run.
     Accepted(Box<JobView>),
     /// The same request was accepted before: this was its answer.
-    Replayed {
-        /// The first answer's status.
-        status: u16,
-        /// The first answer's body.
-        body: serde_json::Value,
-        /// The job it spoke of.
-        job_id: JobId,
-    },
-    /// The key was used with another body.
-    KeyReused,
-    /// The first request with this key is not committed yet.
-    KeyInFlight,
+    Replayed(Answer),
+    /// The same request was accepted before: this is its job now.
+    Found(Box<JobView>),
+    /// The key or id was used with another body.
+    Reused,
+    /// The first request with this key or id is not committed yet.
+    InFlight,
 }
 
-/// Records a job. `answer` renders the stored job as the body that a repeated request will be shown.
-pub async fn submit(
-    pool: &Pool,
-    job: NewJob,
-    idempotency: Option<IdempotencyKey>,
-    answer: impl Fn(&JobView) -> serde_json::Value + Send + Sync + 'static,
-) -> StoreResult<Submitted> {
-    let answer = std::sync::Arc::new(answer);
-    transaction(pool, move |connection| {
-        let (job, idempotency, answer) = (job.clone(), idempotency.clone(), answer.clone());
-        Box::pin(async move {
-            if let Some(key) = &idempotency
-                && let Some(earlier) = claim_key(connection, job.user_id, key).await?
-            {
-                return Ok(earlier);
-            }
-            insert(connection, &job).await?;
-            let view = jobs::get(&mut *connection, job.project_id, job.id)
-                .await?
-                .ok_or_else(|| StoreError::contradiction("a job vanished within its own transaction"))?;
-            if let Some(key) = &idempotency {
-                keep_answer(connection, &job, key, &answer(&view)).await?;
-            }
-            Ok(Submitted::Accepted(Box::new(view)))
-        })
-    })
-    .await
+/// Records a job in a transaction of its own. `render` makes the answer that a repeated request will be shown.
+pub async fn submit(pool: &Pool, job: NewJob, claim: Option<Claim>, render: Render) -> StoreResult<Submitted> {
+    let submission = [Submission { job, claim }];
+    let outcomes = transaction(pool, move |connection| {
+        let submission = submission.clone();
+        Box::pin(async move { submit_all(connection, &submission, render).await })
+    });
+    outcomes
+        .await?
+        .pop()
+        .ok_or_else(|| StoreError::contradiction("a submit without an outcome"))
 }
 
-/// `None`: the key is ours until the transaction ends.
-async fn claim_key(
+/// Records jobs within the caller's transaction, and answers for each in its place. Claims are taken first, then rows
+/// are written for what is new: whatever may refuse a single job belongs between the two.
+pub(super) async fn submit_all(
     connection: &mut PgConnection,
-    user: UserId,
-    key: &IdempotencyKey,
-) -> StoreResult<Option<Submitted>> {
-    // The lock tells "in flight" from "done": whoever holds it has not committed yet.
-    let free: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))")
-        .bind(format!("idempotency:{}:{}", user.uuid(), key.key))
-        .fetch_one(&mut *connection)
-        .await?;
-    if !free {
-        return Ok(Some(Submitted::KeyInFlight));
+    submissions: &[Submission],
+    render: Render,
+) -> StoreResult<Vec<Submitted>> {
+    let mut outcomes = idempotency::take(connection, submissions).await?;
+    let new: Vec<usize> = (0..submissions.len())
+        .filter(|&place| outcomes[place].is_none())
+        .collect();
+    let jobs: Vec<&NewJob> = new.iter().map(|&place| &submissions[place].job).collect();
+    if !jobs.is_empty() {
+        insert(connection, &jobs).await?;
+        let views = jobs::get_many(&mut *connection, column(&jobs, |job| job.id.uuid())).await?;
+        let mut views: HashMap<_, _> = views.into_iter().map(|view| (view.key.id, view)).collect();
+        let made: Vec<(&Submission, &JobView)> = new
+            .iter()
+            .filter_map(|&place| Some((&submissions[place], views.get(&submissions[place].job.id)?)))
+            .collect();
+        idempotency::keep(connection, &made, render).await?;
+        for place in new {
+            let view = views.remove(&submissions[place].job.id).map(Box::new);
+            outcomes[place] = view.map(Submitted::Accepted);
+        }
     }
-    let row = sqlx::query(
-        "SELECT request_sha256, response_status, response_body, job_id FROM idempotency_keys
-         WHERE user_id = $1 AND key = $2 AND expires_at > now()",
-    )
-    .bind(user.uuid())
-    .bind(&key.key)
-    .fetch_optional(connection)
-    .await?;
-    let Some(row) = row else { return Ok(None) };
-    if row.try_get::<Vec<u8>, _>("request_sha256")? != key.request_sha256 {
-        return Ok(Some(Submitted::KeyReused));
-    }
-    Ok(Some(Submitted::Replayed {
-        status: row.try_get::<i16, _>("response_status")?.cast_unsigned(),
-        body: row.try_get("response_body")?,
-        job_id: JobId::from_uuid(row.try_get("job_id")?),
-    }))
+    let all: Option<Vec<_>> = outcomes.into_iter().collect();
+    all.ok_or_else(|| StoreError::contradiction("a job vanished within its own transaction"))
 }
 
-async fn keep_answer(
-    connection: &mut PgConnection,
-    job: &NewJob,
-    key: &IdempotencyKey,
-    body: &serde_json::Value,
-) -> StoreResult<()> {
+/// Writes the rows of all jobs in one statement.
+async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> StoreResult<()> {
     sqlx::query(
-        "INSERT INTO idempotency_keys (user_id, key, request_sha256, response_status, response_body, job_id, expires_at)
-         VALUES ($1, $2, $3, 202, $4, $5, now() + $6::interval)
-         ON CONFLICT (user_id, key) DO UPDATE SET request_sha256 = excluded.request_sha256, job_id = excluded.job_id,
-             response_status = excluded.response_status, response_body = excluded.response_body,
-             created_at = now(), expires_at = excluded.expires_at",
-    )
-    .bind(job.user_id.uuid())
-    .bind(&key.key)
-    .bind(&key.request_sha256[..])
-    .bind(body)
-    .bind(job.id.uuid())
-    .bind(key.keep)
-    .execute(connection)
-    .await?;
-    Ok(())
-}
-
-async fn insert(connection: &mut PgConnection, job: &NewJob) -> StoreResult<()> {
-    let status = if job.scheduled_at.is_some() {
-        JobStatus::Scheduled
-    } else {
-        JobStatus::Queued
-    };
-    sqlx::query(
-        "WITH job AS (
+        "WITH new AS MATERIALIZED (
+             SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[],
+                 $8::text[], $9::integer[], $10::timestamptz[], $11::jsonb[], $12::jsonb[], $13::jsonb[], $14::text[],
+                 $15::smallint[], $16::timestamptz[], $17::timestamptz[], $18::integer[], $19::boolean[], $20::interval[])
+             AS new (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
+                 scheduled_at, prompt, parameters, metadata, traceparent, priority, deadline_at, start_by, max_attempts,
+                 store, ttl)
+         ), job AS (
              INSERT INTO jobs (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
                                available_at, priority, deadline_at, start_by, max_attempts, store, ttl)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, coalesce($10, now()), $15, $16, $17, $18, $19, $20)
+             SELECT id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
+                 coalesce(scheduled_at, now()), priority, deadline_at, start_by, max_attempts, store, ttl FROM new
          ), input AS (
-             INSERT INTO job_inputs (job_id, prompt, parameters, metadata) VALUES ($1, $11, $12, $13)
+             INSERT INTO job_inputs (job_id, prompt, parameters, metadata)
+             SELECT id, prompt, parameters, metadata FROM new
          ), message AS (
              -- A scheduled job gets its message when its time has come.
              INSERT INTO outbox (job_id, model, class, traceparent, tenant_id, priority, deadline_at)
-             SELECT $1, $5, $7, $14, $2, $15, $16 WHERE $8 = 'queued'
+             SELECT id, model, class, traceparent, tenant_id, priority, deadline_at FROM new WHERE status = 'queued'
          )
-         INSERT INTO audit_log (tenant_id, actor, action, subject) VALUES ($2, 'user:' || $4::uuid, 'job.submitted', $1)",
+         INSERT INTO audit_log (tenant_id, actor, action, subject)
+         SELECT tenant_id, 'user:' || user_id, 'job.submitted', id FROM new",
     )
-    .bind(job.id.uuid())
-    .bind(job.tenant_id.uuid())
-    .bind(job.project_id.uuid())
-    .bind(job.user_id.uuid())
-    .bind(&job.model.name)
-    .bind(&job.model.revision)
-    .bind(job.class.as_str())
-    .bind(status.as_str())
-    .bind(job.prompt_tokens.cast_signed())
-    .bind(job.scheduled_at)
-    .bind(sqlx::types::Json(&job.prompt))
-    .bind(sqlx::types::Json(&job.params))
-    .bind(job.metadata.as_ref().map(sqlx::types::Json))
-    .bind(&job.traceparent)
-    .bind(job.options.priority)
-    .bind(job.options.deadline_at)
-    .bind(job.options.start_by)
-    .bind(job.options.max_attempts.cast_signed())
-    .bind(job.options.store)
-    .bind(job.options.ttl)
+    .bind(column(jobs, |job| job.id.uuid()))
+    .bind(column(jobs, |job| job.tenant_id.uuid()))
+    .bind(column(jobs, |job| job.project_id.uuid()))
+    .bind(column(jobs, |job| job.user_id.uuid()))
+    .bind(column(jobs, |job| job.model.name.as_str()))
+    .bind(column(jobs, |job| job.model.revision.as_str()))
+    .bind(column(jobs, |job| job.class.as_str()))
+    .bind(column(jobs, |job| job.status().as_str()))
+    .bind(column(jobs, |job| job.prompt_tokens.cast_signed()))
+    .bind(column(jobs, |job| job.scheduled_at))
+    .bind(column(jobs, |job| Json(&job.prompt)))
+    .bind(column(jobs, |job| Json(&job.params)))
+    .bind(column(jobs, |job| job.metadata.as_ref().map(Json)))
+    .bind(column(jobs, |job| job.traceparent.as_deref()))
+    .bind(column(jobs, |job| job.options.priority))
+    .bind(column(jobs, |job| job.options.deadline_at))
+    .bind(column(jobs, |job| job.options.start_by))
+    .bind(column(jobs, |job| job.options.max_attempts.cast_signed()))
+    .bind(column(jobs, |job| job.options.store))
+    .bind(column(jobs, |job| job.options.ttl.map(interval)))
     .execute(connection)
     .await?;
     Ok(())
+}
+
+impl NewJob {
+    const fn status(&self) -> JobStatus {
+        if self.scheduled_at.is_some() {
+            JobStatus::Scheduled
+        } else {
+            JobStatus::Queued
+        }
+    }
+}
+
+fn interval(duration: Duration) -> PgInterval {
+    PgInterval {
+        months: 0,
+        days: 0,
+        microseconds: i64::try_from(duration.as_micros()).unwrap_or(i64::MAX),
+    }
 }

@@ -6,6 +6,7 @@ use claimcheck_common::domain::{
     Choice, Class, Completion, FinishReason, GenerationParams, JobId, ModelRef, ProjectId, Prompt, Usage, WorkerId,
 };
 use claimcheck_common::store::accounts::{Account, NewUser};
+use claimcheck_common::store::idempotency::Answer;
 use claimcheck_common::store::settle::Settlement;
 use claimcheck_common::store::submit::{JobOptions, NewJob};
 use claimcheck_common::store::{Pool, accounts, claim, settle, submit};
@@ -140,9 +141,7 @@ async fn one_that_ended(pool: &Pool, account: &Account) {
         traceparent: None,
     };
     let id = job.id;
-    submit::submit(pool, job, None, |_| serde_json::Value::Null)
-        .await
-        .unwrap();
+    submit::submit(pool, job, None, |_| Answer::default()).await.unwrap();
     let claimed = claim::claim(pool, WorkerId::new(), vec![id], Duration::from_secs(10))
         .await
         .unwrap();

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use claimcheck_common::config::DeliveryConfig;
 use claimcheck_common::store::rescue::CHUNK;
-use claimcheck_common::store::{Pool, models, retention};
+use claimcheck_common::store::{Pool, idempotency, models, retention};
 
 use super::{MaintenanceError, Task};
 
@@ -40,6 +40,7 @@ impl Task for Retention {
     async fn run(&mut self) -> Result<(), MaintenanceError> {
         let chunk = CHUNK.cast_unsigned();
         while retention::forget_idempotency_keys(&self.pool).await? == chunk {}
+        while idempotency::forget_sdk_requests(&self.pool).await? == chunk {}
         models::forget_workers(&self.pool, FORGET_WORKERS_AFTER).await?;
         if let Some(keep) = self.keep {
             while retention::forget_jobs(&self.pool, keep).await? == chunk {}

@@ -1,0 +1,70 @@
+//! `PUT /v1/jobs/{client_id}`: creates a job under the caller's own id, once however often it is sent.
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use claimcheck_common::store::idempotency::{Answer, ClaimedBy};
+use claimcheck_common::store::submit::Submitted;
+
+use super::submit_job::{accept, answered, render, replayed};
+use crate::app::AppState;
+use crate::docs::{BadBody, NeedsToken, Trouble};
+use crate::error::{ApiError, ErrorBody, Problem};
+use crate::extract::{Caller, RawJson};
+use crate::validate::idempotency;
+use crate::validate::job::SubmitJob;
+use crate::view::JobBody;
+
+/// Create a job under an id of your own
+///
+/// Safe to repeat for as long as the job is kept: the same body gets the job as it is by then (200), and no second one.
+/// Elsewhere the job goes by the `id` in the answer.
+#[utoipa::path(put, path = "/v1/jobs/{id}", tag = "Jobs", security(("bearer" = [])), request_body = SubmitJob,
+    params(("id" = String, Path, description = "Your id: 1 to 128 of A-Z, a-z, 0-9 and `._~:-`, unique in the project")),
+    responses(
+        (status = 200, body = JobBody, description = "The job that was made before, as it is now"),
+        (status = 202, body = JobBody, description = "Accepted", headers(
+            ("Location" = String, description = "Where the job is"),
+            ("Retry-After" = u32, description = "Seconds until a first look is worth while"),
+        )),
+        (status = 404, body = ErrorBody, description = "The model is not served (`model_not_found`)"),
+        (status = 409, body = ErrorBody, description = "The first request with this id is still at work"),
+        (status = 422, body = ErrorBody, description = "The id was used with another body"),
+        BadBody, NeedsToken, Trouble,
+    ))]
+pub async fn put_job(
+    State(state): State<AppState>,
+    caller: Caller,
+    id: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+    RawJson(raw): RawJson,
+) -> Result<Response, ApiError> {
+    let id = idempotency::client_id(id.as_deref().map_or("", String::as_str))?;
+    match accept(&state, &caller, &headers, &raw, Some(ClaimedBy::ClientId(id))).await? {
+        Submitted::Accepted(view) => answered(render(&view)),
+        Submitted::Replayed(answer) => answered(answer).map(replayed),
+        Submitted::Found(view) => {
+            let status = StatusCode::OK.as_u16();
+            answered(Answer {
+                status,
+                ..render(&view)
+            })
+            .map(replayed)
+        }
+        Submitted::Reused => Err(ApiError::Unprocessable(
+            Problem::new(
+                "client_id_reused",
+                "This id names a job with another request body; use a new id for a new request.",
+            )
+            .at(idempotency::CLIENT_ID),
+        )),
+        Submitted::InFlight => Err(ApiError::Conflict(
+            Problem::new(
+                "client_id_in_flight",
+                "The first request with this id is still being processed; wait for its answer.",
+            )
+            .at(idempotency::CLIENT_ID),
+        )),
+    }
+}
