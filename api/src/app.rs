@@ -21,7 +21,9 @@ use crate::auth::token::Key;
 use crate::auth::{Keyring, Passwords, TokenIssuer};
 use crate::catalog::Catalog;
 use crate::health::Health;
+use crate::intake::Intake;
 use crate::relay::Relay;
+use crate::routes::submit_job::render;
 use crate::serve::{ServeLimits, serve};
 
 /// Written into tokens and demanded of them.
@@ -74,6 +76,8 @@ pub struct AppState {
     pub catalog: Catalog,
     /// Wakes who waits for a job.
     pub changes: JobChanges,
+    /// Commits submissions in groups.
+    pub intake: Intake,
     /// Told after each commit that wrote to the outbox.
     pub submitted: Arc<Notify>,
     /// Answers the probes.
@@ -83,7 +87,7 @@ pub struct AppState {
 }
 
 impl AppState {
-    /// Wires the parts. Connects to nothing.
+    /// Wires the parts, within a runtime. Connects to nothing.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
         let pool = store::connect(&config.database).context("DATABASE_URL does not read")?;
         let key = Key::hs256(&config.api.jwt_secret).context("CLAIMCHECK_JWT_SECRET is not usable")?;
@@ -99,6 +103,7 @@ impl AppState {
             passwords: Passwords::new(cores, PASSWORDS_WAITING)?,
             catalog: Catalog::new(pool.clone()),
             changes: JobChanges::default(),
+            intake: Intake::open(pool.clone(), render),
             submitted: Arc::new(Notify::new()),
             health: Health::new(pool.clone(), &config.broker.url, &config.redis.url),
             stopping: CancellationToken::new(),

@@ -11,6 +11,7 @@ pub mod docs;
 pub mod error;
 pub mod extract;
 pub mod health;
+pub mod intake;
 pub mod middleware;
 pub mod relay;
 pub mod router;

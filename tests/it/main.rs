@@ -3,6 +3,7 @@
 mod faults;
 mod http_accounts;
 mod http_face;
+mod http_intake;
 mod http_jobs;
 mod http_operators;
 mod http_outage;

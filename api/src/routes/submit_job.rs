@@ -11,7 +11,7 @@ use claimcheck_common::domain::JobId;
 use claimcheck_common::store::idempotency::{self, Answer, Claim, ClaimedBy};
 use claimcheck_common::store::jobs::JobView;
 use claimcheck_common::store::models::ServedModel;
-use claimcheck_common::store::submit::{self, NewJob, Submitted};
+use claimcheck_common::store::submit::{NewJob, Submission, Submitted};
 use sha2::{Digest, Sha256};
 use time::OffsetDateTime;
 
@@ -102,7 +102,7 @@ pub(super) async fn accept(
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let valid = request.into_valid(prompt_tokens, limits(&served), now)?;
     let job = new_job(caller, served, valid, trace::parent(headers));
-    let submitted = submit::submit(&state.pool, job, claim, render).await?;
+    let submitted = state.intake.submit(Submission { job, claim }).await?;
     if matches!(submitted, Submitted::Accepted(_)) {
         state.submitted.notify_one();
     }
@@ -135,7 +135,7 @@ fn new_job(caller: &Caller, served: ServedModel, valid: ValidJob, traceparent: O
 }
 
 /// The answer to an accepted job, and to its request whenever it is repeated.
-pub(super) fn render(view: &JobView) -> Answer {
+pub fn render(view: &JobView) -> Answer {
     let place = format!("/v1/jobs/{}", view.key.id);
     let headers = [
         (header::CONTENT_TYPE, "application/json".to_owned()),

@@ -29,6 +29,20 @@ impl StoreError {
         Self::Refused(sqlx::Error::Decode(what.to_string().into()))
     }
 
+    /// The work was given up on this side: its outcome is unknown.
+    pub fn interrupted(what: &'static str) -> Self {
+        Self::Unavailable(sqlx::Error::Io(std::io::Error::other(what)))
+    }
+
+    /// Whether the statement's or the lock's time was over.
+    pub fn is_out_of_time(&self) -> bool {
+        let Self::Unavailable(sqlx::Error::Database(cause)) = self else {
+            return false;
+        };
+        // query_canceled, lock_not_available
+        matches!(cause.code().as_deref(), Some("57014" | "55P03"))
+    }
+
     /// Whether waiting and repeating can help.
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Retry(_))
@@ -56,9 +70,12 @@ impl From<sqlx::Error> for StoreError {
         match database.code().as_deref() {
             // serialization_failure, deadlock_detected
             Some("40001" | "40P01") => Self::Retry(error),
-            // connection_exception, insufficient_resources, operator_intervention (shutdown, time-outs), and a schema
-            // that is not there yet (undefined_table): the migration is still to come
-            Some(code) if ["08", "53", "57"].iter().any(|class| code.starts_with(class)) || code == "42P01" => {
+            // connection_exception, insufficient_resources, operator_intervention (shutdown, time-outs); a lock that was
+            // not to be had in time, and a schema that is not there yet (undefined_table): the migration is to come
+            Some(code)
+                if ["08", "53", "57"].iter().any(|class| code.starts_with(class))
+                    || ["55P03", "42P01"].contains(&code) =>
+            {
                 Self::Unavailable(error)
             }
             _ => Self::Refused(error),

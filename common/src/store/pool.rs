@@ -64,11 +64,20 @@ where
     T: Send + 'static,
     F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Send + Sync + 'static,
 {
+    transaction_begun_by(pool, "BEGIN", work).await
+}
+
+/// As [`transaction`], begun by other words: settings may follow the `BEGIN` at no cost.
+pub(super) async fn transaction_begun_by<T, F>(pool: &Pool, begin: &'static str, work: F) -> StoreResult<T>
+where
+    T: Send + 'static,
+    F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Send + Sync + 'static,
+{
     let pool = pool.clone();
     let task = tokio::spawn(async move {
         let mut repeats = REPEATS;
         loop {
-            match attempt(&pool, &work).await {
+            match attempt(&pool, begin, &work).await {
                 Err(StoreError::Retry(cause)) if repeats > 0 => {
                     tracing::debug!(%cause, "transaction repeated");
                     repeats -= 1;
@@ -81,11 +90,11 @@ where
         .unwrap_or_else(|panicked| Err(StoreError::contradiction(panicked)))
 }
 
-async fn attempt<T, F>(pool: &Pool, work: &F) -> StoreResult<T>
+async fn attempt<T, F>(pool: &Pool, begin: &'static str, work: &F) -> StoreResult<T>
 where
     F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>>,
 {
-    let mut transaction = pool.begin().await?;
+    let mut transaction = pool.begin_with(begin).await?;
     let value = work(&mut transaction).await?;
     transaction.commit().await?;
     Ok(value)

@@ -2,6 +2,7 @@
 //! its commit and nothing published before it.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgConnection;
@@ -11,8 +12,9 @@ use time::OffsetDateTime;
 
 use super::idempotency::{self, Answer, Claim, Render};
 use super::jobs::{self, JobView};
+use super::pool::transaction_begun_by;
 use super::row::column;
-use super::{Pool, StoreError, StoreResult, transaction};
+use super::{Pool, StoreError, StoreResult};
 use crate::domain::{Class, GenerationParams, JobId, JobStatus, ModelRef, ProjectId, Prompt, TenantId, UserId};
 
 /// A job that passed every check of the API.
@@ -100,22 +102,59 @@ pub enum Submitted {
     InFlight,
 }
 
+/// How long a group may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// It gives up soon, so that whatever holds one job up does not hold the others ([`StoreError::is_out_of_time`]).
+    Short,
+    /// As long as any statement may take.
+    Full,
+}
+
+impl Patience {
+    const fn begin(self) -> &'static str {
+        match self {
+            Self::Short => "BEGIN; SET LOCAL lock_timeout = '200ms'; SET LOCAL statement_timeout = '2s'",
+            Self::Full => "BEGIN",
+        }
+    }
+}
+
 /// Records a job in a transaction of its own. `render` makes the answer that a repeated request will be shown.
 pub async fn submit(pool: &Pool, job: NewJob, claim: Option<Claim>, render: Render) -> StoreResult<Submitted> {
-    let submission = [Submission { job, claim }];
-    let outcomes = transaction(pool, move |connection| {
-        let submission = submission.clone();
-        Box::pin(async move { submit_all(connection, &submission, render).await })
+    let group = submit_group(pool, [Submission { job, claim }].into(), Patience::Full, render);
+    let only = group.await?.pop();
+    only.ok_or_else(|| StoreError::contradiction("a submit without an outcome"))
+}
+
+/// Records jobs in one transaction, and answers for each in its place. An error means that none is recorded, or, when
+/// the connection was lost, that nobody knows: submitting the same job again, alone, then answers
+/// as if it were the first time.
+pub async fn submit_group(
+    pool: &Pool,
+    group: Arc<[Submission]>,
+    patience: Patience,
+    render: Render,
+) -> StoreResult<Vec<Submitted>> {
+    let jobs = group.clone();
+    let outcome = transaction_begun_by(pool, patience.begin(), move |connection| {
+        let group = group.clone();
+        Box::pin(async move { submit_all(connection, &group, render).await })
     });
-    outcomes
-        .await?
-        .pop()
-        .ok_or_else(|| StoreError::contradiction("a submit without an outcome"))
+    match (outcome.await, &*jobs) {
+        // Its id was drawn for this one submit: it is there from an earlier try whose answer was lost.
+        (Err(StoreError::Conflict { constraint }), [Submission { job, .. }]) if constraint == "jobs_pkey" => {
+            let view = jobs::get(pool, job.project_id, job.id).await?;
+            let view = view.ok_or_else(|| StoreError::contradiction("a job's id is taken in another project"))?;
+            Ok(vec![Submitted::Accepted(Box::new(view))])
+        }
+        (outcome, _) => outcome,
+    }
 }
 
 /// Records jobs within the caller's transaction, and answers for each in its place. Claims are taken first, then rows
 /// are written for what is new: whatever may refuse a single job belongs between the two.
-pub(super) async fn submit_all(
+async fn submit_all(
     connection: &mut PgConnection,
     submissions: &[Submission],
     render: Render,

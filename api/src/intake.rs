@@ -1,0 +1,134 @@
+//! Group commit: submissions that come while others are being committed share the next transaction.
+//!
+//! Each is answered after its own commit. A group of one goes at once, so nobody waits for company; under load a group
+//! holds whatever has come meanwhile. A group that fails or takes too long is undone, and each of its submissions is then
+//! committed alone, so that a bad one fails alone and a slow one waits alone.
+
+use std::sync::Arc;
+
+use claimcheck_common::store::idempotency::Render;
+use claimcheck_common::store::submit::{self, Patience, Submission, Submitted};
+use claimcheck_common::store::{Pool, StoreError, StoreResult};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+/// Submissions that wait at the door. A full door holds its callers back, within their requests' time limit.
+const WAITING: usize = 1024;
+/// Most submissions in one transaction: a few milliseconds of the database's time.
+const GROUP: usize = 128;
+/// Groups in the works at the same time: one gathers the rows while the other waits for the disk.
+const GROUPS: usize = 2;
+/// Submissions that are committed alone at the same time.
+const ALONE: usize = 4;
+/// Those of them that were too slow for the rest. Together they leave most of the pool to others.
+const SLOW: usize = 2;
+
+/// Where submissions are handed in. Its tasks end with its last clone.
+#[derive(Clone)]
+pub struct Intake {
+    door: mpsc::Sender<Waiting>,
+}
+
+struct Waiting {
+    submission: Submission,
+    answer: oneshot::Sender<StoreResult<Submitted>>,
+}
+
+/// What all groups share.
+struct Committer {
+    pool: Pool,
+    render: Render,
+    groups: Arc<Semaphore>,
+    alone: Semaphore,
+    slow: Semaphore,
+}
+
+impl Intake {
+    /// Opens the door. Must be called within a runtime.
+    pub fn open(pool: Pool, render: Render) -> Self {
+        let (door, arrivals) = mpsc::channel(WAITING);
+        let committer = Committer {
+            pool,
+            render,
+            groups: Arc::new(Semaphore::new(GROUPS)),
+            alone: Semaphore::new(ALONE),
+            slow: Semaphore::new(SLOW),
+        };
+        tokio::spawn(Arc::new(committer).run(arrivals));
+        Self { door }
+    }
+
+    /// Answers when the submission is committed or refused. A caller that leaves changes nothing for the others; its own
+    /// submission may or may not be carried out.
+    pub async fn submit(&self, submission: Submission) -> StoreResult<Submitted> {
+        let (answer, outcome) = oneshot::channel();
+        let sent = self.door.send(Waiting { submission, answer }).await;
+        sent.map_err(|_| StoreError::interrupted("the intake is closed"))?;
+        outcome
+            .await
+            .unwrap_or_else(|_| Err(StoreError::interrupted("a group of submissions was dropped")))
+    }
+}
+
+impl Committer {
+    async fn run(self: Arc<Self>, mut arrivals: mpsc::Receiver<Waiting>) {
+        loop {
+            // First a free lane, then whoever has come by then: that is what makes groups.
+            let Ok(lane) = self.groups.clone().acquire_owned().await else {
+                return;
+            };
+            let mut group = Vec::with_capacity(GROUP);
+            if arrivals.recv_many(&mut group, GROUP).await == 0 {
+                return;
+            }
+            let committer = self.clone();
+            // A task of its own: a panic costs this group alone.
+            tokio::spawn(async move {
+                committer.commit(group, lane).await;
+            });
+        }
+    }
+
+    async fn commit(self: Arc<Self>, mut group: Vec<Waiting>, lane: tokio::sync::OwnedSemaphorePermit) {
+        // Whoever has left by now would never see the answer.
+        group.retain(|waiting| !waiting.answer.is_closed());
+        metrics::histogram!("claimcheck_submit_group_jobs").record(group.len() as f64);
+        if group.is_empty() {
+            return;
+        }
+        let submissions: Arc<[Submission]> = group.iter().map(|waiting| waiting.submission.clone()).collect();
+        match submit::submit_group(&self.pool, submissions, Patience::Short, self.render).await {
+            Ok(outcomes) => {
+                for (waiting, outcome) in group.into_iter().zip(outcomes) {
+                    let _left = waiting.answer.send(Ok(outcome));
+                }
+            }
+            Err(error) => {
+                drop(lane);
+                metrics::counter!("claimcheck_submit_groups_undone_total").increment(1);
+                tracing::debug!(%error, jobs = group.len(), "a group was undone; its jobs are committed one by one");
+                for waiting in group {
+                    tokio::spawn(self.clone().commit_alone(waiting));
+                }
+            }
+        }
+    }
+
+    async fn commit_alone(self: Arc<Self>, waiting: Waiting) {
+        let outcome = match self.try_alone(&waiting.submission, Patience::Short, &self.alone).await {
+            Err(error) if error.is_out_of_time() => {
+                self.try_alone(&waiting.submission, Patience::Full, &self.slow).await
+            }
+            outcome => outcome,
+        };
+        let _left = waiting.answer.send(outcome);
+    }
+
+    async fn try_alone(&self, submission: &Submission, patience: Patience, room: &Semaphore) -> StoreResult<Submitted> {
+        let _place = room.acquire().await;
+        let alone = [submission.clone()].into();
+        let mut outcomes = submit::submit_group(&self.pool, alone, patience, self.render).await?;
+        outcomes
+            .pop()
+            .ok_or_else(|| StoreError::interrupted("a submit without an outcome"))
+    }
+}

@@ -1,0 +1,127 @@
+//! Group commit: submissions share transactions, and none suffers from another.
+
+use std::time::Duration;
+
+use claimcheck_tests::{World, eventually};
+use reqwest::StatusCode;
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+use crate::http_face::{Session, answer, with_api};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+async fn count(world: &World, sql: &'static str) -> i64 {
+    sqlx::query_scalar(sql).fetch_one(&world.pool).await.unwrap()
+}
+
+/// The statuses of so many submissions at once, with these priorities.
+async fn at_once(session: &Session, priorities: impl Iterator<Item = i16>) -> Vec<StatusCode> {
+    let submits = priorities.map(|priority| {
+        let body = json!({"prompt": "hi", "priority": priority});
+        answer(session.post("/v1/jobs").json(&body))
+    });
+    let answers = futures::future::join_all(submits).await;
+    answers.into_iter().map(|(status, _)| status).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn submissions_that_come_together_share_transactions() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        let statuses = at_once(&ada, (0..200).map(|_| 0)).await;
+        assert!(statuses.iter().all(|status| *status == StatusCode::ACCEPTED));
+        for table in ["jobs", "job_inputs", "audit_log WHERE action = 'job.submitted'"] {
+            let sql = AssertSqlSafe(format!("SELECT count(*) FROM {table}"));
+            let rows: i64 = sqlx::query_scalar(sql).fetch_one(&world.pool).await.unwrap();
+            assert_eq!(rows, 200, "{table}");
+        }
+        let transactions = count(world, "SELECT count(DISTINCT xmin::text) FROM job_inputs").await;
+        assert!(transactions <= 100, "{transactions} transactions for 200 submissions");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submission_that_the_database_refuses_fails_alone() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE EXCEPTION 'doctored'; END $$;
+            CREATE TRIGGER refuse BEFORE INSERT ON jobs FOR EACH ROW WHEN (NEW.priority = 7)
+            EXECUTE FUNCTION refuse()";
+        world.execute_as_owner(refuse).await;
+        let statuses = at_once(&ada, (0..100).map(|number| if number % 10 == 0 { 7 } else { 0 })).await;
+        for (number, status) in statuses.into_iter().enumerate() {
+            let wanted = if number % 10 == 0 {
+                StatusCode::INTERNAL_SERVER_ERROR
+            } else {
+                StatusCode::ACCEPTED
+            };
+            assert_eq!(status, wanted, "submission {number}");
+        }
+        assert_eq!(count(world, "SELECT count(*) FROM jobs").await, 90);
+        assert_eq!(count(world, "SELECT count(*) FROM job_inputs").await, 90);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submission_that_is_held_up_waits_alone() {
+    with_api(async |world, api| {
+        let (ada, bob) = (api.user("ada").await, api.user("bob").await);
+        // Bob's jobs cannot be written while somebody is at his project.
+        let mut in_the_way = PgConnection::connect(world.database.owner_url()).await.unwrap();
+        let hold = "BEGIN; SELECT FROM projects WHERE id = (SELECT project_id FROM users WHERE username = 'bob')
+                    FOR UPDATE";
+        sqlx::raw_sql(hold).execute(&mut in_the_way).await.unwrap();
+        let held = tokio::spawn(async move { at_once(&bob, (0..3).map(|_| 0)).await });
+        let waits =
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";
+        eventually("bob's submission waits", LIMIT, async || {
+            (count(world, waits).await > 0).then_some(())
+        })
+        .await;
+        for _ in 0..3 {
+            let statuses = at_once(&ada, (0..50).map(|_| 0)).await;
+            assert!(
+                statuses.iter().all(|status| *status == StatusCode::ACCEPTED),
+                "{statuses:?}"
+            );
+        }
+        assert!(!held.is_finished());
+        sqlx::raw_sql("ROLLBACK").execute(&mut in_the_way).await.unwrap();
+        assert_eq!(held.await.unwrap(), [StatusCode::ACCEPTED; 3]);
+        assert_eq!(count(world, "SELECT count(*) FROM jobs").await, 153);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_hangs_up_spoils_no_other() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        for _ in 0..5 {
+            let leaving: Vec<_> = (0..20)
+                .map(|_| tokio::spawn(ada.post("/v1/jobs").json(&json!({"prompt": "bye"})).send()))
+                .collect();
+            let staying = at_once(&ada, (0..20).map(|_| 1));
+            let leave = async {
+                tokio::task::yield_now().await;
+                for task in leaving {
+                    task.abort();
+                }
+            };
+            let (statuses, ()) = futures::future::join(staying, leave).await;
+            assert!(
+                statuses.iter().all(|status| *status == StatusCode::ACCEPTED),
+                "{statuses:?}"
+            );
+        }
+        assert_eq!(count(world, "SELECT count(*) FROM jobs WHERE priority = 1").await, 100);
+        let halves = "SELECT count(*) FROM jobs j FULL JOIN job_inputs i ON i.job_id = j.id
+                      WHERE j.id IS NULL OR i.job_id IS NULL";
+        assert_eq!(count(world, halves).await, 0);
+    })
+    .await;
+}
