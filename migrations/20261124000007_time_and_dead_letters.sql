@@ -23,11 +23,14 @@ CREATE INDEX jobs_expiring ON jobs ((least(deadline_at, CASE WHEN fence = 0 THEN
     WHERE status IN ('scheduled', 'queued') AND (deadline_at IS NOT NULL OR start_by IS NOT NULL);
 CREATE INDEX jobs_erasable ON jobs (erase_at) WHERE erase_at IS NOT NULL AND erased_at IS NULL;
 
--- What the relay orders and shares out by. Null in rows of the code before this migration.
+-- What the relay orders and shares out by. Rows that the code before this migration writes count as nobody's.
 ALTER TABLE outbox
-    ADD COLUMN tenant_id   uuid,
+    ADD COLUMN tenant_id   uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
     ADD COLUMN priority    smallint NOT NULL DEFAULT 0,
     ADD COLUMN deadline_at timestamptz;
+UPDATE outbox o SET tenant_id = j.tenant_id FROM jobs j WHERE j.id = o.job_id;
+CREATE INDEX outbox_by_share ON outbox (model, class, tenant_id, priority DESC, deadline_at, id);
+DROP INDEX outbox_due;
 
 -- Jobs that failed for good, until somebody does them again. Like the audit log it never holds a prompt or an output.
 CREATE TABLE dead_letters (

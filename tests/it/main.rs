@@ -14,4 +14,5 @@ mod model_files;
 mod parity;
 mod plans;
 mod store;
+mod store_shares;
 mod store_time;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::backend::flex::FlexDevice;
 use claimcheck_common::config::HubConfig;
-use claimcheck_common::domain::{GenerationParams, JobId, JobKey};
+use claimcheck_common::domain::{GenerationParams, JobId, JobKey, Share};
 use claimcheck_common::tokenizer::Tokenizer;
 use claimcheck_worker::engine::{Ending, Engine, EngineConfig, EngineEvent, EngineJob};
 use claimcheck_worker::gpt2::{Cpu, Gpt2, Gpt2Runner, ModelFiles, StepModel, StepRow};
@@ -205,7 +205,15 @@ async fn the_bundled_model_writes_the_text_that_transformers_writes() {
             stop: Vec::new(),
             seed: 1,
         };
-        engine.submit(EngineJob { key, prompt, params }).await.unwrap();
+        engine
+            .submit(EngineJob {
+                key,
+                prompt,
+                params,
+                share: Share::default(),
+            })
+            .await
+            .unwrap();
     }
     while !texts.is_empty() {
         if let EngineEvent::Ended(key, ending) = events.recv().await.expect("the engine runs") {

@@ -72,8 +72,12 @@ impl Feeder {
         if !self.in_flight.start(key) {
             return Ok(None);
         }
-        let params = job.params;
-        let submission = self.engine.submit(EngineJob { key, prompt, params });
+        let submission = self.engine.submit(EngineJob {
+            key,
+            prompt,
+            params: job.params,
+            share: job.share,
+        });
         let Some(taken) = stop.run_until_cancelled(submission).await else {
             return Ok(Some(key));
         };

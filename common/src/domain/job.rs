@@ -5,7 +5,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::JobId;
+use time::OffsetDateTime;
+
+use super::{JobId, TenantId};
 
 /// One claim of a job. Everything a worker does is keyed by both: a newer claim has a greater fence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -53,6 +55,31 @@ impl FromStr for Class {
             .into_iter()
             .find(|class| class.as_str() == text)
             .ok_or_else(|| format!("`{text}` is no class"))
+    }
+}
+
+/// What decides whose turn it is where jobs wait for a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Interactive goes first, batch is never left out.
+    pub class: Class,
+    /// Who has the fewest running goes first.
+    pub tenant: TenantId,
+    /// Greater goes first, within a tenant.
+    pub priority: i16,
+    /// Earlier goes first, within a priority; none is last.
+    pub deadline: Option<OffsetDateTime>,
+}
+
+impl Default for Share {
+    /// Interactive and nobody's: where there is no queue.
+    fn default() -> Self {
+        Self {
+            class: Class::Interactive,
+            tenant: TenantId::from_uuid(uuid::Uuid::nil()),
+            priority: 0,
+            deadline: None,
+        }
     }
 }
 

@@ -14,5 +14,5 @@ pub use id::{
     EventId, EventKind, Id, IdKind, IdParseError, JobId, JobKind, ProjectId, ProjectKind, TenantId, TenantKind, UserId,
     UserKind, WorkerId, WorkerKind,
 };
-pub use job::{Class, JobError, JobKey, ModelRef, QueueName};
+pub use job::{Class, JobError, JobKey, ModelRef, QueueName, Share};
 pub use state::{IllegalTransition, JobStatus};

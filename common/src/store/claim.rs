@@ -6,15 +6,15 @@ use sqlx::postgres::PgRow;
 
 use super::row::{get, json, parse, present, unsigned};
 use super::{Pool, StoreResult, notify, transaction};
-use crate::domain::{Class, GenerationParams, Id, JobId, JobKey, Prompt, WorkerId};
+use crate::domain::{GenerationParams, Id, JobId, JobKey, Prompt, Share, WorkerId};
 
 /// A job that is now this worker's until its lease ends.
 #[derive(Debug, Clone)]
 pub struct ClaimedJob {
     /// The job and this claim of it.
     pub key: JobKey,
-    /// Its class.
-    pub class: Class,
+    /// Whose turn it is.
+    pub share: Share,
     /// The text or tokens.
     pub prompt: Prompt,
     /// How to continue it.
@@ -50,7 +50,7 @@ pub async fn claim(pool: &Pool, worker: WorkerId, ids: Vec<JobId>, lease: Durati
                          claimed_at = now()
                      -- What is late is left to expire: it costs no step.
                      FROM waiting w WHERE j.id = w.id AND w.due AND NOT w.late
-                     RETURNING j.id, j.fence, j.class, j.lapses
+                     RETURNING j.id, j.fence, j.class, j.lapses, j.tenant_id, j.priority, j.deadline_at
                  )
                  SELECT c.*, i.prompt, i.parameters FROM claimed c JOIN job_inputs i ON i.job_id = c.id ORDER BY c.id",
             )
@@ -74,7 +74,12 @@ fn job(row: &PgRow) -> StoreResult<ClaimedJob> {
             id: Id::from_uuid(get(row, "id")?),
             fence: get(row, "fence")?,
         },
-        class: parse(row, "class")?,
+        share: Share {
+            class: parse(row, "class")?,
+            tenant: Id::from_uuid(get(row, "tenant_id")?),
+            priority: get(row, "priority")?,
+            deadline: get(row, "deadline_at")?,
+        },
         prompt: present(json(row, "prompt")?, "prompt")?,
         params: present(json(row, "parameters")?, "parameters")?,
         lapses: unsigned(row, "lapses")?,

@@ -48,8 +48,11 @@ pub async fn queues(pool: &Pool) -> StoreResult<Vec<QueueName>> {
 
 /// Takes at most `most` due rows while the queue's window has room, and locks them until the transaction ends.
 ///
-/// The window is counted from the jobs themselves: released and not yet claimed. One relay at a time serves a queue, so
-/// that two of them do not fill the same room twice; an empty answer also means that another one is at it.
+/// The window is counted from the jobs themselves (released and not yet claimed) and shared out between tenants: whoever has
+/// the fewest jobs in it is next, so that one with 50,000 rows stands behind another's single one. Within a tenant
+/// priority counts, then the deadline, then age. What is paused, or beyond its tenant's `max_running`, stays. One relay at a
+/// time serves a queue, so that two of them do not fill the same room twice; an empty answer also means that another one is at
+/// it.
 pub async fn take(
     connection: &mut PgConnection,
     queue: &QueueName,
@@ -65,15 +68,46 @@ pub async fn take(
         return Ok(Vec::new());
     }
     let rows = sqlx::query(
-        "WITH released AS MATERIALIZED (
-             SELECT count(*) AS jobs FROM (
-                 SELECT FROM jobs WHERE status = 'queued' AND dispatched_at IS NOT NULL AND model = $1 AND class = $2
-                 LIMIT $3
-             ) counted
+        // The tenants by a loose index scan, and of each no more rows than could be taken: the cost follows the window and
+        // the number of tenants, not the length of their lists.
+        "WITH RECURSIVE tenant AS (
+             (SELECT tenant_id FROM outbox WHERE model = $1 AND class = $2 ORDER BY tenant_id LIMIT 1)
+             UNION ALL
+             SELECT next.tenant_id FROM tenant CROSS JOIN LATERAL (
+                 SELECT o.tenant_id FROM outbox o
+                 WHERE o.model = $1 AND o.class = $2 AND o.tenant_id > tenant.tenant_id ORDER BY o.tenant_id LIMIT 1
+             ) next
+         ), released AS MATERIALIZED (
+             SELECT tenant_id, count(*) AS jobs FROM jobs
+             WHERE status = 'queued' AND dispatched_at IS NOT NULL AND model = $1 AND class = $2 GROUP BY tenant_id
+         ), room AS MATERIALIZED (
+             SELECT greatest(least($3 - coalesce(sum(jobs), 0), $4), 0)::bigint AS jobs FROM released
+         ), share AS MATERIALIZED (
+             SELECT tenant.tenant_id, coalesce(released.jobs, 0) AS jobs,
+                 CASE WHEN limits.max_running IS NOT NULL THEN limits.max_running - (
+                     SELECT count(*) FROM jobs j
+                     WHERE j.status IN ('in_progress', 'cancelling') AND j.tenant_id = tenant.tenant_id) END AS most
+             FROM tenant LEFT JOIN released USING (tenant_id) LEFT JOIN tenant_limits limits USING (tenant_id)
+             WHERE NOT is_paused($1, $2, tenant.tenant_id)
+         ), turn AS MATERIALIZED (
+             SELECT next.*, share.jobs + next.place AS turn
+             FROM share CROSS JOIN room CROSS JOIN LATERAL (
+                 SELECT id, priority, deadline_at, row_number() OVER (ORDER BY priority DESC, deadline_at, id) AS place
+                 FROM (
+                     SELECT id, priority, deadline_at FROM outbox o
+                     WHERE o.model = $1 AND o.class = $2 AND o.tenant_id = share.tenant_id AND o.available_at <= now()
+                     ORDER BY priority DESC, deadline_at, id LIMIT room.jobs
+                 ) first
+             ) next
+             WHERE share.most IS NULL OR share.jobs + next.place <= share.most
          )
-         SELECT id, job_id, traceparent FROM outbox
-         WHERE model = $1 AND class = $2 AND available_at <= now()
-         ORDER BY available_at, id LIMIT (SELECT least($3 - jobs, $4) FROM released) FOR UPDATE SKIP LOCKED",
+         SELECT o.id, o.job_id, o.traceparent FROM (
+             SELECT * FROM turn ORDER BY turn, priority DESC, deadline_at, id LIMIT (SELECT jobs FROM room)
+         ) chosen CROSS JOIN LATERAL (
+             -- Looked up one by one: the planner would rather read the whole outbox.
+             SELECT id, job_id, traceparent FROM outbox WHERE id = chosen.id FOR UPDATE SKIP LOCKED
+         ) o
+         ORDER BY chosen.turn, chosen.priority DESC, chosen.deadline_at, chosen.id",
     )
     .bind(&queue.model)
     .bind(queue.class.as_str())

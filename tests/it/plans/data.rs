@@ -94,7 +94,8 @@ fn statements(jobs: u64, ours: &Account, theirs: &Account) -> String {
          INSERT INTO job_inputs SELECT m.id, s.prompt, s.parameters, s.metadata FROM made m CROSS JOIN sample s ORDER BY n;
          INSERT INTO job_outputs SELECT m.id, s.choices FROM made m CROSS JOIN sample s
              WHERE m.status = 'completed' ORDER BY n;
-         INSERT INTO outbox (job_id, model, class, available_at) SELECT m.id, m.model, s.class, m.created_at
+         INSERT INTO outbox (job_id, model, class, available_at, tenant_id)
+             SELECT m.id, m.model, s.class, m.created_at, m.tenant_id
              FROM made m CROSS JOIN sample s WHERE n >= {waiting_from} AND n < {released_from} ORDER BY n;",
         ours = ours.tenant_id.uuid(),
         theirs = theirs.tenant_id.uuid(),

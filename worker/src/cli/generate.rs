@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::{Context, bail, ensure};
 use claimcheck_common::config::{HubConfig, load_dotenv};
-use claimcheck_common::domain::{Completion, GenerationParams, JobId, JobKey};
+use claimcheck_common::domain::{Completion, GenerationParams, JobId, JobKey, Share};
 use clap::Args;
 use rand::RngExt;
 use tokio::sync::mpsc;
@@ -101,7 +101,14 @@ async fn complete(served: ServedModel, prompt: &str, params: GenerationParams) -
         id: JobId::new(),
         fence: 1,
     };
-    engine.submit(EngineJob { key, prompt, params }).await?;
+    engine
+        .submit(EngineJob {
+            key,
+            prompt,
+            params,
+            share: Share::default(),
+        })
+        .await?;
     while let Some(event) = events.recv().await {
         match event {
             EngineEvent::Started(_) => {}

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use claimcheck_common::domain::{Completion, GenerationParams, JobError, JobKey};
+use claimcheck_common::domain::{Completion, GenerationParams, JobError, JobKey, Share};
 use tokio::sync::{mpsc, watch};
 
 /// A job as the engine takes it.
@@ -16,6 +16,8 @@ pub struct EngineJob {
     pub prompt: Vec<u32>,
     /// How to continue it.
     pub params: GenerationParams,
+    /// Whose turn it is while it waits for a slot.
+    pub share: Share,
 }
 
 /// What the engine says of a job.

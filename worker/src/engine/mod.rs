@@ -1,6 +1,6 @@
 //! The engine: *schedule → run → sample → emit*, a step at a time, on a thread of its own.
 //!
-//! `handle.rs` is its door (bounded channels), `scheduler.rs` the pure policy, `job.rs` and `sequence.rs` what runs,
+//! `handle.rs` is its door (bounded channels), `scheduler.rs` and `waiting.rs` the pure policy, `job.rs` and `sequence.rs` what runs,
 //! `sampler.rs` and `text.rs` what becomes of logits. Must never touch the store or the broker. A sequence joins as soon
 //! as a slot is free and leaves the moment it stops. Next: `results.rs`.
 
@@ -14,6 +14,7 @@ mod sequence;
 #[cfg(test)]
 mod tests;
 mod text;
+mod waiting;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -29,6 +30,7 @@ use compute::RowOutcome;
 use handle::Inbox;
 use job::{Job, SequenceId};
 use scheduler::{Planned, Scheduler};
+use waiting::Entry;
 
 /// Runs jobs on one model.
 pub struct Engine {
@@ -75,7 +77,7 @@ impl Engine {
             metrics::occupancy(0, 0);
         }
         while let Some(arrival) = self.inbox.next(self.jobs.is_empty(), self.scheduler.waiting()) {
-            let (key, arrived) = (arrival.job.key, arrival.at);
+            let (key, share, arrived) = (arrival.job.key, arrival.job.share, arrival.at);
             match Job::new(
                 arrival.job,
                 arrived,
@@ -84,7 +86,8 @@ impl Engine {
             ) {
                 Ok(job) => {
                     for (choice, len) in job.prompts() {
-                        self.scheduler.add(SequenceId { key, choice }, len);
+                        let id = SequenceId { key, choice };
+                        self.scheduler.add(Entry { id, len, share });
                     }
                     self.jobs.insert(key, job);
                 }

@@ -1,14 +1,17 @@
 //! Who runs in the next step. Pure arithmetic: no tensors, no I/O, no clock.
 //!
 //! Every sequence has some tokens known and some of them in the cache; a step lets sequences catch up within a token
-//! budget. Running ones come first, those that decode (one token behind) before those that prefill; then whoever waits is
-//! admitted, first come first served, while slots and budget last. The budget is greater than the number of slots, so a
+//! budget. Running ones come first, those that decode (one token behind) before those that prefill; then those that wait
+//! are admitted in the order that `waiting.rs` knows, while slots and budget last. The budget is greater than the number of slots, so a
 //! decoding sequence gets its token in every step, however long its neighbours' prompts are.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::ops::Range;
 
+use claimcheck_common::domain::TenantId;
+
 use super::job::SequenceId;
+use super::waiting::{Entry, Waiting};
 
 /// One row of the next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +28,7 @@ pub(super) struct Planned {
 #[derive(Debug, Clone, Copy)]
 struct Running {
     slot: usize,
+    tenant: TenantId,
     known: usize,
     cached: usize,
 }
@@ -32,7 +36,7 @@ struct Running {
 pub(super) struct Scheduler {
     budget: usize,
     free: Vec<usize>,
-    waiting: VecDeque<(SequenceId, usize)>,
+    waiting: Waiting,
     /// In the order of admission.
     order: Vec<SequenceId>,
     running: HashMap<SequenceId, Running>,
@@ -44,7 +48,7 @@ impl Scheduler {
         Self {
             budget: budget.max(slots + 16),
             free: (0..slots).rev().collect(),
-            waiting: VecDeque::new(),
+            waiting: Waiting::default(),
             order: Vec::new(),
             running: HashMap::new(),
         }
@@ -60,9 +64,9 @@ impl Scheduler {
         self.waiting.len()
     }
 
-    /// A new sequence with a prompt of `len` tokens.
-    pub(super) fn add(&mut self, id: SequenceId, len: usize) {
-        self.waiting.push_back((id, len));
+    /// A new sequence.
+    pub(super) fn add(&mut self, entry: Entry) {
+        self.waiting.push(entry);
     }
 
     /// The rows of the next step, of at most the budget's tokens together. Each is to be followed by [`Self::advance`].
@@ -81,8 +85,15 @@ impl Scheduler {
             && !self.waiting.is_empty()
             && let Some(slot) = self.free.pop()
         {
-            let (id, known) = self.waiting.pop_front().expect("not empty");
-            let running = Running { slot, known, cached: 0 };
+            let running = &self.running;
+            let slots_of = |tenant| running.values().filter(|one| one.tenant == tenant).count();
+            let Entry { id, len, share } = self.waiting.pop(slots_of).expect("not empty");
+            let running = Running {
+                slot,
+                tenant: share.tenant,
+                known: len,
+                cached: 0,
+            };
             self.order.push(id);
             self.running.insert(id, running);
             plan.extend(take(id, running, &mut left));
@@ -107,7 +118,7 @@ impl Scheduler {
             self.free.push(running.slot);
             self.order.retain(|other| *other != id);
         } else {
-            self.waiting.retain(|(other, _)| *other != id);
+            self.waiting.remove(id);
         }
     }
 }
@@ -129,7 +140,7 @@ fn take(id: SequenceId, running: Running, left: &mut usize) -> Option<Planned> {
 mod tests {
     use std::collections::HashSet;
 
-    use claimcheck_common::domain::{JobId, JobKey};
+    use claimcheck_common::domain::{JobId, JobKey, Share};
     use proptest::prelude::*;
 
     use super::*;
@@ -139,6 +150,14 @@ mod tests {
         SequenceId {
             key: JobKey { id, fence: 1 },
             choice: 0,
+        }
+    }
+
+    fn entry(number: usize, len: usize) -> Entry {
+        Entry {
+            id: id(number),
+            len,
+            share: Share::default(),
         }
     }
 
@@ -171,7 +190,7 @@ mod tests {
             for step in 0..total + 20 {
                 for (number, (prompt, _, arrival, _)) in sequences.iter().enumerate() {
                     if *arrival == step {
-                        scheduler.add(id(number), *prompt);
+                        scheduler.add(entry(number, *prompt));
                         live.insert(number);
                     }
                 }
@@ -230,10 +249,10 @@ mod tests {
     #[test]
     fn a_long_prompt_is_prefilled_in_chunks_beside_running_rows() {
         let mut scheduler = Scheduler::new(2, 20);
-        scheduler.add(id(0), 1);
+        scheduler.add(entry(0, 1));
         let plan = scheduler.schedule();
         scheduler.advance(&plan[0], Some(false));
-        scheduler.add(id(1), 50);
+        scheduler.add(entry(1, 50));
         for expected in [0..19, 19..38, 38..50] {
             let plan = scheduler.schedule();
             assert_eq!(

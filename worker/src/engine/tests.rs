@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burn::backend::flex::FlexDevice;
-use claimcheck_common::domain::{Completion, FinishReason, GenerationParams, JobId, JobKey};
+use claimcheck_common::domain::{Completion, FinishReason, GenerationParams, JobId, JobKey, Share};
 use claimcheck_common::tokenizer::Tokenizer;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -64,6 +64,7 @@ fn job(number: u64) -> EngineJob {
         },
         prompt,
         params,
+        share: Share::default(),
     }
 }
 

@@ -1,0 +1,163 @@
+//! Fair shares where jobs wait for the broker: no tenant, however long its list, stands in front of another.
+
+use claimcheck_common::domain::{Class, JobId, QueueName, TenantId};
+use claimcheck_common::store::accounts::Account;
+use claimcheck_common::store::operators::{self, TenantLimits};
+use claimcheck_common::store::submit::{JobOptions, NewJob};
+use claimcheck_common::store::{Pool, outbox};
+use claimcheck_tests::in_world;
+use sqlx::AssertSqlSafe;
+
+use crate::store::{accept, account, claim_one, new_job, settle_completed};
+
+const WINDOW: u32 = 8;
+
+fn queue() -> QueueName {
+    QueueName {
+        model: "m".to_owned(),
+        class: Class::Interactive,
+    }
+}
+
+/// One turn of the relay, as if the broker had confirmed all: the jobs it released.
+async fn release(pool: &Pool) -> Vec<JobId> {
+    let mut transaction = pool.begin().await.unwrap();
+    let rows = outbox::take(&mut transaction, &queue(), WINDOW, 256).await.unwrap();
+    let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
+    outbox::confirm(&mut transaction, &ids).await.unwrap();
+    transaction.commit().await.unwrap();
+    rows.into_iter().map(|row| row.job_id).collect()
+}
+
+/// Queues copies of one job, without a round trip each.
+async fn queue_many(pool: &Pool, account: &Account, jobs: u32) {
+    let first = accept(pool, new_job(account)).await.key.id.uuid();
+    for sql in [
+        format!(
+            "INSERT INTO jobs (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens)
+             SELECT gen_random_uuid(), tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens
+             FROM jobs, generate_series(2, {jobs}) WHERE id = '{first}'"
+        ),
+        format!(
+            "INSERT INTO job_inputs (job_id, prompt, parameters) SELECT j.id, i.prompt, i.parameters
+             FROM jobs j, job_inputs i WHERE i.job_id = '{first}' AND j.id <> '{first}'"
+        ),
+        format!(
+            "INSERT INTO outbox (job_id, model, class, tenant_id) SELECT id, model, class, tenant_id
+             FROM jobs WHERE id <> '{first}'"
+        ),
+    ] {
+        sqlx::query(AssertSqlSafe(sql)).execute(pool).await.unwrap();
+    }
+}
+
+async fn limit(pool: &Pool, account: &Account, limits: TenantLimits) {
+    operators::set_limits(pool, account.tenant_id, limits, account.user_id)
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn fifty_thousand_jobs_of_one_tenant_keep_another_waiting_for_one_window_at_most() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let (many, few) = (account(pool).await, account(pool).await);
+        queue_many(pool, &many, 50_000).await;
+        let mut released = release(pool).await;
+        assert_eq!(released.len(), WINDOW as usize);
+        let single = accept(pool, new_job(&few)).await.key.id;
+        assert_eq!(release(pool).await, [], "the window is full");
+        // The broker hands out in the order of release; each claim makes room for one.
+        let mut claimed = 0;
+        loop {
+            let next = released.remove(0);
+            if next == single {
+                break;
+            }
+            claim_one(pool, next).await.expect("it waits");
+            claimed += 1;
+            released.extend(release(pool).await);
+        }
+        assert_eq!(claimed, WINDOW, "what was released before it, and nothing else");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn tenants_share_the_window_evenly_and_priority_and_deadline_order_ones_own_jobs() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let (many, few) = (account(pool).await, account(pool).await);
+        for _ in 0..20 {
+            accept(pool, new_job(&many)).await;
+        }
+        let soon = Some(time::OffsetDateTime::now_utc() + std::time::Duration::from_mins(5));
+        let mut own = Vec::new();
+        for (priority, deadline_at) in [(0, None), (0, soon), (5, None)] {
+            let options = JobOptions {
+                priority,
+                deadline_at,
+                ..JobOptions::default()
+            };
+            let job = NewJob {
+                options,
+                ..new_job(&few)
+            };
+            own.push(accept(pool, job).await.key.id);
+        }
+        let released = release(pool).await;
+        assert_eq!(released.len(), WINDOW as usize);
+        let of_few: Vec<_> = released.iter().filter(|id| own.contains(id)).copied().collect();
+        assert_eq!(
+            of_few,
+            [own[2], own[1], own[0]],
+            "all of the one who has few, the urgent first"
+        );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_beyond_a_tenants_running_limit_stays_and_goes_when_there_is_room() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let account = account(pool).await;
+        let limits = TenantLimits {
+            max_running: Some(2),
+            ..TenantLimits::default()
+        };
+        limit(pool, &account, limits).await;
+        for _ in 0..4 {
+            accept(pool, new_job(&account)).await;
+        }
+        let first = release(pool).await;
+        assert_eq!(first.len(), 2);
+        let key = claim_one(pool, first[0]).await.unwrap();
+        assert_eq!(release(pool).await, [], "one is released and one runs");
+        settle_completed(pool, key, "a text").await;
+        assert_eq!(release(pool).await.len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_paused_stays_in_the_outbox_and_holds_up_nobody() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let (paused, other) = (account(pool).await, account(pool).await);
+        let stays = accept(pool, new_job(&paused)).await.key.id;
+        let goes = accept(pool, new_job(&other)).await.key.id;
+        let tenant: TenantId = paused.tenant_id;
+        let value = tenant.uuid().to_string();
+        let set = async |on| {
+            operators::set_pause(pool, operators::PauseScope::Tenant, value.clone(), on, paused.user_id)
+                .await
+                .unwrap();
+        };
+        set(true).await;
+        assert_eq!(release(pool).await, [goes]);
+        set(false).await;
+        assert_eq!(release(pool).await, [stays]);
+    })
+    .await;
+}
