@@ -80,6 +80,8 @@ pub struct AppState {
     pub intake: Intake,
     /// Told after each commit that wrote to the outbox.
     pub submitted: Arc<Notify>,
+    /// Most waiting jobs of a tenant that has no limit of its own.
+    pub max_queued: Option<u32>,
     /// Answers the probes.
     pub health: Health,
     /// Cancelled when the process is to stop: long waits end.
@@ -105,6 +107,7 @@ impl AppState {
             changes: JobChanges::default(),
             intake: Intake::open(pool.clone(), render),
             submitted: Arc::new(Notify::new()),
+            max_queued: config.api.max_queued,
             health: Health::new(pool.clone(), &config.broker.url, &config.redis.url),
             stopping: CancellationToken::new(),
             pool,

@@ -21,6 +21,9 @@ const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// Seconds after which a caller may try again when a dependency is down.
 pub const RETRY_AFTER_OUTAGE: u32 = 2;
 
+/// Seconds after which a tenant whose quota is full may have room again.
+const RETRY_AFTER_QUOTA: u32 = 5;
+
 type Cause = Box<dyn StdError + Send + Sync>;
 
 /// What a caller is told.
@@ -85,6 +88,9 @@ pub enum ApiError {
     /// 422: an idempotency key came back with another body.
     #[error("unprocessable: {}", .0.message)]
     Unprocessable(Problem),
+    /// 429: the caller has as much here as it may; later there is room.
+    #[error("too many: {}", .0.message)]
+    TooMany(Problem),
     /// 503: a dependency is down or all hands are busy; the cause, if any, is logged.
     #[error("unavailable: {message}")]
     Unavailable {
@@ -115,7 +121,7 @@ pub struct ErrorBody {
 pub struct ErrorDetail {
     /// One sentence for people: what to change.
     pub message: String,
-    /// The family: `invalid_request_error`, `authentication_error`, `permission_error` or `server_error`.
+    /// The family: `invalid_request_error`, `authentication_error`, `permission_error`, `rate_limit_error` or `server_error`.
     #[serde(rename = "type")]
     pub kind: &'static str,
     /// The field, header or parameter at fault, else null.
@@ -167,6 +173,7 @@ impl ApiError {
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMedia(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -177,6 +184,7 @@ impl ApiError {
         match self.status() {
             StatusCode::UNAUTHORIZED => "authentication_error",
             StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
         }
@@ -200,7 +208,8 @@ impl ApiError {
             | Self::NotFound(problem)
             | Self::Conflict(problem)
             | Self::UnsupportedMedia(problem)
-            | Self::Unprocessable(problem) => problem,
+            | Self::Unprocessable(problem)
+            | Self::TooMany(problem) => problem,
             Self::MethodNotAllowed => Problem::new(
                 "method_not_allowed",
                 "This path does not take this method; the Allow header names those it takes.",
@@ -256,6 +265,7 @@ impl IntoResponse for ApiError {
         let (status, kind) = (self.status(), self.kind());
         let retry_after = match &self {
             Self::Unavailable { retry_after, .. } => Some(*retry_after),
+            Self::TooMany(_) => Some(RETRY_AFTER_QUOTA),
             _ => None,
         };
         let problem = self.into_problem();

@@ -202,6 +202,9 @@ pub struct ApiConfig {
     /// `CLAIMCHECK_TOKEN_TTL`: how long an access token is good (15 min).
     #[serde(default = "default_token_ttl", with = "humantime_serde")]
     pub token_ttl: Duration,
+    /// `CLAIMCHECK_MAX_QUEUED`: most jobs of a tenant that may wait, unless it has a limit of its own. Unset sets none.
+    #[serde(default)]
+    pub max_queued: Option<u32>,
     /// `CLAIMCHECK_DRAIN`: how long open requests may go on after a stop signal (20 s).
     #[serde(default = "default_drain", with = "humantime_serde")]
     pub drain: Duration,

@@ -91,6 +91,7 @@ pub(crate) fn config(world: &World) -> Config {
             http_addr: ([127, 0, 0, 1], 0).into(),
             jwt_secret: "a secret of at least thirty-two bytes".to_owned().into(),
             token_ttl: Duration::from_mins(10),
+            max_queued: None,
             drain: Duration::from_secs(5),
         },
         database: world.database.clone(),

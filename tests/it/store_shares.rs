@@ -2,13 +2,15 @@
 
 use claimcheck_common::domain::{Class, JobId, QueueName, TenantId};
 use claimcheck_common::store::accounts::Account;
+use claimcheck_common::store::idempotency::Answer;
 use claimcheck_common::store::operators::{self, TenantLimits};
-use claimcheck_common::store::submit::{JobOptions, NewJob};
-use claimcheck_common::store::{Pool, outbox};
+use claimcheck_common::store::submit::{JobOptions, NewJob, Submitted};
+use claimcheck_common::store::{Pool, outbox, submit};
 use claimcheck_tests::in_world;
+use futures::future::join_all;
 use sqlx::AssertSqlSafe;
 
-use crate::store::{accept, account, claim_one, new_job, settle_completed};
+use crate::store::{accept, account, claim_one, count, new_job, settle_completed};
 
 const WINDOW: u32 = 8;
 
@@ -158,6 +160,42 @@ async fn what_is_paused_stays_in_the_outbox_and_holds_up_nobody() {
         assert_eq!(release(pool).await, [goes]);
         set(false).await;
         assert_eq!(release(pool).await, [stays]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_submits_at_once_let_in_as_many_as_the_quota_has_room_for() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let (limited, free) = (account(pool).await, account(pool).await);
+        let limits = TenantLimits {
+            max_queued: Some(100),
+            ..TenantLimits::default()
+        };
+        limit(pool, &limited, limits).await;
+        let submits = (0..1000).map(|_| submit::submit(pool, new_job(&limited), None, |_| Answer::default()));
+        let outcomes = join_all(submits).await;
+        let accepted = outcomes
+            .iter()
+            .filter(|outcome| matches!(outcome, Ok(Submitted::Accepted(_))));
+        assert_eq!(accepted.count(), 100);
+        let refused = outcomes
+            .iter()
+            .filter(|outcome| matches!(outcome, Ok(Submitted::OverQuota(100))));
+        assert_eq!(refused.count(), 900);
+        assert_eq!(count(pool, "SELECT count(*) FROM jobs").await, 100);
+        accept(pool, new_job(&free)).await;
+        // One that is taken up makes room for one.
+        let waiting: uuid::Uuid = sqlx::query_scalar("SELECT id FROM jobs WHERE tenant_id = $1 LIMIT 1")
+            .bind(limited.tenant_id.uuid())
+            .fetch_one(pool)
+            .await
+            .unwrap();
+        claim_one(pool, JobId::from_uuid(waiting)).await.unwrap();
+        accept(pool, new_job(&limited)).await;
+        let again = submit::submit(pool, new_job(&limited), None, |_| Answer::default()).await;
+        assert!(matches!(again, Ok(Submitted::OverQuota(100))));
     })
     .await;
 }

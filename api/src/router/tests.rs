@@ -16,6 +16,7 @@ fn state() -> AppState {
             http_addr: ([127, 0, 0, 1], 0).into(),
             jwt_secret: "a secret of at least thirty-two bytes".to_owned().into(),
             token_ttl: Duration::from_mins(1),
+            max_queued: None,
             drain: Duration::from_secs(1),
         },
         database: DatabaseConfig {

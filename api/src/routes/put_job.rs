@@ -7,7 +7,7 @@ use axum::response::Response;
 use claimcheck_common::store::idempotency::{Answer, ClaimedBy};
 use claimcheck_common::store::submit::Submitted;
 
-use super::submit_job::{accept, answered, render, replayed};
+use super::submit_job::{accept, answered, over_quota, render, replayed};
 use crate::app::AppState;
 use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
@@ -30,6 +30,7 @@ use crate::view::JobBody;
         )),
         (status = 404, body = ErrorBody, description = "The model is not served (`model_not_found`)"),
         (status = 409, body = ErrorBody, description = "The first request with this id is still at work"),
+        (status = 429, body = ErrorBody, description = "As many jobs wait as may (`quota_exceeded`)"),
         (status = 422, body = ErrorBody, description = "The id was used with another body"),
         BadBody, NeedsToken, Trouble,
     ))]
@@ -66,5 +67,6 @@ pub async fn put_job(
             )
             .at(idempotency::CLIENT_ID),
         )),
+        Submitted::OverQuota(limit) => Err(over_quota(limit)),
     }
 }

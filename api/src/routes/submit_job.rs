@@ -46,6 +46,7 @@ const LOOK_AFTER: &str = "1";
         (status = 404, body = ErrorBody, description = "The model is not served (`model_not_found`)"),
         (status = 409, body = ErrorBody, description = "The first request with this key is still at work"),
         (status = 422, body = ErrorBody, description = "The key was used with another body"),
+        (status = 429, body = ErrorBody, description = "As many jobs wait as may (`quota_exceeded`)"),
         BadBody, NeedsToken, Trouble,
     ))]
 pub async fn submit_job(
@@ -73,7 +74,16 @@ pub async fn submit_job(
             )
             .at(validate::HEADER),
         )),
+        Submitted::OverQuota(limit) => Err(over_quota(limit)),
     }
+}
+
+/// The tenant has as much waiting as it may.
+pub(super) fn over_quota(limit: u32) -> ApiError {
+    ApiError::TooMany(Problem::new(
+        "quota_exceeded",
+        format!("You have {limit} jobs waiting, which is as many as you may; submit again when some have run."),
+    ))
 }
 
 /// From the raw body to a committed job. What was sent before is known before it is read: a request that was good once
@@ -101,7 +111,7 @@ pub(super) async fn accept(
     let prompt_tokens = state.catalog.count_tokens(&served, &request.prompt.0).await?;
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let valid = request.into_valid(prompt_tokens, limits(&served), now)?;
-    let job = new_job(caller, served, valid, trace::parent(headers));
+    let job = new_job(caller, served, valid, state.max_queued, trace::parent(headers));
     let submitted = state.intake.submit(Submission { job, claim }).await?;
     if matches!(submitted, Submitted::Accepted(_)) {
         state.submitted.notify_one();
@@ -116,7 +126,13 @@ fn limits(served: &ServedModel) -> ModelLimits {
     }
 }
 
-fn new_job(caller: &Caller, served: ServedModel, valid: ValidJob, traceparent: Option<String>) -> NewJob {
+fn new_job(
+    caller: &Caller,
+    served: ServedModel,
+    valid: ValidJob,
+    queue_limit: Option<u32>,
+    traceparent: Option<String>,
+) -> NewJob {
     NewJob {
         id: JobId::new(),
         tenant_id: caller.tenant_id,
@@ -130,6 +146,7 @@ fn new_job(caller: &Caller, served: ServedModel, valid: ValidJob, traceparent: O
         metadata: (!valid.metadata.is_empty()).then_some(valid.metadata),
         scheduled_at: valid.scheduled_at,
         options: valid.options,
+        queue_limit,
         traceparent,
     }
 }

@@ -22,7 +22,7 @@ pub mod notify;
 pub mod operators;
 pub mod outbox;
 mod pool;
-pub mod quota;
+mod quota;
 pub mod rescue;
 pub mod retention;
 pub mod retry;

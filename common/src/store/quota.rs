@@ -1,28 +1,65 @@
 //! How many jobs a tenant may have waiting, kept within the transaction that adds to them.
 
+use std::collections::BTreeMap;
+
 use sqlx::PgConnection;
+use uuid::Uuid;
 
 use super::StoreResult;
-use crate::domain::TenantId;
+use super::row::get;
+use super::submit::NewJob;
+use crate::domain::{Id, TenantId};
 
-/// Whether `more` jobs of a tenant fit within its limit: its own, or else `default`. `Some` is the limit that is reached.
+/// For each job the limit that it would exceed, if it would.
 ///
 /// Submits of a tenant that has a limit stand in line here until each other's commit, so that a thousand at once let in
 /// exactly as many as there is room for; a tenant without one never waits.
-pub async fn exceeded(
-    connection: &mut PgConnection,
-    tenant: TenantId,
-    default: Option<u32>,
-    more: u32,
-) -> StoreResult<Option<u32>> {
-    let own: Option<i32> = sqlx::query_scalar("SELECT max_queued FROM tenant_limits WHERE tenant_id = $1")
-        .bind(tenant.uuid())
-        .fetch_optional(&mut *connection)
-        .await?
-        .flatten();
-    let Some(limit) = own.map(i32::cast_unsigned).or(default) else {
-        return Ok(None);
+pub(super) async fn exceeded(connection: &mut PgConnection, jobs: &[&NewJob]) -> StoreResult<Vec<Option<u32>>> {
+    let own = own_limits(connection, jobs).await?;
+    // In the order of their ids: two groups never wait for each other.
+    let limits: BTreeMap<Uuid, u32> = jobs
+        .iter()
+        .filter_map(|job| {
+            let tenant = job.tenant_id.uuid();
+            Some((tenant, own.get(&tenant).copied().or(job.queue_limit)?))
+        })
+        .collect();
+    let mut rooms = BTreeMap::new();
+    for (tenant, limit) in &limits {
+        rooms.insert(*tenant, room(connection, Id::from_uuid(*tenant), *limit).await?);
+    }
+    let exceeded = |job: &&NewJob| {
+        let tenant = job.tenant_id.uuid();
+        let room = rooms.get_mut(&tenant)?;
+        if *room > 0 {
+            *room -= 1;
+            return None;
+        }
+        limits.get(&tenant).copied()
     };
+    Ok(jobs.iter().map(exceeded).collect())
+}
+
+async fn own_limits(connection: &mut PgConnection, jobs: &[&NewJob]) -> StoreResult<BTreeMap<Uuid, u32>> {
+    let tenants: Vec<_> = jobs.iter().map(|job| job.tenant_id.uuid()).collect();
+    let rows = sqlx::query(
+        "SELECT tenant_id, max_queued FROM tenant_limits WHERE tenant_id = ANY($1) AND max_queued IS NOT NULL",
+    )
+    .bind(tenants)
+    .fetch_all(connection)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            Ok((
+                get(row, "tenant_id")?,
+                get::<i32, _>(row, "max_queued")?.cast_unsigned(),
+            ))
+        })
+        .collect()
+}
+
+/// How many more jobs of a tenant may wait. Nobody else changes it until the transaction ends.
+async fn room(connection: &mut PgConnection, tenant: TenantId, limit: u32) -> StoreResult<u32> {
     sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('quota:' || $1::text, 0))")
         .bind(tenant.uuid())
         .execute(&mut *connection)
@@ -37,5 +74,5 @@ pub async fn exceeded(
     .bind(i64::from(limit))
     .fetch_one(connection)
     .await?;
-    Ok((waiting + i64::from(more) > i64::from(limit)).then_some(limit))
+    Ok(limit.saturating_sub(u32::try_from(waiting).unwrap_or(u32::MAX)))
 }

@@ -14,7 +14,7 @@ use super::idempotency::{self, Answer, Claim, Render};
 use super::jobs::{self, JobView};
 use super::pool::transaction_begun_by;
 use super::row::column;
-use super::{Pool, StoreError, StoreResult};
+use super::{Pool, StoreError, StoreResult, quota};
 use crate::domain::{Class, GenerationParams, JobId, JobStatus, ModelRef, ProjectId, Prompt, TenantId, UserId};
 
 /// A job that passed every check of the API.
@@ -44,6 +44,8 @@ pub struct NewJob {
     pub scheduled_at: Option<OffsetDateTime>,
     /// When it must be done, how often it is tried, what is kept of it.
     pub options: JobOptions,
+    /// Most jobs of the tenant that may wait, unless it has a limit of its own.
+    pub queue_limit: Option<u32>,
     /// W3C trace context of the request.
     pub traceparent: Option<String>,
 }
@@ -100,6 +102,8 @@ pub enum Submitted {
     Reused,
     /// The first request with this key or id is not committed yet.
     InFlight,
+    /// The tenant has as many jobs waiting as it may.
+    OverQuota(u32),
 }
 
 /// How long a group may take.
@@ -160,9 +164,17 @@ async fn submit_all(
     render: Render,
 ) -> StoreResult<Vec<Submitted>> {
     let mut outcomes = idempotency::take(connection, submissions).await?;
-    let new: Vec<usize> = (0..submissions.len())
+    let unknown: Vec<usize> = (0..submissions.len())
         .filter(|&place| outcomes[place].is_none())
         .collect();
+    let jobs: Vec<&NewJob> = unknown.iter().map(|&place| &submissions[place].job).collect();
+    let mut new = Vec::with_capacity(unknown.len());
+    for (place, limit) in unknown.into_iter().zip(quota::exceeded(connection, &jobs).await?) {
+        match limit {
+            Some(limit) => outcomes[place] = Some(Submitted::OverQuota(limit)),
+            None => new.push(place),
+        }
+    }
     let jobs: Vec<&NewJob> = new.iter().map(|&place| &submissions[place].job).collect();
     if !jobs.is_empty() {
         insert(connection, &jobs).await?;

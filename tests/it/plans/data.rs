@@ -95,8 +95,8 @@ fn statements(jobs: u64, ours: &Account, theirs: &Account) -> String {
          INSERT INTO job_outputs SELECT m.id, s.choices FROM made m CROSS JOIN sample s
              WHERE m.status = 'completed' ORDER BY n;
          INSERT INTO outbox (job_id, model, class, available_at, tenant_id)
-             SELECT m.id, m.model, s.class, m.created_at, m.tenant_id
-             FROM made m CROSS JOIN sample s WHERE n >= {waiting_from} AND n < {released_from} ORDER BY n;",
+             SELECT m.id, m.model, s.class, m.created_at, j.tenant_id
+             FROM made m CROSS JOIN sample s JOIN jobs j ON j.id = m.id WHERE n >= {waiting_from} AND n < {released_from} ORDER BY n;",
         ours = ours.tenant_id.uuid(),
         theirs = theirs.tenant_id.uuid(),
         our_project = ours.project_id.uuid(),
@@ -139,6 +139,7 @@ async fn one_that_ended(pool: &Pool, account: &Account) {
         metadata: None,
         scheduled_at: None,
         options: JobOptions::default(),
+        queue_limit: None,
         traceparent: None,
     };
     let id = job.id;
