@@ -22,6 +22,7 @@ use crate::auth::{Keyring, Passwords, TokenIssuer};
 use crate::catalog::Catalog;
 use crate::health::Health;
 use crate::intake::Intake;
+use crate::promises::Promises;
 use crate::relay::Relay;
 use crate::routes::submit_job::render;
 use crate::serve::{ServeLimits, serve};
@@ -82,6 +83,8 @@ pub struct AppState {
     pub submitted: Arc<Notify>,
     /// Most waiting jobs of a tenant that has no limit of its own.
     pub max_queued: Option<u32>,
+    /// Holds guesses against what came of them.
+    pub promises: Promises,
     /// Answers the probes.
     pub health: Health,
     /// Cancelled when the process is to stop: long waits end.
@@ -108,6 +111,7 @@ impl AppState {
             intake: Intake::open(pool.clone(), render),
             submitted: Arc::new(Notify::new()),
             max_queued: config.api.max_queued,
+            promises: Promises::default(),
             health: Health::new(pool.clone(), &config.broker.url, &config.redis.url),
             stopping: CancellationToken::new(),
             pool,

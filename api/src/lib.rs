@@ -13,6 +13,7 @@ pub mod extract;
 pub mod health;
 pub mod intake;
 pub mod middleware;
+pub mod promises;
 pub mod relay;
 pub mod router;
 pub mod routes;

@@ -19,8 +19,8 @@ use crate::docs::{self, ApiDoc};
 use crate::error::{ApiError, Problem};
 use crate::middleware;
 use crate::routes::{
-    bulk_jobs, cancel_job, dead_letters, delete_job, get_job, get_model, health, list_jobs, list_models, metrics,
-    openapi, operators, put_job, register, retry_job, root, submit_job, token,
+    bulk_jobs, cancel_job, dead_letters, delete_job, get_job, get_model, get_place, health, list_jobs, list_models,
+    metrics, openapi, operators, put_job, register, retry_job, root, submit_job, token,
 };
 
 /// A request is given up after this.
@@ -69,6 +69,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(submit_job::submit_job, list_jobs::list_jobs))
         .routes(routes!(put_job::put_job))
         .routes(routes!(cancel_job::cancel_job))
+        .routes(routes!(get_place::get_place))
         .routes(routes!(retry_job::retry_job))
         .routes(routes!(bulk_jobs::cancel_jobs))
         .routes(routes!(bulk_jobs::retry_jobs))

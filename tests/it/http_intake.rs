@@ -72,9 +72,9 @@ async fn a_submission_that_is_held_up_waits_alone() {
         let (ada, bob) = (api.user("ada").await, api.user("bob").await);
         // Bob's jobs cannot be written while somebody is at his project.
         let mut in_the_way = PgConnection::connect(world.database.owner_url()).await.unwrap();
-        let hold = "BEGIN; SELECT FROM projects WHERE id = (SELECT project_id FROM users WHERE username = 'bob')
+        let lock = "BEGIN; SELECT FROM projects WHERE id = (SELECT project_id FROM users WHERE username = 'bob')
                     FOR UPDATE";
-        sqlx::raw_sql(hold).execute(&mut in_the_way).await.unwrap();
+        sqlx::raw_sql(lock).execute(&mut in_the_way).await.unwrap();
         let held = tokio::spawn(async move { at_once(&bob, (0..3).map(|_| 0)).await });
         let waits =
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()";

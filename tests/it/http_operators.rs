@@ -186,6 +186,62 @@ async fn dead_letters_are_listed_by_their_owner_and_redriven_once_by_an_admin() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_waiting_job_has_a_place_by_the_fair_order_and_an_eta_once_there_is_a_pace() {
+    with_api(async |world, api| {
+        let (ada, eve) = (api.user("ada").await, api.user("eve").await);
+        // The relay must not change what is counted here.
+        sqlx::query("INSERT INTO pauses (scope, value, created_by) VALUES ('class', 'batch', gen_random_uuid())")
+            .execute(&world.pool)
+            .await
+            .unwrap();
+        let batch = json!({"prompt": "Once", "class": "batch"});
+        let mut ids = Vec::new();
+        for _ in 0..3 {
+            ids.push(ada.submit(&batch).await);
+        }
+        let theirs = eve.submit(&batch).await;
+        let urgent = ada
+            .submit(&json!({"prompt": "Once", "class": "batch", "priority": 5}))
+            .await;
+        let place = async |session: &Session, id: &str| answer(session.get(&format!("/v1/jobs/{id}/queue"))).await.1;
+        // Ada's urgent one and Eve's only one have the first turn; then Ada's others.
+        assert_eq!(place(&ada, &urgent).await["position"], 1);
+        assert_eq!(place(&eve, &theirs).await["position"], 1);
+        for (id, position) in ids.iter().zip([3, 4, 5]) {
+            let shown = place(&ada, id).await;
+            assert_eq!(
+                (shown["position"].as_u64(), shown["exact"].as_bool()),
+                (Some(position), Some(true))
+            );
+            assert_eq!(shown["waiting_reason"], "paused");
+            assert!(shown["eta_p50"].is_null(), "nothing leads out of a pause");
+        }
+        assert_eq!(
+            answer(eve.get(&format!("/v1/jobs/{urgent}/queue"))).await.0,
+            StatusCode::NOT_FOUND
+        );
+        sqlx::query("DELETE FROM pauses").execute(&world.pool).await.unwrap();
+        let key = claimed(&world.pool, &urgent).await;
+        assert!(
+            place(&ada, &urgent).await["position"].is_null(),
+            "it does not wait any more"
+        );
+        claimcheck_common::store::lease::mark_started(&world.pool, vec![key])
+            .await
+            .unwrap();
+        settle_completed(&world.pool, key, "a text").await;
+        sqlx::query("UPDATE jobs SET finished_at = finished_at - interval '10 seconds' WHERE finished_at IS NOT NULL")
+            .execute(&world.pool)
+            .await
+            .unwrap();
+        let shown = place(&ada, &ids[2]).await;
+        let (p50, p90) = (shown["eta_p50"].as_f64().unwrap(), shown["eta_p90"].as_f64().unwrap());
+        assert!(p50 > 0.0 && p90 > p50, "{shown}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_admin_pauses_and_resumes_and_a_paused_job_says_so() {
     with_api(async |world, api| {
         let ada = api.user("ada").await;

@@ -225,8 +225,8 @@ async fn a_retry_waits_for_the_request_before_it_that_is_still_at_work() {
         let ada = api.user("ada").await;
         // Nothing gets past the insert while this is held.
         let mut in_the_way = PgConnection::connect(world.database.owner_url()).await.unwrap();
-        let hold = "BEGIN; LOCK TABLE job_inputs IN ACCESS EXCLUSIVE MODE";
-        sqlx::raw_sql(hold).execute(&mut in_the_way).await.unwrap();
+        let lock = "BEGIN; LOCK TABLE job_inputs IN ACCESS EXCLUSIVE MODE";
+        sqlx::raw_sql(lock).execute(&mut in_the_way).await.unwrap();
         let first = tokio::spawn(counted(&ada, 0, BODY).send());
         let held = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND mode = 'ShareLock'";
         eventually("the first request holds its claim", LIMIT, async || {

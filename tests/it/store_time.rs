@@ -31,8 +31,8 @@ async fn accepted_with(pool: &Pool, options: JobOptions) -> JobId {
     accept(pool, job).await.key.id
 }
 
-fn in_an_hour() -> Option<OffsetDateTime> {
-    Some(OffsetDateTime::now_utc() + Duration::from_hours(1))
+fn in_an_hour() -> OffsetDateTime {
+    OffsetDateTime::now_utc() + Duration::from_hours(1)
 }
 
 /// Turns a time of all jobs back, as if it had passed meanwhile.
@@ -56,7 +56,7 @@ async fn a_waiting_job_whose_deadline_has_passed_expires_without_costing_a_step(
     in_world(async |world| {
         let pool = &world.pool;
         let options = JobOptions {
-            deadline_at: in_an_hour(),
+            deadline_at: Some(in_an_hour()),
             ..JobOptions::default()
         };
         let (late, other) = (accepted_with(pool, options).await, submitted(pool).await.key.id);
@@ -83,7 +83,7 @@ async fn start_by_counts_until_the_first_attempt_and_no_longer() {
     in_world(async |world| {
         let pool = &world.pool;
         let options = JobOptions {
-            start_by: in_an_hour(),
+            start_by: Some(in_an_hour()),
             ..JobOptions::default()
         };
         let (never, once) = (
@@ -106,7 +106,7 @@ async fn a_result_that_comes_after_the_deadline_is_kept_and_the_job_says_expired
     in_world(async |world| {
         let pool = &world.pool;
         let options = JobOptions {
-            deadline_at: in_an_hour(),
+            deadline_at: Some(in_an_hour()),
             ..JobOptions::default()
         };
         let id = accepted_with(pool, options).await;

@@ -63,6 +63,7 @@ pub async fn get_job(
             .ok_or_else(job_not_found)?;
         let rendered = Rendered::new(&job).map_err(ApiError::internal)?;
         let ended = job.status.is_terminal();
+        state.promises.seen(id, job.started_at, ended);
         let news = known.is_present() && !known.has(&rendered.etag);
         let over = Instant::now() >= deadline || state.stopping.is_cancelled();
         let Some(changed) = changed.filter(|_| !(ended || news || over)) else {

@@ -9,6 +9,7 @@ pub mod dead_letters;
 pub mod delete_job;
 pub mod get_job;
 pub mod get_model;
+pub mod get_place;
 pub mod health;
 pub mod list_jobs;
 pub mod list_models;

@@ -83,14 +83,14 @@ async fn cancel_locked(connection: &mut PgConnection, rows: &[PgRow], actor: &st
 /// Calls `heard` for every job that is to be stopped, anybody's, until `stop` and through every failure of the database.
 pub async fn listen(pool: Pool, heard: impl Fn(JobId) + Send, stop: CancellationToken) {
     let mut backoff = Backoff::default();
-    let listening = async {
+    let listening = Box::pin(async {
         loop {
             if let Err(error) = listen_once(&pool, &heard, &mut backoff).await {
                 tracing::warn!(%error, "lost the connection that cancels are pushed on");
             }
             backoff.wait().await;
         }
-    };
+    });
     let _stopped: Option<()> = stop.run_until_cancelled(listening).await;
 }
 

@@ -21,6 +21,7 @@ pub mod models;
 pub mod notify;
 pub mod operators;
 pub mod outbox;
+pub mod place;
 mod pool;
 mod quota;
 pub mod rescue;
