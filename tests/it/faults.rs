@@ -1,9 +1,9 @@
 //! No accepted job is lost and none settles twice: the real binaries, killed, frozen and cut off in the middle of work.
 
 mod batching;
+mod chaos;
 mod delivery;
 mod fence;
-mod kills;
 mod operators;
 mod outages;
 

@@ -9,7 +9,7 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use tempfile::TempDir;
 
-use crate::parity::{files_in, fixtures};
+use crate::parity::{files_in, fixtures, prefill, runner};
 
 const TENSOR: &str = "transformer.h.1.mlp.c_fc.weight";
 
@@ -153,12 +153,60 @@ fn weights_that_are_something_else_are_refused() {
     }
 }
 
+/// Makes every tensor BF16, or the F32 that holds the very same values.
+fn in_brain_floats(tensors: &mut HashMap<String, Stored>, narrow: bool) {
+    for stored in tensors.values_mut() {
+        // A BF16 is the upper half of an F32.
+        stored.bytes = stored
+            .bytes
+            .chunks_exact(4)
+            .flat_map(|bytes| {
+                if narrow {
+                    vec![bytes[2], bytes[3]]
+                } else {
+                    vec![0, 0, bytes[2], bytes[3]]
+                }
+            })
+            .collect();
+        stored.dtype = if narrow { Dtype::BF16 } else { Dtype::F32 };
+    }
+}
+
+#[test]
+fn weights_in_brain_floats_are_read_exactly() {
+    let [narrow, wide] = [true, false].map(|narrow| {
+        let folder = copy();
+        rewrite(folder.path(), |tensors| in_brain_floats(tensors, narrow));
+        prefill(&mut runner(&files_in(folder.path())), &[3, 1, 4, 1, 5, 9], 6)
+    });
+    assert_eq!(narrow, wide);
+}
+
+#[test]
+fn attention_of_another_kind_is_refused_by_the_name_of_its_switch() {
+    assert_config_refused(
+        "\"scale_attn_weights\": true",
+        "\"scale_attn_weights\": false",
+        "scale_attn_weights",
+    );
+    assert_config_refused(
+        "\"scale_attn_by_inverse_layer_idx\": false",
+        "\"scale_attn_by_inverse_layer_idx\": true",
+        "scale_attn_by_inverse_layer_idx",
+    );
+}
+
 #[test]
 fn a_configuration_that_cannot_be_is_refused() {
     assert_config_refused("\"n_head\": 4", "\"n_head\": 5", "n_head");
     assert_config_refused("\"n_layer\": 3", "\"n_layer\": 0", "n_layer");
     assert_config_refused("\"n_embd\": 48", "\"n_embd\": \"wide\"", "config.json");
     assert_config_refused("gelu_new", "relu", "relu");
+    assert_config_refused(
+        "\"layer_norm_epsilon\": 1e-05",
+        "\"layer_norm_epsilon\": 0",
+        "layer_norm_epsilon",
+    );
     assert_config_refused("\"vocab_size\": 311", "\"vocab_size\": 312", "wte.weight");
     assert_config_refused("{", "", "config.json");
 }

@@ -69,7 +69,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> T {
 }
 
 /// Slot 1 of 3, so that a mistake in the addressing of the cache shows.
-fn runner(files: &ModelFiles) -> impl StepModel + use<> {
+pub(crate) fn runner(files: &ModelFiles) -> impl StepModel + use<> {
     Gpt2Runner::new(Gpt2::<Cpu>::load(files, &FlexDevice).unwrap(), 3)
 }
 
@@ -84,7 +84,7 @@ fn step(model: &mut impl StepModel, position: usize, tokens: &[u32]) -> Vec<f32>
 }
 
 /// Feeds `tokens` in chunks of `size` and answers the last logits.
-fn prefill(model: &mut impl StepModel, tokens: &[u32], size: usize) -> Vec<f32> {
+pub(crate) fn prefill(model: &mut impl StepModel, tokens: &[u32], size: usize) -> Vec<f32> {
     let mut logits = Vec::new();
     for (at, chunk) in tokens.chunks(size).enumerate() {
         logits = step(model, at * size, chunk);

@@ -10,6 +10,6 @@ mod world;
 
 pub use eventually::eventually;
 pub use model::{TINY_CONTEXT, save_tiny_model};
-pub use processes::{Installation, Process, TINY};
+pub use processes::{Installation, Process, TINY, setting};
 pub use stack::{Server, Stack};
 pub use world::{Servers, World, in_world, in_world_on};

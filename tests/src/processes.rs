@@ -265,21 +265,21 @@ fn free_address() -> SocketAddr {
 }
 
 fn binaries() -> PathBuf {
-    if let Some(folder) = variable("CLAIMCHECK_BIN_DIR") {
+    if let Some(folder) = setting("CLAIMCHECK_BIN_DIR") {
         return folder.into();
     }
-    if let Some(target) = variable("CARGO_TARGET_DIR") {
+    if let Some(target) = setting("CARGO_TARGET_DIR") {
         return Path::new(&target).join("release");
     }
-    let home = variable("HOME").expect("HOME is set");
+    let home = setting("HOME").expect("HOME is set");
     Path::new(&home).join(".cache/claimcheck/target/release")
 }
 
-/// Where the tests find what they start. The services never read variables this way.
+/// A setting of the harness, such as where the tests find what they start. The services never read variables this way.
 #[allow(
     clippy::disallowed_methods,
     reason = "the harness's own settings are no configuration of a service"
 )]
-pub(crate) fn variable(name: &str) -> Option<String> {
+pub fn setting(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }

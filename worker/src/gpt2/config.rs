@@ -46,15 +46,21 @@ pub struct Gpt2Config {
     #[serde(default = "default_epsilon")]
     pub layer_norm_epsilon: f32,
     /// Whether the head shares the token embedding's weights.
-    #[serde(default = "default_tied")]
+    #[serde(default = "default_true")]
     pub tie_word_embeddings: bool,
+    /// Scores are divided by the root of the head's width; the only kind that is computed.
+    #[serde(default = "default_true")]
+    pub scale_attn_weights: bool,
+    /// Scores are divided by the layer's number as well, which some descendants of GPT-2 do. Not computed, so refused.
+    #[serde(default)]
+    pub scale_attn_by_inverse_layer_idx: bool,
 }
 
 const fn default_epsilon() -> f32 {
     1e-5
 }
 
-const fn default_tied() -> bool {
+const fn default_true() -> bool {
     true
 }
 
@@ -80,6 +86,8 @@ impl Gpt2Config {
             activation_function: Activation::default(),
             layer_norm_epsilon: default_epsilon(),
             tie_word_embeddings: true,
+            scale_attn_weights: true,
+            scale_attn_by_inverse_layer_idx: false,
         })
     }
 
@@ -111,6 +119,20 @@ impl Gpt2Config {
                 "`n_embd` {} is no multiple of `n_head` {}",
                 self.n_embd, self.n_head
             ));
+        }
+        // Without it a row of equal values has no norm.
+        if !(self.layer_norm_epsilon.is_finite() && self.layer_norm_epsilon > 0.0) {
+            return Some(format!(
+                "`layer_norm_epsilon` is {}, which is not above 0",
+                self.layer_norm_epsilon
+            ));
+        }
+        // Such a model has the same tensors: without this it would load and answer nonsense.
+        if !self.scale_attn_weights {
+            return Some("`scale_attn_weights` is false, which is not supported".to_owned());
+        }
+        if self.scale_attn_by_inverse_layer_idx {
+            return Some("`scale_attn_by_inverse_layer_idx` is true, which is not supported".to_owned());
         }
         None
     }
