@@ -80,6 +80,12 @@ rabbitmq_await() {
   touch "$DATA/rabbitmq.complete"
 }
 
+# Runs rabbitmqctl against the private node.
+rabbitmq_control() {
+  rabbitmq_configure
+  as_server_user env "${RABBITMQ_ENV[@]}" /usr/lib/rabbitmq/bin/rabbitmqctl --quiet "$@" </dev/null >/dev/null
+}
+
 rabbitmq_stop() {
   stop_gently rabbitmq TERM 60
   kill_all TERM epmd

@@ -126,6 +126,11 @@ impl Api {
         self.task.await.expect("the process ends without a panic");
     }
 
+    /// Whether it has ended.
+    pub(crate) fn has_stopped(&self) -> bool {
+        self.task.is_finished()
+    }
+
     /// Asks it to stop and goes on.
     pub(crate) fn begin_stop(&self) {
         self.stop.cancel();

@@ -8,6 +8,7 @@ mod http_jobs;
 mod http_operators;
 mod http_outage;
 mod http_sent_twice;
+mod http_slow;
 mod http_waiting;
 mod hub;
 mod model_files;

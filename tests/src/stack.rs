@@ -82,6 +82,13 @@ impl Stack {
     }
 }
 
+impl Stack {
+    /// Raises or clears RabbitMQ's memory alarm: while it is raised, whoever publishes is blocked.
+    pub async fn memory_alarm(&self, raised: bool) {
+        call(&["alarm", if raised { "on" } else { "off" }]).await;
+    }
+}
+
 impl Drop for Stack {
     fn drop(&mut self) {
         let _stopped_as_far_as_it_goes = private(Command::new(SCRIPT).arg("down")).stdout(Stdio::null()).status();

@@ -81,3 +81,33 @@ async fn without_postgres_the_api_answers_503_and_all_parts_recover_without_a_re
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_a_memory_alarm_of_the_broker_jobs_are_accepted_and_running_ones_settle_and_ack() {
+    let stack = Stack::up().await;
+    in_world_on(stack.servers(), async |world| {
+        hurry(world);
+        let installation = Installation::of(world);
+        let api = installation.api().await;
+        let worker = installation.worker("worker", []).await;
+        let caller = Caller::of(&api, "ada").await;
+        caller.submit("long", &job(JOBS, 1500)).await;
+        until_count(world, 1, "SELECT count(*) FROM jobs WHERE started_at IS NOT NULL").await;
+        stack.memory_alarm(true).await;
+        submit(&caller, 0..JOBS).await;
+        until_count(world, 1, COMPLETED).await;
+        eventually("its message is acked", LIMIT, async || {
+            (worker.metric("claimcheck_jobs_in_flight").await == 0.0).then_some(())
+        })
+        .await;
+        assert_eq!(
+            count(world, "SELECT count(*) FROM outbox").await,
+            JOBS as i64,
+            "the others wait in the outbox"
+        );
+        stack.memory_alarm(false).await;
+        until_count(world, JOBS + 1, COMPLETED).await;
+        assert_each_settled_once(world, JOBS + 1).await;
+    })
+    .await;
+}
