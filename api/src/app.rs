@@ -23,6 +23,7 @@ use crate::catalog::Catalog;
 use crate::health::Health;
 use crate::intake::Intake;
 use crate::promises::Promises;
+use crate::reads::AccountReads;
 use crate::relay::Relay;
 use crate::routes::submit_job::render;
 use crate::serve::{ServeLimits, serve};
@@ -73,6 +74,8 @@ pub struct AppState {
     pub tokens: Arc<TokenIssuer>,
     /// Hashes and checks passwords.
     pub passwords: Passwords,
+    /// Who callers are.
+    pub accounts: AccountReads,
     /// The served models.
     pub catalog: Catalog,
     /// Wakes who waits for a job.
@@ -106,6 +109,7 @@ impl AppState {
         Ok(Self {
             tokens: Arc::new(tokens),
             passwords: Passwords::new(cores, PASSWORDS_WAITING)?,
+            accounts: AccountReads::open(pool.clone()),
             catalog: Catalog::new(pool.clone()),
             changes: JobChanges::default(),
             intake: Intake::open(pool.clone(), render),

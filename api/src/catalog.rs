@@ -12,6 +12,7 @@ use claimcheck_common::store::models::{self, ServedModel};
 use claimcheck_common::tokenizer::Tokenizer;
 
 use crate::error::{ApiError, Problem};
+use crate::reads::ModelReads;
 
 /// Few models are served at a time; beyond this the cache starts anew.
 const KEPT: usize = 32;
@@ -22,13 +23,15 @@ const SHORT_PROMPT_BYTES: usize = 512;
 #[derive(Clone)]
 pub struct Catalog {
     pool: Pool,
+    reads: ModelReads,
     tokenizers: Arc<Mutex<HashMap<String, Arc<Tokenizer>>>>,
 }
 
 impl Catalog {
-    /// Nothing is read yet.
+    /// Nothing is read yet. Must be called within a runtime.
     pub fn new(pool: Pool) -> Self {
         Self {
+            reads: ModelReads::open(pool.clone()),
             pool,
             tokenizers: Arc::default(),
         }
@@ -36,7 +39,13 @@ impl Catalog {
 
     /// All models, by name.
     pub async fn list(&self) -> Result<Vec<ServedModel>, ApiError> {
-        Ok(models::list(&self.pool).await?)
+        Ok(self
+            .reads
+            .all()
+            .await?
+            .iter()
+            .map(|alias| alias.served.clone())
+            .collect())
     }
 
     /// The model that a request asks for; without a name, the only one there is.
@@ -61,7 +70,11 @@ impl Catalog {
 
     /// The model of that name, if it is served.
     pub async fn named(&self, name: &str) -> Result<Option<ServedModel>, ApiError> {
-        Ok(models::resolve(&self.pool, name).await?)
+        let all = self.reads.all().await?;
+        Ok(all
+            .iter()
+            .find(|alias| alias.name == name)
+            .map(|alias| alias.served.clone()))
     }
 
     /// The prompt's length in the model's tokens.

@@ -11,12 +11,14 @@ use claimcheck_common::store::submit::{self, Patience, Submission, Submitted};
 use claimcheck_common::store::{Pool, StoreError, StoreResult};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-/// Submissions that wait at the door. A full door holds its callers back, within their requests' time limit.
-const WAITING: usize = 1024;
-/// Most submissions in one transaction: a few milliseconds of the database's time.
-const GROUP: usize = 128;
-/// Groups in the works at the same time: one gathers the rows while the other waits for the disk.
-const GROUPS: usize = 2;
+use crate::groups::{self, Lane, Limits};
+
+/// One group at a time: two would each hold half as many, and a group costs about as much as ten of its jobs.
+const LIMITS: Limits = Limits {
+    waiting: 1024,
+    group: 128,
+    lanes: 1,
+};
 /// Submissions that are committed alone at the same time.
 const ALONE: usize = 4;
 /// Those of them that were too slow for the rest. Together they leave most of the pool to others.
@@ -37,7 +39,6 @@ struct Waiting {
 struct Committer {
     pool: Pool,
     render: Render,
-    groups: Arc<Semaphore>,
     alone: Semaphore,
     slow: Semaphore,
 }
@@ -45,15 +46,13 @@ struct Committer {
 impl Intake {
     /// Opens the door. Must be called within a runtime.
     pub fn open(pool: Pool, render: Render) -> Self {
-        let (door, arrivals) = mpsc::channel(WAITING);
-        let committer = Committer {
+        let committer = Arc::new(Committer {
             pool,
             render,
-            groups: Arc::new(Semaphore::new(GROUPS)),
             alone: Semaphore::new(ALONE),
             slow: Semaphore::new(SLOW),
-        };
-        tokio::spawn(Arc::new(committer).run(arrivals));
+        });
+        let door = groups::open(LIMITS, move |group, lane| committer.clone().commit(group, lane));
         Self { door }
     }
 
@@ -70,25 +69,7 @@ impl Intake {
 }
 
 impl Committer {
-    async fn run(self: Arc<Self>, mut arrivals: mpsc::Receiver<Waiting>) {
-        loop {
-            // First a free lane, then whoever has come by then: that is what makes groups.
-            let Ok(lane) = self.groups.clone().acquire_owned().await else {
-                return;
-            };
-            let mut group = Vec::with_capacity(GROUP);
-            if arrivals.recv_many(&mut group, GROUP).await == 0 {
-                return;
-            }
-            let committer = self.clone();
-            // A task of its own: a panic costs this group alone.
-            tokio::spawn(async move {
-                committer.commit(group, lane).await;
-            });
-        }
-    }
-
-    async fn commit(self: Arc<Self>, mut group: Vec<Waiting>, lane: tokio::sync::OwnedSemaphorePermit) {
+    async fn commit(self: Arc<Self>, mut group: Vec<Waiting>, lane: Lane) {
         // Whoever has left by now would never see the answer.
         group.retain(|waiting| !waiting.answer.is_closed());
         metrics::histogram!("claimcheck_submit_group_jobs").record(group.len() as f64);

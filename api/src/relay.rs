@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 /// Most messages in one transaction, so that its confirms come well within its time limit.
-const BATCH: u32 = 256;
+const BATCH: u32 = 512;
 
 #[derive(Debug, thiserror::Error)]
 enum RelayError {

@@ -43,6 +43,26 @@ async fn submissions_that_come_together_share_transactions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_answer_to_a_submit_is_the_job_as_a_look_at_it_shows() {
+    with_api(async |_, api| {
+        let ada = api.user("ada").await;
+        let later = time::OffsetDateTime::now_utc().unix_timestamp() + 3600;
+        let full = json!({
+            "prompt": [1, 2, 3], "max_tokens": 7, "temperature": 0.25, "top_p": 0.5, "top_k": 9, "n": 2,
+            "stop": ["a", "b"], "seed": -5, "metadata": {"order": "17"}, "scheduled_at": later, "priority": -3,
+            "deadline_at": later + 60, "start_by": later + 50, "class": "batch", "max_attempts": 2, "store": false,
+            "ttl": 90
+        });
+        for body in [json!({"prompt": "hi"}), full] {
+            let (status, answered) = answer(ada.post("/v1/jobs").json(&body)).await;
+            assert_eq!(status, StatusCode::ACCEPTED, "{answered}");
+            assert_eq!(ada.job(answered["id"].as_str().unwrap()).await, answered);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_submission_that_the_database_refuses_fails_alone() {
     with_api(async |world, api| {
         let ada = api.user("ada").await;

@@ -1,12 +1,12 @@
 //! Who is calling: `Authorization: Bearer`, checked against the keys and against the account as it is now.
 //!
-//! The account is read for every request, so that a deactivated user is out at once; it is one look-up by primary key.
+//! The account is read for every request, so that a deactivated user is out at once; requests that come together share
+//! the look-up.
 
 use axum::extract::{FromRef, FromRequestParts};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use claimcheck_common::domain::{ProjectId, TenantId, UserId};
-use claimcheck_common::store::accounts;
 
 use crate::app::AppState;
 use crate::auth::TokenError;
@@ -63,7 +63,7 @@ where
                 },
             )
         })?;
-        let account = accounts::find(&state.pool, claims.sub).await?;
+        let account = state.accounts.find(claims.sub).await?;
         let Some(account) = account.filter(|account| account.is_active) else {
             return Err(refuse("invalid_token", "This account is not active."));
         };

@@ -2,7 +2,7 @@
 
 use sqlx::{PgConnection, PgExecutor, Row};
 
-use super::row::get;
+use super::row::{column, get};
 use super::{Pool, StoreResult, transaction};
 use crate::domain::{Id, ProjectId, TenantId, UserId};
 
@@ -92,6 +92,15 @@ pub async fn find(executor: impl PgExecutor<'_>, id: UserId) -> StoreResult<Opti
         .fetch_optional(executor)
         .await?;
     row.as_ref().map(account).transpose()
+}
+
+/// Those of the users that exist.
+pub async fn find_many(executor: impl PgExecutor<'_>, ids: Vec<UserId>) -> StoreResult<Vec<Account>> {
+    let rows = sqlx::query("SELECT * FROM users WHERE id = ANY($1)")
+        .bind(column(&ids, |id| id.uuid()))
+        .fetch_all(executor)
+        .await?;
+    rows.iter().map(account).collect()
 }
 
 fn account(row: &sqlx::postgres::PgRow) -> StoreResult<Account> {

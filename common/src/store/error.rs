@@ -30,8 +30,13 @@ impl StoreError {
     }
 
     /// The work was given up on this side: its outcome is unknown.
-    pub fn interrupted(what: &'static str) -> Self {
-        Self::Unavailable(sqlx::Error::Io(std::io::Error::other(what)))
+    pub fn interrupted(what: impl Into<String>) -> Self {
+        Self::Unavailable(sqlx::Error::Io(std::io::Error::other(what.into())))
+    }
+
+    /// The same failure for another of those whom it concerns, if waiting and repeating can help.
+    pub fn for_another(&self) -> Option<Self> {
+        self.is_transient().then(|| Self::interrupted(self.to_string()))
     }
 
     /// Whether the statement's or the lock's time was over.

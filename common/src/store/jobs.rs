@@ -133,15 +133,25 @@ pub struct Page {
     pub limit: u32,
 }
 
-const VIEW: &str = "SELECT j.*, i.prompt, i.parameters, i.metadata, o.choices,
-         CASE WHEN j.status = 'scheduled' THEN 'scheduled'
+/// Why the job `j` does not run yet, as SQL.
+macro_rules! waiting_reason {
+    () => {
+        "CASE WHEN j.status = 'scheduled' THEN 'scheduled'
               WHEN j.status <> 'queued' THEN NULL
               WHEN is_paused(j.model, j.class, j.tenant_id) THEN 'paused'
               WHEN j.available_at > now() THEN 'backoff'
-              WHEN NOT EXISTS (SELECT FROM workers w WHERE w.model = j.model AND w.ready_at IS NOT NULL AND NOT w.draining
+              WHEN NOT EXISTS (SELECT FROM workers w WHERE w.model = j.model AND NOT w.draining
                                    AND w.last_seen_at > now() - interval '30 seconds') THEN 'worker_unhealthy'
-              ELSE 'capacity' END AS waiting
-     FROM jobs j LEFT JOIN job_inputs i ON i.job_id = j.id LEFT JOIN job_outputs o ON o.job_id = j.id ";
+              ELSE 'capacity' END AS waiting"
+    };
+}
+pub(super) use waiting_reason;
+
+const VIEW: &str = concat!(
+    "SELECT j.*, i.prompt, i.parameters, i.metadata, o.choices, ",
+    waiting_reason!(),
+    " FROM jobs j LEFT JOIN job_inputs i ON i.job_id = j.id LEFT JOIN job_outputs o ON o.job_id = j.id "
+);
 
 /// One job of a project. A foreign job does not exist.
 pub async fn get(executor: impl PgExecutor<'_>, project: ProjectId, id: JobId) -> StoreResult<Option<JobView>> {
@@ -153,17 +163,6 @@ pub async fn get(executor: impl PgExecutor<'_>, project: ProjectId, id: JobId) -
     .fetch_optional(executor)
     .await?;
     row.as_ref().map(view).transpose()
-}
-
-/// Those of the jobs that exist, whosesoever they are, by id.
-pub(super) async fn get_many(executor: impl PgExecutor<'_>, ids: Vec<uuid::Uuid>) -> StoreResult<Vec<JobView>> {
-    let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-        "{VIEW} WHERE j.id = ANY($1) ORDER BY j.id"
-    )))
-    .bind(ids)
-    .fetch_all(executor)
-    .await?;
-    rows.iter().map(view).collect()
 }
 
 /// A page of a project's jobs, newest first. Each filter walks its own index, whatever the project's size.
@@ -230,10 +229,7 @@ fn view(row: &PgRow) -> StoreResult<JobView> {
         usage: Usage::new(unsigned(row, "prompt_tokens")?, unsigned(row, "completion_tokens")?),
         error: json(row, "error")?,
         last_error: json(row, "last_error")?,
-        waiting: column::<Option<&str>, _>(row, "waiting")?
-            .map(str::parse)
-            .transpose()
-            .map_err(StoreError::contradiction)?,
+        waiting: waiting(row)?,
         retry_of: column::<Option<_>, _>(row, "retry_of")?.map(Id::from_uuid),
         options: options(row)?,
         erased_at: column(row, "erased_at")?,
@@ -243,6 +239,14 @@ fn view(row: &PgRow) -> StoreResult<JobView> {
         cancel_requested_at: column(row, "cancel_requested_at")?,
         finished_at: column(row, "finished_at")?,
     })
+}
+
+/// What [`waiting_reason`] answered.
+pub(super) fn waiting(row: &PgRow) -> StoreResult<Option<WaitingReason>> {
+    column::<Option<&str>, _>(row, "waiting")?
+        .map(str::parse)
+        .transpose()
+        .map_err(StoreError::contradiction)
 }
 
 fn options(row: &PgRow) -> StoreResult<JobOptions> {

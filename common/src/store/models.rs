@@ -149,22 +149,32 @@ pub async fn forget_workers(executor: impl PgExecutor<'_>, silent_for: Duration)
 }
 
 const SERVED: &str =
-    "SELECT m.name, m.revision, m.context_length, m.vocabulary_size, m.dtype, m.tokenizer_sha256, m.registered_at,
+    "SELECT a.alias, m.name, m.revision, m.context_length, m.vocabulary_size, m.dtype, m.tokenizer_sha256, m.registered_at,
         (SELECT count(*)::int FROM workers w WHERE w.model = m.name AND w.model_revision = m.revision
              AND w.last_seen_at > now() - interval '30 seconds') AS workers
      FROM model_aliases a JOIN models m ON (m.name, m.revision) = (a.name, a.revision)
-     WHERE $1::text IS NULL OR a.alias = $1 ORDER BY a.alias";
+     ORDER BY a.alias";
 
-/// What a name leads to.
-pub async fn resolve(executor: impl PgExecutor<'_>, alias: &str) -> StoreResult<Option<ServedModel>> {
-    let row = sqlx::query(SERVED).bind(Some(alias)).fetch_optional(executor).await?;
-    row.as_ref().map(served).transpose()
+/// A name that requests may use.
+#[derive(Debug, Clone)]
+pub struct Alias {
+    /// The name.
+    pub name: String,
+    /// What it leads to.
+    pub served: ServedModel,
 }
 
 /// All that can be asked for, by name.
-pub async fn list(executor: impl PgExecutor<'_>) -> StoreResult<Vec<ServedModel>> {
-    let rows = sqlx::query(SERVED).bind(None::<&str>).fetch_all(executor).await?;
-    rows.iter().map(served).collect()
+pub async fn aliases(executor: impl PgExecutor<'_>) -> StoreResult<Vec<Alias>> {
+    let rows = sqlx::query(SERVED).fetch_all(executor).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(Alias {
+                name: get(row, "alias")?,
+                served: served(row)?,
+            })
+        })
+        .collect()
 }
 
 /// The bytes of a model's `tokenizer.json`.

@@ -6,16 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgConnection;
+use sqlx::postgres::PgRow;
 use sqlx::postgres::types::PgInterval;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
 use super::idempotency::{self, Answer, Claim, Render};
-use super::jobs::{self, JobView};
+use super::jobs::{self, JobInput, JobView};
 use super::pool::transaction_begun_by;
-use super::row::column;
+use super::row::{column, get};
 use super::{Pool, StoreError, StoreResult, quota};
-use crate::domain::{Class, GenerationParams, JobId, JobStatus, ModelRef, ProjectId, Prompt, TenantId, UserId};
+use crate::domain::{
+    Class, GenerationParams, JobId, JobKey, JobStatus, ModelRef, ProjectId, Prompt, TenantId, Usage, UserId,
+};
 
 /// A job that passed every check of the API.
 #[derive(Debug, Clone)]
@@ -177,9 +180,7 @@ async fn submit_all(
     }
     let jobs: Vec<&NewJob> = new.iter().map(|&place| &submissions[place].job).collect();
     if !jobs.is_empty() {
-        insert(connection, &jobs).await?;
-        let views = jobs::get_many(&mut *connection, column(&jobs, |job| job.id.uuid())).await?;
-        let mut views: HashMap<_, _> = views.into_iter().map(|view| (view.key.id, view)).collect();
+        let mut views = insert(connection, &jobs).await?;
         let made: Vec<(&Submission, &JobView)> = new
             .iter()
             .filter_map(|&place| Some((&submissions[place], views.get(&submissions[place].job.id)?)))
@@ -194,11 +195,12 @@ async fn submit_all(
     all.ok_or_else(|| StoreError::contradiction("a job vanished within its own transaction"))
 }
 
-/// Writes the rows of all jobs in one statement.
-async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> StoreResult<()> {
-    sqlx::query(
+/// Writes the rows of all jobs in one statement; answers them as [`jobs::get`] would.
+async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> StoreResult<HashMap<JobId, JobView>> {
+    let rows = sqlx::query(concat!(
         "WITH new AS MATERIALIZED (
-             SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[],
+             SELECT *, coalesce(scheduled_at, now()) AS available_at
+             FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[],
                  $8::text[], $9::integer[], $10::timestamptz[], $11::jsonb[], $12::jsonb[], $13::jsonb[], $14::text[],
                  $15::smallint[], $16::timestamptz[], $17::timestamptz[], $18::integer[], $19::boolean[], $20::interval[])
              AS new (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
@@ -208,7 +210,7 @@ async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> StoreResult<
              INSERT INTO jobs (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
                                available_at, priority, deadline_at, start_by, max_attempts, store, ttl)
              SELECT id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
-                 coalesce(scheduled_at, now()), priority, deadline_at, start_by, max_attempts, store, ttl FROM new
+                 available_at, priority, deadline_at, start_by, max_attempts, store, ttl FROM new
          ), input AS (
              INSERT INTO job_inputs (job_id, prompt, parameters, metadata)
              SELECT id, prompt, parameters, metadata FROM new
@@ -216,10 +218,14 @@ async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> StoreResult<
              -- A scheduled job gets its message when its time has come.
              INSERT INTO outbox (job_id, model, class, traceparent, tenant_id, priority, deadline_at)
              SELECT id, model, class, traceparent, tenant_id, priority, deadline_at FROM new WHERE status = 'queued'
+         ), audit AS (
+             INSERT INTO audit_log (tenant_id, actor, action, subject)
+             SELECT tenant_id, 'user:' || user_id, 'job.submitted', id FROM new
          )
-         INSERT INTO audit_log (tenant_id, actor, action, subject)
-         SELECT tenant_id, 'user:' || user_id, 'job.submitted', id FROM new",
-    )
+         SELECT id, now() AS created_at, available_at, ",
+        jobs::waiting_reason!(),
+        " FROM new j"
+    ))
     .bind(column(jobs, |job| job.id.uuid()))
     .bind(column(jobs, |job| job.tenant_id.uuid()))
     .bind(column(jobs, |job| job.project_id.uuid()))
@@ -240,9 +246,45 @@ async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> StoreResult<
     .bind(column(jobs, |job| job.options.max_attempts.cast_signed()))
     .bind(column(jobs, |job| job.options.store))
     .bind(column(jobs, |job| job.options.ttl.map(interval)))
-    .execute(connection)
+    .fetch_all(connection)
     .await?;
-    Ok(())
+    let by_id: HashMap<JobId, &PgRow> = rows
+        .iter()
+        .map(|row| Ok((JobId::from_uuid(get(row, "id")?), row)))
+        .collect::<StoreResult<_>>()?;
+    jobs.iter()
+        .filter_map(|job| Some((job, by_id.get(&job.id)?)))
+        .map(|(job, row)| Ok((job.id, accepted(job, row)?)))
+        .collect()
+}
+
+/// A job as it is when it was just written.
+fn accepted(job: &NewJob, row: &PgRow) -> StoreResult<JobView> {
+    Ok(JobView {
+        key: JobKey { id: job.id, fence: 0 },
+        status: job.status(),
+        model: job.model.clone(),
+        class: job.class,
+        attempt: 0,
+        input: Some(JobInput {
+            prompt: job.prompt.clone(),
+            params: job.params.clone(),
+            metadata: job.metadata.clone(),
+        }),
+        choices: None,
+        usage: Usage::new(job.prompt_tokens, 0),
+        error: None,
+        last_error: None,
+        waiting: jobs::waiting(row)?,
+        retry_of: None,
+        options: job.options.clone(),
+        erased_at: None,
+        created_at: get(row, "created_at")?,
+        available_at: get(row, "available_at")?,
+        started_at: None,
+        cancel_requested_at: None,
+        finished_at: None,
+    })
 }
 
 impl NewJob {

@@ -1,0 +1,109 @@
+//! Reads that many requests make at once: one statement answers all who asked before it began.
+//!
+//! Nothing is kept: every answer is read after its question, so that a change is seen at once. While the database is
+//! away all who asked hear of it; a read that fails otherwise is made again by each of its callers alone.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use claimcheck_common::domain::UserId;
+use claimcheck_common::store::accounts::{self, Account};
+use claimcheck_common::store::models::{self, Alias};
+use claimcheck_common::store::{Pool, StoreError, StoreResult};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::groups::{self, Limits};
+
+/// One read is with the database while the next gathers its questions: a read costs far more than a row.
+const LIMITS: Limits = Limits {
+    waiting: 1024,
+    group: 256,
+    lanes: 1,
+};
+
+type Asked<K, V> = (K, oneshot::Sender<StoreResult<V>>);
+
+/// The accounts of callers.
+#[derive(Clone)]
+pub struct AccountReads {
+    pool: Pool,
+    door: mpsc::Sender<Asked<UserId, Option<Account>>>,
+}
+
+impl AccountReads {
+    /// Must be called within a runtime.
+    pub fn open(pool: Pool) -> Self {
+        let reader = pool.clone();
+        let door = groups::open(LIMITS, move |group: Vec<Asked<UserId, Option<Account>>>, _lane| {
+            let pool = reader.clone();
+            async move {
+                let ids: BTreeSet<UserId> = group.iter().map(|(id, _)| *id).collect();
+                let found = accounts::find_many(&pool, ids.into_iter().collect()).await;
+                let found = found.map(|found| -> HashMap<_, _> {
+                    found.into_iter().map(|account| (account.user_id, account)).collect()
+                });
+                answer_all(group, found.as_ref(), |found, id| found.get(&id).cloned());
+            }
+        });
+        Self { pool, door }
+    }
+
+    /// The account as it is now.
+    pub async fn find(&self, id: UserId) -> StoreResult<Option<Account>> {
+        match ask(&self.door, id).await {
+            Some(found) => found,
+            None => accounts::find(&self.pool, id).await,
+        }
+    }
+}
+
+/// What can be asked for.
+#[derive(Clone)]
+pub struct ModelReads {
+    pool: Pool,
+    door: mpsc::Sender<Asked<(), Arc<[Alias]>>>,
+}
+
+impl ModelReads {
+    /// Must be called within a runtime.
+    pub fn open(pool: Pool) -> Self {
+        let reader = pool.clone();
+        let door = groups::open(LIMITS, move |group: Vec<Asked<(), Arc<[Alias]>>>, _lane| {
+            let pool = reader.clone();
+            async move {
+                let found: StoreResult<Arc<[Alias]>> = models::aliases(&pool).await.map(Into::into);
+                answer_all(group, found.as_ref(), |found, ()| found.clone());
+            }
+        });
+        Self { pool, door }
+    }
+
+    /// All names with what they lead to now, by name.
+    pub async fn all(&self) -> StoreResult<Arc<[Alias]>> {
+        match ask(&self.door, ()).await {
+            Some(found) => found,
+            None => Ok(models::aliases(&self.pool).await?.into()),
+        }
+    }
+}
+
+/// Gives each its part of what was found. Nobody is answered after a failure that may have been one caller's own.
+fn answer_all<K, V, R>(group: Vec<Asked<K, V>>, found: Result<&R, &StoreError>, part: impl Fn(&R, K) -> V) {
+    for (key, answer) in group {
+        let outcome = match found {
+            Ok(found) => Ok(part(found, key)),
+            Err(error) => match error.for_another() {
+                Some(error) => Err(error),
+                None => continue,
+            },
+        };
+        let _left = answer.send(outcome);
+    }
+}
+
+/// `None`: nobody answered.
+async fn ask<K, V>(door: &mpsc::Sender<Asked<K, V>>, key: K) -> Option<StoreResult<V>> {
+    let (answer, answered) = oneshot::channel();
+    door.send((key, answer)).await.ok()?;
+    answered.await.ok()
+}
