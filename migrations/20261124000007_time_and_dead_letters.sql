@@ -29,7 +29,8 @@ ALTER TABLE outbox
     ADD COLUMN priority    smallint NOT NULL DEFAULT 0,
     ADD COLUMN deadline_at timestamptz;
 UPDATE outbox o SET tenant_id = j.tenant_id FROM jobs j WHERE j.id = o.job_id;
-CREATE INDEX outbox_by_share ON outbox (model, class, tenant_id, priority DESC, deadline_at, id);
+-- By the job and not by the row: what is tried again has the place that it had, before all that came later.
+CREATE INDEX outbox_by_share ON outbox (model, class, tenant_id, priority DESC, deadline_at, job_id);
 DROP INDEX outbox_due;
 
 -- Jobs that failed for good, until somebody does them again. Like the audit log it never holds a prompt or an output.

@@ -5,7 +5,7 @@ use claimcheck_common::store::accounts::Account;
 use claimcheck_common::store::idempotency::Answer;
 use claimcheck_common::store::operators::{self, TenantLimits};
 use claimcheck_common::store::submit::{JobOptions, NewJob, Submitted};
-use claimcheck_common::store::{Pool, outbox, submit};
+use claimcheck_common::store::{Pool, outbox, rescue, submit};
 use claimcheck_tests::in_world;
 use futures::future::join_all;
 use sqlx::AssertSqlSafe;
@@ -115,6 +115,29 @@ async fn tenants_share_the_window_evenly_and_priority_and_deadline_order_ones_ow
             [own[2], own[1], own[0]],
             "all of the one who has few, the urgent first"
         );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_rescued_job_goes_before_all_that_came_later() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let account = account(pool).await;
+        let first = accept(pool, new_job(&account)).await.key.id;
+        release(pool).await;
+        claim_one(pool, first).await.unwrap();
+        for _ in 0..3 * WINDOW {
+            accept(pool, new_job(&account)).await;
+        }
+        sqlx::query(
+            "UPDATE jobs SET lease_expires_at = now() - interval '1 second' WHERE lease_expires_at IS NOT NULL",
+        )
+        .execute(pool)
+        .await
+        .unwrap();
+        rescue::rescue_lapsed(pool).await.unwrap();
+        assert_eq!(release(pool).await[0], first);
     })
     .await;
 }

@@ -50,7 +50,7 @@ pub async fn queues(pool: &Pool) -> StoreResult<Vec<QueueName>> {
 ///
 /// The window is counted from the jobs themselves (released and not yet claimed) and shared out between tenants: whoever has
 /// the fewest jobs in it is next, so that one with 50,000 rows stands behind another's single one. Within a tenant
-/// priority counts, then the deadline, then age. What is paused, or beyond its tenant's `max_running`, stays. One relay at a
+/// priority counts, then the deadline, then the job's age: what is rescued or tried again has its old place. What is paused, or beyond its tenant's `max_running`, stays. One relay at a
 /// time serves a queue, so that two of them do not fill the same room twice; an empty answer also means that another one is at
 /// it.
 pub async fn take(
@@ -92,22 +92,23 @@ pub async fn take(
          ), turn AS MATERIALIZED (
              SELECT next.*, share.jobs + next.place AS turn
              FROM share CROSS JOIN room CROSS JOIN LATERAL (
-                 SELECT id, priority, deadline_at, row_number() OVER (ORDER BY priority DESC, deadline_at, id) AS place
+                 SELECT id, job_id, priority, deadline_at,
+                     row_number() OVER (ORDER BY priority DESC, deadline_at, job_id) AS place
                  FROM (
-                     SELECT id, priority, deadline_at FROM outbox o
+                     SELECT id, job_id, priority, deadline_at FROM outbox o
                      WHERE o.model = $1 AND o.class = $2 AND o.tenant_id = share.tenant_id AND o.available_at <= now()
-                     ORDER BY priority DESC, deadline_at, id LIMIT room.jobs
+                     ORDER BY priority DESC, deadline_at, job_id LIMIT room.jobs
                  ) first
              ) next
              WHERE share.most IS NULL OR share.jobs + next.place <= share.most
          )
          SELECT o.id, o.job_id, o.traceparent FROM (
-             SELECT * FROM turn ORDER BY turn, priority DESC, deadline_at, id LIMIT (SELECT jobs FROM room)
+             SELECT * FROM turn ORDER BY turn, priority DESC, deadline_at, job_id LIMIT (SELECT jobs FROM room)
          ) chosen CROSS JOIN LATERAL (
              -- Looked up one by one: the planner would rather read the whole outbox.
              SELECT id, job_id, traceparent FROM outbox WHERE id = chosen.id FOR UPDATE SKIP LOCKED
          ) o
-         ORDER BY chosen.turn, chosen.priority DESC, chosen.deadline_at, chosen.id",
+         ORDER BY chosen.turn, chosen.priority DESC, chosen.deadline_at, chosen.job_id",
     )
     .bind(&queue.model)
     .bind(queue.class.as_str())

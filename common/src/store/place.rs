@@ -92,11 +92,11 @@ async fn ahead(connection: &mut PgConnection, id: Uuid) -> StoreResult<(u64, boo
          ), own AS MATERIALIZED (
              -- The place in the tenant's own list, in the relay's order.
              SELECT count(*) AS looked, coalesce(max(place) FILTER (WHERE id = outbox_id), $2 + 1) AS place FROM (
-                 SELECT o.id, me.outbox_id, row_number() OVER (ORDER BY o.priority DESC, o.deadline_at, o.id) AS place
+                 SELECT o.id, me.outbox_id, row_number() OVER (ORDER BY o.priority DESC, o.deadline_at, o.job_id) AS place
                  FROM me CROSS JOIN LATERAL (
                      SELECT * FROM outbox o
                      WHERE o.model = me.model AND o.class = me.class AND o.tenant_id = me.tenant_id
-                     ORDER BY priority DESC, deadline_at, id LIMIT $2
+                     ORDER BY priority DESC, deadline_at, job_id LIMIT $2
                  ) o
              ) list
          ), turn AS MATERIALIZED (
