@@ -1,0 +1,314 @@
+"""The measurements of `tests/benches/intake`, which prepares tools and servers and then runs this."""
+import argparse
+import asyncio
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+import asyncpg
+import jwt
+
+import noop_model
+from processes import Child, cpu_seconds
+
+PROMPT = {"prompt": "Once upon a time", "max_tokens": 1, "temperature": 0}
+DATABASES = {"ours": "bench_intake", "peer": "bench_intake_peer"}
+PEER_SECRET = "x" * 32
+SETTLE_LIMIT = 180
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--peer", type=Path, required=True)
+    parser.add_argument("--seconds", type=int, default=10, help="of each measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--connections", type=int, default=64)
+    parser.add_argument("--large", type=int, default=1_000_000, help="rows of the large table; 0 leaves it out")
+    parser.add_argument("--json", type=Path, help="writes every measurement to this file")
+    return parser.parse_args()
+
+
+def at(url: str, database: str) -> str:
+    return urllib.parse.urlsplit(url)._replace(path=f"/{database}").geturl()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+async def load(url: str, token: str, connections: int, seconds: int, rate: int | None = None) -> dict:
+    """One run of the load generator: how many were accepted a second, and how long they waited in milliseconds."""
+    command = ["oha", "--no-tui", "--output-format", "json", "-w", "-z", f"{seconds}s", "-c", str(connections)]
+    command += ["-m", "POST", "-T", "application/json", "-d", json.dumps(PROMPT)]
+    command += ["-H", f"authorization: Bearer {token}"]
+    command += ["-q", str(rate), "--latency-correction"] if rate else []
+    process = await asyncio.create_subprocess_exec(*command, f"{url}/v1/jobs", stdout=subprocess.PIPE)
+    said = json.loads((await process.communicate())[0])
+    codes = said["statusCodeDistribution"]
+    accepted, others = codes.pop("202", 0), codes
+    if others or said["errorDistribution"]:
+        print(f"  not accepted: {others} {said['errorDistribution']}", file=sys.stderr)
+    percentiles = said["latencyPercentiles"]
+    return {
+        "accepted": accepted,
+        "a_second": accepted / said["summary"]["total"],
+        "p50": percentiles["p50"] * 1e3,
+        "p99": percentiles["p99"] * 1e3,
+    }
+
+
+class Ours:
+    """The service under test, with a database of its own."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.bin = folder, Path(os.environ["CLAIMCHECK_BIN_DIR"])
+        self.url = f"http://127.0.0.1:{free_port()}"
+        worker = f"127.0.0.1:{free_port()}"
+        noop_model.write(folder / "noop")
+        environment = {
+            "DATABASE_URL": at(os.environ["DATABASE_URL"], DATABASES["ours"]),
+            "DATABASE_OWNER_URL": at(os.environ["DATABASE_OWNER_URL"], DATABASES["ours"]),
+            "CLAIMCHECK_HTTP_ADDR": self.url.removeprefix("http://"),
+            "CLAIMCHECK_WORKER_HTTP_ADDR": worker,
+            "CLAIMCHECK_JWT_SECRET": "a secret of at least thirty-two bytes",
+            "CLAIMCHECK_TOKEN_TTL": "12h",
+            "CLAIMCHECK_QUEUE_PREFIX": "bench-intake",
+            "CLAIMCHECK_MODEL": str(folder / "noop"),
+            "CLAIMCHECK_SLOTS": "256",
+            "CLAIMCHECK_RELEASE_WINDOW": "2048",
+            # As the peer: no line for each request.
+            "RUST_LOG": "warn",
+        }
+        subprocess.run([self.bin / "claimcheck-api", "migrate"], cwd=folder, env=os.environ | environment, check=True)
+        self.api = Child("api", [str(self.bin / "claimcheck-api")], folder, f"{self.url}/readyz", **environment)
+        command = [str(self.bin / "claimcheck-worker"), "run"]
+        self.worker = Child("worker", command, folder, f"http://{worker}/readyz", **environment)
+        self.children = [self.api, self.worker]
+
+    def token(self) -> str:
+        account = {"username": "bench", "email": "bench@example.org", "password": "correct horse battery"}
+        send(f"{self.url}/v1/auth/register", json.dumps(account).encode(), "application/json")
+        form = urllib.parse.urlencode({"grant_type": "password", **{k: account[k] for k in ("username", "password")}})
+        answer = send(f"{self.url}/v1/auth/token", form.encode(), "application/x-www-form-urlencoded")
+        return answer["access_token"]
+
+
+def send(url: str, body: bytes, media: str) -> dict:
+    request = urllib.request.Request(url, body, {"content-type": media})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        return json.load(answer)
+
+
+async def fresh_databases() -> None:
+    """Databases as on the first day; the schema is made by whoever owns it."""
+    owner = await asyncpg.connect(os.environ["DATABASE_OWNER_URL"])
+    for name in DATABASES.values():
+        await owner.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await owner.execute(f"CREATE DATABASE {name}")
+    await owner.close()
+
+
+async def fill(db: asyncpg.Connection, rows: int) -> None:
+    """Jobs that ended, as many as are missing: like those that the bench makes, spread over the past month."""
+    there = await db.fetchval("SELECT count(*) FROM jobs")
+    await db.execute(
+        """INSERT INTO jobs (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
+                             completion_tokens, attempt, fence, created_at, started_at, finished_at)
+           SELECT (lpad(to_hex((extract(epoch FROM t) * 1000)::bigint), 12, '0') || '7' || substr(md5(n::text), 1, 3)
+                   || 'a' || substr(md5(n::text), 4, 15))::uuid,
+               u.tenant_id, u.project_id, u.id, 'noop', 'r', 'interactive', 'completed', 12, 1, 1, 1, t, t, t
+           FROM users u, generate_series(1, $1::int) n,
+               LATERAL (SELECT now() - interval '30 days' * random() - interval '1 hour' AS t) at
+           WHERE u.username = 'bench'""",
+        rows - there, timeout=1800,
+    )
+    for statement in (
+        "INSERT INTO job_inputs (job_id, prompt, parameters) SELECT id, '\"hi\"', '{}' FROM jobs ON CONFLICT DO NOTHING",
+        "INSERT INTO job_outputs (job_id, choices) SELECT id, '[]' FROM jobs ON CONFLICT DO NOTHING",
+        "VACUUM ANALYZE",
+    ):
+        await db.execute(statement, timeout=1800)
+
+
+class Watch:
+    """Looks at the database while a load runs."""
+
+    RELEASED = "SELECT count(*) FROM jobs WHERE status = 'queued' AND dispatched_at IS NOT NULL"
+    UNFINISHED = "SELECT count(*) FROM jobs WHERE finished_at IS NULL"
+
+    def __init__(self, db: asyncpg.Connection):
+        self.db, self.released = db, 0
+
+    async def watch(self) -> None:
+        while True:
+            self.released = max(self.released, await self.db.fetchval(self.RELEASED))
+            await asyncio.sleep(0.5)
+
+    async def settled(self) -> None:
+        until = time.monotonic() + SETTLE_LIMIT
+        while await self.db.fetchval(self.UNFINISHED):
+            if time.monotonic() > until:
+                raise SystemExit("the jobs did not settle in time")
+            await asyncio.sleep(0.05)
+
+
+async def measure_ours(
+    ours: Ours, token: str, db: asyncpg.Connection, wanted: argparse.Namespace, rate: int | None = None
+) -> dict:
+    """One load, from the first submit to the last settle."""
+    watch = Watch(db)
+    data = os.environ.get("CLAIMCHECK_BENCH_DATA", "")
+    since = await db.fetchval("SELECT clock_timestamp()")
+    wal, cpu, began = await db.fetchval("SELECT pg_current_wal_lsn()::text"), cpu_seconds(ours.children, data), time.monotonic()
+    task = asyncio.create_task(watch.watch())
+    result = await load(ours.url, token, wanted.connections, wanted.seconds, rate)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    result["outbox_at_end"] = await db.fetchval("SELECT count(*) FROM outbox")
+    result["unfinished_at_end"] = await db.fetchval(Watch.UNFINISHED)
+    await watch.settled()
+    result["settled_a_second"] = result["accepted"] / (time.monotonic() - began)
+    after = cpu_seconds(ours.children, data)
+    jobs = max(result["accepted"], 1)
+    result["cpu_us"] = {name: (after[name] - cpu.get(name, 0.0)) / jobs * 1e6 for name in sorted(after)}
+    result["wal_bytes"] = int(await db.fetchval("SELECT pg_current_wal_lsn() - $1::text::pg_lsn", wal)) / jobs
+    result["released_most"] = watch.released
+    row = await db.fetchrow(
+        """SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM started_at - created_at)) * 1e3 AS p50,
+                  percentile_cont(0.99) WITHIN GROUP (ORDER BY extract(epoch FROM started_at - created_at)) * 1e3 AS p99
+           FROM jobs WHERE created_at > $1""", since)
+    result["pickup_p50"], result["pickup_p99"] = float(row["p50"] or 0), float(row["p99"] or 0)
+    return result
+
+
+async def measure_peer(child: Child, url: str, token: str, wanted: argparse.Namespace) -> dict:
+    data = os.environ.get("CLAIMCHECK_BENCH_DATA", "")
+    cpu = cpu_seconds([child], data)
+    result = await load(url, token, wanted.connections, wanted.seconds)
+    after, jobs = cpu_seconds([child], data), max(result["accepted"], 1)
+    result["cpu_us"] = {name: (after[name] - cpu.get(name, 0.0)) / jobs * 1e6 for name in sorted(after)}
+    return result
+
+
+def median(results: list[dict], name: str) -> float:
+    return statistics.median(result[name] for result in results)
+
+
+def table(title: str, heads: list[str], rows: list[list[str]]) -> None:
+    print(f"\n{title}\n")
+    for cells in [heads, ["---"] * len(heads), *rows]:
+        print("| " + " | ".join(cells) + " |")
+    sys.stdout.flush()
+
+
+async def peer_ready(wanted: argparse.Namespace, environment: dict) -> str:
+    """Makes the peer's tables and its one user; answers a token."""
+    script = """
+import asyncio, app
+from sqlalchemy import insert
+async def main():
+    async with app.engine.begin() as connection:
+        await connection.run_sync(app.Base.metadata.create_all)
+        await connection.execute(insert(app.User).values(username="bench"))
+asyncio.run(main())
+"""
+    python = [sys.executable, "-B", "-c", script]
+    subprocess.run(python, cwd=wanted.peer, env=os.environ | environment, check=True)
+    return jwt.encode({"sub": "bench"}, PEER_SECRET, algorithm="HS256")
+
+
+def peer_child(wanted: argparse.Namespace, folder: Path, environment: dict, port: int) -> Child:
+    command = [sys.executable, "-B", "-m", "uvicorn", "app:app", "--workers", "2", "--port", str(port), "--no-access-log"]
+    return Child("peer", command, folder, f"http://127.0.0.1:{port}/openapi.json", cwd=str(wanted.peer), **environment)
+
+
+def cpu_cell(results: list[dict]) -> str:
+    """The median of the whole, and of each part."""
+    whole = statistics.median(sum(result["cpu_us"].values()) for result in results)
+    parts = {part: statistics.median(result["cpu_us"].get(part, 0) for result in results) for part in results[0]["cpu_us"]}
+    return f"{whole:.0f} ({', '.join(f'{part} {value:.0f}' for part, value in parts.items())})"
+
+
+def cost_row(name: str, results: list[dict]) -> list[str]:
+    numbers = [f"{median(results, 'a_second'):.0f}", f"{median(results, 'p50'):.1f}", f"{median(results, 'p99'):.1f}"]
+    numbers += [f"{median(results, value):.0f}" for value in ("settled_a_second", "wal_bytes")]
+    numbers += [cpu_cell(results)]
+    return [name, *numbers, *(f"{median(results, value):.0f}" for value in ("released_most", "outbox_at_end"))]
+
+
+COST_HEADS = ["rows in jobs", "accepted/s", "p50 ms", "p99 ms", "settled/s", "WAL bytes a job", "CPU µs a job", "released, most", "outbox at end"]
+
+
+async def run(wanted: argparse.Namespace, folder: Path) -> dict:
+    await fresh_databases()
+    port = free_port()
+    database = at(os.environ["DATABASE_OWNER_URL"], DATABASES["peer"])
+    peer_environment = {
+        "PEER_DATABASE_URL": urllib.parse.urlsplit(database)._replace(scheme="postgresql+asyncpg").geturl(),
+        "PEER_AMQP_URL": os.environ["AMQP_URL"], "PEER_REDIS_URL": os.environ["REDIS_URL"], "PEER_SECRET": PEER_SECRET,
+    }
+    peer_token = await peer_ready(wanted, peer_environment)
+    found: dict = {"ours": [], "peer": [], "large": [], "half": []}
+    return await with_children(Ours(folder), wanted, folder, peer_environment, port, peer_token, found)
+
+
+async def with_children(ours, wanted, folder, peer_environment, port, peer_token, found) -> dict:
+    peer_url = f"http://127.0.0.1:{port}"
+    with ours.api, ours.worker, peer_child(wanted, folder, peer_environment, port) as peer:
+        token = ours.token()
+        db = await asyncpg.connect(at(os.environ["DATABASE_OWNER_URL"], DATABASES["ours"]))
+        await fill(db, 1000)
+        warm = argparse.Namespace(**vars(wanted) | {"seconds": 3})
+        await measure_ours(ours, token, db, warm)
+        await measure_peer(peer, peer_url, peer_token, warm)
+        for number in range(wanted.rounds):
+            found["ours"].append(await measure_ours(ours, token, db, wanted))
+            found["peer"].append(await measure_peer(peer, peer_url, peer_token, wanted))
+            print(f"round {number + 1}: {found['ours'][-1]['a_second']:.0f}/s and {found['peer'][-1]['a_second']:.0f}/s", flush=True)
+        comparison(found)
+        half = int(median(found["ours"], "settled_a_second") / 2)
+        for _ in range(wanted.rounds):
+            found["half"].append(await measure_ours(ours, token, db, wanted, half))
+        table("At half load", ["submitted/s", "p50 ms", "p99 ms", "pickup p50 ms", "pickup p99 ms"],
+              [[f"{half}"] + [f"{median(found['half'], name):.1f}" for name in ("p50", "p99", "pickup_p50", "pickup_p99")]])
+        if wanted.large:
+            await fill(db, wanted.large)
+            await measure_ours(ours, token, db, warm)
+            for _ in range(wanted.rounds):
+                found["large"].append(await measure_ours(ours, token, db, wanted))
+        rows = [cost_row("1,000 and those of the run", found["ours"])]
+        rows += [cost_row(f"{wanted.large:,}", found["large"])] if wanted.large else []
+        table("What a job costs, from submit to settle with a no-op engine", COST_HEADS, rows)
+        await db.close()
+    return found
+
+
+def comparison(found: dict) -> None:
+    rows = [[name] + [f"{median(found[key], value):.1f}" for value in ("a_second", "p50", "p99")] + [cpu_cell(found[key])]
+            for name, key in (("Claimcheck, with its worker", "ours"), ("FastAPI, without one", "peer"))]
+    table("Accepted submissions", ["", "accepted/s", "p50 ms", "p99 ms", "CPU µs a job"], rows)
+    ratios = [a["a_second"] / b["a_second"] for a, b in zip(found["ours"], found["peer"])]
+    print(f"\nratio: {statistics.median(ratios):.1f} × (rounds: {', '.join(f'{ratio:.1f}' for ratio in ratios)})")
+    print(f"our p99 is {median(found['ours'], 'p99') / median(found['peer'], 'p50'):.2f} of the peer's p50", flush=True)
+
+
+def main() -> None:
+    wanted = options()
+    with tempfile.TemporaryDirectory(prefix="claimcheck-bench-") as folder:
+        found = asyncio.run(run(wanted, Path(folder)))
+    if wanted.json:
+        wanted.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
