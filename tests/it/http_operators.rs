@@ -77,6 +77,24 @@ async fn an_ended_job_is_erased_and_done_again_and_a_running_one_is_neither() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_repeated_request_for_an_erased_job_is_known_and_shows_nothing_of_it() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        let submit = || ada.post("/v1/jobs").header("idempotency-key", "k").json(&a_job());
+        let (_, first) = answer(submit()).await;
+        assert_eq!(first["metadata"], json!({"order": "17"}));
+        let id = first["id"].as_str().unwrap();
+        complete(&world.pool, id).await;
+        let path = format!("/v1/jobs/{id}");
+        assert_eq!(answer(ada.request(Method::DELETE, &path)).await.0, StatusCode::OK);
+        let (status, again) = answer(submit()).await;
+        assert_eq!((status, &again["id"]), (StatusCode::ACCEPTED, &first["id"]));
+        assert!(again["parameters"].is_null() && again["metadata"] == json!({}));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn deadlines_priorities_and_classes_are_taken_and_shown_and_contradictions_refused() {
     with_api(async |_, api| {
         let ada = api.user("ada").await;

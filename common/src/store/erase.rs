@@ -1,4 +1,5 @@
-//! Erasing: a job's prompt, parameters, metadata and output go, its facts and its audit rows stay. Neither ever held a text.
+//! Erasing: a job's prompt, parameters, metadata and output go, also from the answer that is kept for a repeated request. Its
+//! facts and its audit rows stay; neither ever held a text.
 
 use std::time::Duration;
 
@@ -85,6 +86,11 @@ async fn erase_texts(executor: impl PgExecutor<'_>, ids: Vec<uuid::Uuid>, actor:
              DELETE FROM job_inputs WHERE job_id IN (SELECT id FROM erased)
          ), output AS (
              DELETE FROM job_outputs WHERE job_id IN (SELECT id FROM erased)
+         ), replay AS (
+             UPDATE idempotency_keys
+             SET response_body = (response_body::jsonb
+                 || jsonb_build_object('parameters', NULL, 'metadata', jsonb_build_object()))::json
+             WHERE job_id IN (SELECT id FROM erased)
          )
          INSERT INTO audit_log (tenant_id, actor, action, subject) SELECT tenant_id, $2, 'job.erased', id FROM erased",
     )
