@@ -6,7 +6,7 @@
 // What runs under `Arch::dispatch` must be inlined into it to be compiled for the chosen vector instructions.
 #![allow(clippy::inline_always)]
 
-use pulp::Arch;
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::super::{CacheShape, Span};
@@ -27,6 +27,8 @@ struct Look<'a> {
     /// `[position + 1, head_dim]`
     keys: &'a [f32],
     values: &'a [f32],
+    /// What comes of it, `[head_dim]`, zero at first.
+    mixed: &'a mut [f32],
 }
 
 impl Cache {
@@ -63,8 +65,9 @@ impl Cache {
                     query: &qkv[token * 3 * width + head * head_dim..][..head_dim],
                     keys: &self.keys[past.clone()][..len],
                     values: &self.values[past][..len],
+                    mixed,
                 };
-                arch.dispatch(|| look.mix(mixed));
+                arch.dispatch(look);
             });
         mixed
     }
@@ -94,10 +97,13 @@ impl Cache {
     }
 }
 
-impl Look<'_> {
+// A type and no closure, so that it is sure to be inlined (`linear.rs` says why).
+impl WithSimd for Look<'_> {
+    type Output = ();
+
     /// Softmax of the scaled scores, times the values.
     #[inline(always)]
-    fn mix(&self, mixed: &mut [f32]) {
+    fn with_simd<S: Simd>(self, _simd: S) {
         let width = self.query.len();
         let scale = 1.0 / (width as f32).sqrt();
         let mut weights: Vec<f32> = self
@@ -113,7 +119,7 @@ impl Look<'_> {
         }
         for (weight, value) in weights.iter().zip(self.values.chunks_exact(width)) {
             let weight = weight / total;
-            for (mixed, value) in mixed.iter_mut().zip(value) {
+            for (mixed, value) in self.mixed.iter_mut().zip(value) {
                 *mixed = weight.mul_add(*value, *mixed);
             }
         }
