@@ -1,17 +1,16 @@
 //! `POST /v1/jobs/{id}/retry`: does an ended job again, as a new job.
 
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::response::Response;
 use claimcheck_common::store::retry::{self, Retried};
 
-use super::submit_job::answer;
+use super::submit_job::{answered, render};
 use crate::app::AppState;
 use crate::docs::{NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::job_not_found;
 use crate::extract::{Caller, JobIdPath, Query};
-use crate::view::{JobBody, Rendered};
+use crate::view::JobBody;
 
 /// Retry a job
 ///
@@ -38,8 +37,7 @@ pub async fn retry_job(
     match retry::retry(&state.pool, caller.project_id, id, caller.actor()).await? {
         Retried::Accepted(view) => {
             state.submitted.notify_one();
-            let rendered = Rendered::new(&view).map_err(ApiError::internal)?;
-            Ok(answer(StatusCode::ACCEPTED, view.key.id, rendered.body.into()))
+            answered(render(&view))
         }
         Retried::Running => Err(not_ended("retried")),
         Retried::Erased => Err(ApiError::Conflict(Problem::new(

@@ -189,14 +189,3 @@ pub(super) fn replayed(mut response: Response) -> Response {
         .insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
     response
 }
-
-pub(super) fn answer(status: StatusCode, id: JobId, body: Bytes) -> Response {
-    let mut response = (status, body).into_response();
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    headers.insert(header::RETRY_AFTER, HeaderValue::from_static(LOOK_AFTER));
-    if let Ok(location) = HeaderValue::from_str(&format!("/v1/jobs/{id}")) {
-        headers.insert(header::LOCATION, location);
-    }
-    response
-}

@@ -2,12 +2,12 @@
 //!
 //! The push is a hint, like every notification: what is lost while nobody listens comes with the next heartbeat.
 
+use sqlx::PgConnection;
 use sqlx::postgres::{PgListener, PgRow};
-use sqlx::{PgConnection, Row};
 use tokio_util::sync::CancellationToken;
 
 use super::jobs::{self, JobView};
-use super::row::{get, parse};
+use super::row::{get, ids, parse};
 use super::selection::{Chunk, Selection, lock_chunk};
 use super::settle::{Settlement, settle};
 use super::{Pool, StoreResult, notify, transaction};
@@ -42,11 +42,7 @@ pub async fn cancel_selected(pool: &Pool, selection: Selection, actor: String) -
             let condition = "j.finished_at IS NULL AND j.status <> 'cancelling'";
             let rows = lock_chunk(connection, &selection, "j.id, j.status, j.fence", condition).await?;
             let count = cancel_locked(connection, &rows, &actor).await?;
-            let looked_at = rows
-                .iter()
-                .map(|row| Ok(Id::from_uuid(row.try_get("id")?)))
-                .collect::<StoreResult<Vec<_>>>()?;
-            Ok(Chunk::of(count, &looked_at))
+            Ok(Chunk::of(count, &ids(&rows, "id")?))
         })
     })
     .await

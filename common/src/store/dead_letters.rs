@@ -1,13 +1,13 @@
 //! Dead letters: jobs that failed for good, why, and doing them again.
 
+use sqlx::PgExecutor;
 use sqlx::postgres::PgRow;
-use sqlx::{PgExecutor, Row};
 use time::OffsetDateTime;
 
 use super::jobs::Page;
 use super::rescue::CHUNK;
 use super::retry::{run_again, with_new_ids};
-use super::row::{get, json, unsigned};
+use super::row::{get, ids, json, unsigned};
 use super::selection::Chunk;
 use super::{Pool, StoreResult, transaction};
 use crate::domain::{Id, JobError, JobId, ProjectId, TenantId};
@@ -94,10 +94,7 @@ pub async fn redrive(pool: &Pool, filter: RedriveFilter, actor: String) -> Store
             .bind(CHUNK)
             .fetch_all(&mut *connection)
             .await?;
-            let old = rows
-                .iter()
-                .map(|row| Ok(JobId::from_uuid(row.try_get("job_id")?)))
-                .collect::<StoreResult<Vec<_>>>()?;
+            let old: Vec<JobId> = ids(&rows, "job_id")?;
             let made = run_again(connection, &with_new_ids(&old), &actor).await?;
             let (dead, new): (Vec<_>, Vec<_>) = made.iter().map(|(old, new)| (old.uuid(), new.uuid())).unzip();
             sqlx::query(

@@ -4,7 +4,7 @@ use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
 use super::jobs::{self, JobView};
-use super::row::get;
+use super::row::{get, ids};
 use super::selection::{Chunk, Selection, lock_chunk};
 use super::{Pool, StoreError, StoreResult, transaction};
 use crate::domain::{JobId, ProjectId};
@@ -63,10 +63,7 @@ pub async fn retry_selected(pool: &Pool, selection: Selection, actor: String) ->
         let (selection, actor) = (selection.clone(), actor.clone());
         Box::pin(async move {
             let rows = lock_chunk(connection, &selection, "j.id", "j.finished_at IS NOT NULL").await?;
-            let old = rows
-                .iter()
-                .map(|row| Ok(JobId::from_uuid(row.try_get("id")?)))
-                .collect::<StoreResult<Vec<_>>>()?;
+            let old: Vec<JobId> = ids(&rows, "id")?;
             let made = run_again(connection, &with_new_ids(&old), &actor).await?;
             Ok(Chunk::of(made.len() as u64, &old))
         })

@@ -6,6 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{ColumnIndex, Decode, Postgres, Row, Type};
 
 use super::{StoreError, StoreResult};
+use crate::domain::{Id, IdKind};
 
 /// A column as it is stored.
 pub(super) fn get<'r, T, I>(row: &'r PgRow, column: I) -> StoreResult<T>
@@ -44,6 +45,11 @@ pub(super) fn json<T: serde::de::DeserializeOwned>(row: &PgRow, column: &str) ->
 /// A JSON column that must not be null.
 pub(super) fn present<T>(value: Option<T>, column: &str) -> StoreResult<T> {
     value.ok_or_else(|| StoreError::contradiction(format_args!("`{column}` is null")))
+}
+
+/// A column of ids, in the order of the rows.
+pub(super) fn ids<K: IdKind>(rows: &[PgRow], column: &str) -> StoreResult<Vec<Id<K>>> {
+    rows.iter().map(|row| Ok(Id::from_uuid(get(row, column)?))).collect()
 }
 
 /// One column of many rows, for `unnest`.
