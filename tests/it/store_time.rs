@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use claimcheck_common::domain::{JobError, JobId, JobKey, JobStatus};
+use claimcheck_common::domain::{JobError, JobId, JobKey, JobStatus, WorkerId};
 use claimcheck_common::store::erase::{self, Erased};
 use claimcheck_common::store::jobs::WaitingReason;
 use claimcheck_common::store::retry::{self, Retried};
 use claimcheck_common::store::settle::{self, Settlement};
 use claimcheck_common::store::submit::JobOptions;
-use claimcheck_common::store::{Pool, cancels, expire, lease};
+use claimcheck_common::store::{Pool, cancels, expire, lease, models};
 use claimcheck_tests::{eventually, in_world};
 use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
@@ -219,6 +219,12 @@ async fn a_paused_job_keeps_its_place_in_the_outbox_and_says_so() {
         assert_eq!(view(pool, id).await.waiting, Some(WaitingReason::Paused));
         sqlx::query("DELETE FROM pauses").execute(pool).await.unwrap();
         assert_eq!(view(pool, id).await.waiting, Some(WaitingReason::WorkerUnhealthy));
+        models::starting(pool, WorkerId::new(), "m").await.unwrap();
+        assert_eq!(
+            view(pool, id).await.waiting,
+            Some(WaitingReason::WorkerUnhealthy),
+            "one that never got ready does not work"
+        );
         assert!(claim_one(pool, id).await.is_some());
     })
     .await;

@@ -140,7 +140,7 @@ macro_rules! waiting_reason {
               WHEN j.status <> 'queued' THEN NULL
               WHEN is_paused(j.model, j.class, j.tenant_id) THEN 'paused'
               WHEN j.available_at > now() THEN 'backoff'
-              WHEN NOT EXISTS (SELECT FROM workers w WHERE w.model = j.model AND NOT w.draining
+              WHEN NOT EXISTS (SELECT FROM workers w WHERE w.model = j.model AND w.ready_at IS NOT NULL AND NOT w.draining
                                    AND w.last_seen_at > now() - interval '30 seconds') THEN 'worker_unhealthy'
               ELSE 'capacity' END AS waiting"
     };
