@@ -17,3 +17,4 @@ mod plans;
 mod store;
 mod store_shares;
 mod store_time;
+mod store_walk;

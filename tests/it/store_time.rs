@@ -9,7 +9,7 @@ use claimcheck_common::store::jobs::WaitingReason;
 use claimcheck_common::store::retry::{self, Retried};
 use claimcheck_common::store::settle::{self, Settlement};
 use claimcheck_common::store::submit::JobOptions;
-use claimcheck_common::store::{Pool, cancels, expire, lease, models};
+use claimcheck_common::store::{Pool, cancels, expire, lease, models, rescue};
 use claimcheck_tests::{eventually, in_world};
 use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
@@ -17,7 +17,8 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
 use crate::store::{
-    ATTEMPT, LEASE, accept, account, cancel, claim_one, claimed, count, new_job, settle_completed, submitted, view,
+    ATTEMPT, LEASE, accept, account, cancel, claim_one, claimed, completion, count, new_job, settle_completed,
+    submitted, view,
 };
 
 const ACTOR: &str = "worker:test";
@@ -288,6 +289,39 @@ async fn texts_go_at_their_time_and_unstored_ones_soon_after_they_were_fetched()
         turn_back(pool, &["erase_at"]).await;
         assert_eq!(erase::erase_due(pool).await.unwrap(), 2);
         assert!(view(pool, short).await.choices.is_none() && view(pool, kept).await.choices.is_some());
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_worker_that_was_given_up_ends_nothing_while_its_job_waits_not_even_after_the_deadline() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let options = JobOptions {
+            deadline_at: Some(in_an_hour()),
+            ..JobOptions::default()
+        };
+        let id = accepted_with(pool, options).await;
+        let given_up = claim_one(pool, id).await.unwrap();
+        turn_back(pool, &["lease_expires_at"]).await;
+        assert_eq!(rescue::rescue_lapsed(pool).await.unwrap().requeued, 1);
+        let settled = async |ending: Settlement| {
+            let group = settle::settle_group(pool, vec![ending], ACTOR.to_owned()).await;
+            group.unwrap().len()
+        };
+        assert_eq!(
+            settled(Settlement::cancelled_with(given_up, completion("half"))).await,
+            0
+        );
+        assert_eq!(settled(Settlement::expired_with(given_up, completion("half"))).await, 0);
+        turn_back(pool, &["deadline_at"]).await;
+        assert_eq!(settled(Settlement::completed(given_up, completion("whole"))).await, 0);
+        assert_eq!(
+            settled(Settlement::failed(given_up, JobError::invalid("bad", "Bad."))).await,
+            0
+        );
+        assert_eq!(view(pool, id).await.status, JobStatus::Queued);
+        assert_eq!(expire::expire_waiting(pool).await.unwrap(), 1, "its own time ends it");
     })
     .await;
 }

@@ -5,6 +5,7 @@
 mod eventually;
 mod model;
 mod processes;
+pub mod promises;
 mod stack;
 mod world;
 

@@ -338,6 +338,13 @@ fn verdicts(mut locked: HashMap<JobKey, Locked>, group: &[Settlement]) -> Vec<(S
 
 /// The ending that `wanted` means for a job as it stands, if the diagram has it.
 fn verdict(job: &Locked, wanted: &Settlement) -> Option<Settlement> {
+    let waits = matches!(job.status, JobStatus::Scheduled | JobStatus::Queued);
+    let without_attempt =
+        matches!(wanted.status, JobStatus::Cancelled | JobStatus::Expired) && wanted.choices.is_none();
+    if waits && !without_attempt {
+        // The fence is still that of its last claim, whose worker was given up: what it brings comes from no attempt.
+        return None;
+    }
     let mut ending = wanted.clone();
     ending.again &= job.attempts_left && !job.late;
     if job.status == JobStatus::Cancelling {
