@@ -15,6 +15,7 @@ mod model_files;
 mod parity;
 mod plans;
 mod store;
+mod store_guards;
 mod store_shares;
 mod store_time;
 mod store_walk;

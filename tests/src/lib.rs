@@ -3,6 +3,7 @@
 //! Tests never sleep: they wait for an answer, or with [`eventually`] for a condition.
 
 mod eventually;
+mod gate;
 mod model;
 mod processes;
 pub mod promises;
@@ -10,6 +11,7 @@ mod stack;
 mod world;
 
 pub use eventually::eventually;
+pub use gate::{Gate, Moment};
 pub use model::{TINY_CONTEXT, save_tiny_model};
 pub use processes::{Installation, Process, TINY, setting};
 pub use stack::{Server, Stack};
