@@ -1,7 +1,10 @@
 //! `claimcheck-worker bench`: tokens a second of the model alone, when it reads prompts and when it writes.
 //!
 //! Drives [`StepModel::step`] itself: no scheduler, no sampler, no server. Prompts are random ids and every new token is
-//! one as well, since the time of a step does not depend on which tokens it computes.
+//! one as well, since the time of a step does not depend on which tokens it computes. With a file that says what to
+//! measure, `spec.rs` does instead.
+
+mod spec;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -10,7 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use burn::backend::flex::FlexDevice;
 use claimcheck_common::config::{HubConfig, load_dotenv};
-use clap::{ArgGroup, Args};
+use clap::{ArgGroup, Args, ValueEnum};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -23,20 +26,27 @@ const SEED: u64 = 1;
 
 /// What to measure.
 #[derive(Debug, Clone, Args)]
-#[command(group(ArgGroup::new("weights").required(true).args(["model", "random"])))]
+#[command(group(ArgGroup::new("weights").required(true).args(["model", "random", "spec"])))]
 pub(super) struct BenchArgs {
+    /// A JSON file that names model, prompts, new tokens, threads and repeats; prints one line of JSON: the time of every
+    /// run and the likeliest tokens.
+    #[arg(conflicts_with_all = ["batch", "prompt_tokens", "new_tokens", "rounds", "json"])]
+    spec: Option<PathBuf>,
+    /// In what the weights are kept.
+    #[arg(long, value_enum, default_value_t = Precision::F32)]
+    dtype: Precision,
     /// A folder with Hugging Face files, or a name on the hub.
     #[arg(long)]
     model: Option<String>,
     /// The revision of a hub model.
     // clap forgives a missing requirement where what is given excludes it, hence both.
-    #[arg(long, requires = "model", conflicts_with = "random")]
+    #[arg(long, requires = "model", conflicts_with_all = ["random", "spec"])]
     model_revision: Option<String>,
     /// Random weights in the shape of a named model, `gpt2` or `tiny` for instance.
     #[arg(long, value_parser = named)]
     random: Option<Gpt2Config>,
     /// Writes the random weights into this folder, too.
-    #[arg(long, requires = "random", conflicts_with = "model")]
+    #[arg(long, requires = "random", conflicts_with_all = ["model", "spec"])]
     save: Option<PathBuf>,
     /// How many sequences run side by side; several numbers are measured one after the other.
     #[arg(long, value_delimiter = ',', default_value = "1,8,32", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -53,6 +63,13 @@ pub(super) struct BenchArgs {
     /// Prints the figures as JSON.
     #[arg(long)]
     json: bool,
+}
+
+/// What weights are kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Precision {
+    /// 32-bit floats.
+    F32,
 }
 
 /// The medians of one batch size.
@@ -77,7 +94,15 @@ fn named(name: &str) -> Result<Gpt2Config, String> {
 pub(super) async fn run(args: BenchArgs) -> anyhow::Result<()> {
     load_dotenv()?;
     // The signals still end the process: nothing here has to be put in order.
-    tokio::task::spawn_blocking(move || measure_all(&args)).await?
+    tokio::task::spawn_blocking(move || {
+        // Every precision that there is; another one will have to be handed on from here.
+        let Precision::F32 = args.dtype;
+        match &args.spec {
+            Some(path) => spec::run(path),
+            None => measure_all(&args),
+        }
+    })
+    .await?
 }
 
 fn measure_all(args: &BenchArgs) -> anyhow::Result<()> {

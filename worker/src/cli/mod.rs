@@ -115,7 +115,8 @@ mod tests {
             "--json",
         ];
         let generate = [&generate[..], &more, &["--stop", "a", "--stop", "b"]].concat();
-        for line in [bench, vec!["bench", "--model", "x"], generate] {
+        let spec = vec!["bench", "--dtype", "f32", "spec.json"];
+        for line in [bench, vec!["bench", "--model", "x"], spec, generate] {
             assert!(parse(&line).is_ok(), "{line:?}: {}", parse(&line).unwrap_err());
         }
     }
@@ -126,6 +127,13 @@ mod tests {
             "bench",
             "bench --model x --random tiny",
             "bench --random unheard-of",
+            "bench --dtype f32",
+            "bench --model x --dtype f31",
+            "bench --model x spec.json",
+            "bench --random tiny spec.json",
+            "bench --batch 1 spec.json",
+            "bench --model-revision y spec.json",
+            "bench --save y spec.json",
             "bench --model x --save y",
             "bench --random tiny --model-revision y",
             "bench --model x --batch 0",

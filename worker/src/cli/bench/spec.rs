@@ -1,0 +1,219 @@
+//! `bench SPEC.json`: given prompts, the likeliest token each time, and every run's times as one line of JSON.
+//!
+//! For programs that compare engines on the same weights, prompts and counts. Warms up once. Rows run side by side from
+//! the first step to the last, so that every step has the same number of rows.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, ensure};
+use burn::backend::flex::FlexDevice;
+use serde::{Deserialize, Serialize};
+
+use crate::gpt2::{Cpu, Gpt2, Gpt2Runner, ModelFiles, StepModel, StepRow};
+
+/// What to measure.
+#[derive(Debug, Deserialize)]
+struct Spec {
+    /// A folder with `config.json` and `model.safetensors`; no tokenizer is needed.
+    model: PathBuf,
+    /// Token ids, one list a row.
+    prompts: Vec<Vec<u32>>,
+    /// A prompt to read by itself, or nothing.
+    long_prompt: Vec<u32>,
+    /// New tokens of each row.
+    new: usize,
+    threads: usize,
+    repeats: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct Answer {
+    /// Seconds.
+    load_s: f64,
+    runs: Vec<Run>,
+    /// Seconds from the long prompt to its first new token, one a repeat.
+    long_prefill_s: Vec<f64>,
+    /// New tokens of the last run, row by row.
+    tokens: Vec<Vec<u32>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Run {
+    /// Seconds until every row has its first new token.
+    prefill_s: f64,
+    /// Seconds from then on to the last.
+    decode_s: f64,
+}
+
+/// Measures what `path` asks for.
+pub(super) fn run(path: &Path) -> anyhow::Result<()> {
+    let text = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let spec: Spec = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+    let answer = measure(&spec)?;
+    writeln!(std::io::stdout().lock(), "{}", serde_json::to_string(&answer)?).context("standard output")
+}
+
+fn measure(spec: &Spec) -> anyhow::Result<Answer> {
+    ensure!(!spec.prompts.is_empty(), "`prompts` is empty");
+    ensure!(spec.new > 0, "`new` is 0");
+    ensure!(spec.repeats > 0, "`repeats` is 0");
+    ensure!(spec.threads > 0, "`threads` is 0");
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(spec.threads).build()?;
+    pool.install(|| measure_here(spec))
+}
+
+fn measure_here(spec: &Spec) -> anyhow::Result<Answer> {
+    let begin = Instant::now();
+    let files = ModelFiles {
+        name: "measured".to_owned(),
+        revision: String::new(),
+        config: spec.model.join("config.json"),
+        weights: spec.model.join("model.safetensors"),
+        tokenizer: spec.model.join("tokenizer.json"),
+    };
+    let mut model = Gpt2Runner::new(Gpt2::<Cpu>::load(&files, &FlexDevice)?, spec.prompts.len());
+    let load_s = begin.elapsed().as_secs_f64();
+    // The last token is not read any more.
+    let context = model.context_length();
+    let longest = spec.prompts.iter().map(|prompt| prompt.len() + spec.new - 1).max();
+    ensure!(
+        longest.max(Some(spec.long_prompt.len())) <= Some(context),
+        "prompts with `new` tokens, or `long_prompt`, are longer than the model's context of {context}"
+    );
+    let mut answer = Answer {
+        load_s,
+        runs: Vec::new(),
+        long_prefill_s: Vec::new(),
+        tokens: Vec::new(),
+    };
+    for repeat in 0..=spec.repeats {
+        let (run, tokens) = generate(&mut model, &spec.prompts, spec.new)?;
+        let long = match spec.long_prompt.as_slice() {
+            [] => None,
+            prompt => Some(generate(&mut model, &[prompt.to_vec()], 1)?.0.prefill_s),
+        };
+        if repeat == 0 {
+            continue; // The warm-up.
+        }
+        answer.runs.push(run);
+        answer.tokens = tokens;
+        answer.long_prefill_s.extend(long);
+    }
+    Ok(answer)
+}
+
+fn generate(model: &mut dyn StepModel, prompts: &[Vec<u32>], new: usize) -> anyhow::Result<(Run, Vec<Vec<u32>>)> {
+    let mut rows: Vec<StepRow> = prompts
+        .iter()
+        .enumerate()
+        .map(|(slot, prompt)| StepRow {
+            slot,
+            position: 0,
+            tokens: prompt.clone(),
+            wants_logits: true,
+        })
+        .collect();
+    let mut tokens = vec![Vec::with_capacity(new); rows.len()];
+    let begin = Instant::now();
+    advance(model, &mut rows, &mut tokens)?;
+    let prefill_s = begin.elapsed().as_secs_f64();
+    let begin = Instant::now();
+    for _ in 1..new {
+        advance(model, &mut rows, &mut tokens)?;
+    }
+    let decode_s = begin.elapsed().as_secs_f64();
+    Ok((Run { prefill_s, decode_s }, tokens))
+}
+
+/// One step; the likeliest token of each row is what that row reads next.
+fn advance(model: &mut dyn StepModel, rows: &mut [StepRow], tokens: &mut [Vec<u32>]) -> anyhow::Result<()> {
+    let logits = model.step(rows)?;
+    let logits = logits.chunks_exact(model.vocab_size());
+    for ((row, tokens), logits) in rows.iter_mut().zip(tokens).zip(logits) {
+        let token = likeliest(logits);
+        tokens.push(token);
+        row.position += row.tokens.len();
+        row.tokens.clear();
+        row.tokens.push(token);
+    }
+    Ok(())
+}
+
+/// The first of the largest.
+fn likeliest(logits: &[f32]) -> u32 {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    logits.iter().position(|logit| *logit >= largest).unwrap_or(0) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Deserialize)]
+    struct Expected {
+        prompt: Vec<u32>,
+        greedy: Vec<u32>,
+    }
+
+    fn folder() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/parity/plain")
+    }
+
+    fn expected() -> Expected {
+        serde_json::from_slice(&std::fs::read(folder().join("expected.json")).unwrap()).unwrap()
+    }
+
+    fn spec(expected: &Expected) -> Spec {
+        Spec {
+            model: folder(),
+            prompts: vec![vec![1; expected.prompt.len()], expected.prompt.clone()],
+            long_prompt: vec![2; 20],
+            new: expected.greedy.len(),
+            threads: 2,
+            repeats: 2,
+        }
+    }
+
+    #[test]
+    fn the_tokens_are_those_of_transformers_and_every_repeat_has_its_times() {
+        let expected = expected();
+        let answer = measure(&spec(&expected)).unwrap();
+        assert_eq!(answer.tokens[1], expected.greedy);
+        assert_eq!(answer.tokens[0].len(), expected.greedy.len());
+        assert_eq!((answer.runs.len(), answer.long_prefill_s.len()), (2, 2));
+        let times = answer.runs.iter().flat_map(|run| [run.prefill_s, run.decode_s]);
+        assert!(
+            times
+                .chain(answer.long_prefill_s)
+                .chain([answer.load_s])
+                .all(|time| time > 0.0)
+        );
+    }
+
+    #[test]
+    fn without_a_long_prompt_there_are_no_times_of_one() {
+        let mut spec = spec(&expected());
+        spec.long_prompt.clear();
+        assert!(measure(&spec).unwrap().long_prefill_s.is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_refused_in_words() {
+        let changes: [fn(&mut Spec); 7] = [
+            |spec| spec.prompts.clear(),
+            |spec| spec.prompts[0].clear(),
+            |spec| spec.new = 0,
+            |spec| spec.repeats = 0,
+            |spec| spec.threads = 0,
+            |spec| spec.new = 10_000,
+            |spec| spec.model = PathBuf::from("no/such/folder"),
+        ];
+        for (case, change) in changes.iter().enumerate() {
+            let mut spec = spec(&expected());
+            change(&mut spec);
+            assert!(measure(&spec).is_err(), "case {case}");
+        }
+    }
+}
