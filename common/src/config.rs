@@ -11,6 +11,8 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::domain::Dtype;
+
 /// A variable is missing or does not read.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -232,6 +234,9 @@ pub struct WorkerConfig {
     /// `CLAIMCHECK_MODEL_REVISION`: which revision of a hub model (`main`).
     #[serde(default)]
     pub model_revision: Option<String>,
+    /// `CLAIMCHECK_DTYPE`: what weight matrices are kept in: `f32` (default), `bf16`, `int8`.
+    #[serde(default)]
+    pub dtype: Dtype,
     /// Where hub models come from.
     #[serde(skip)]
     pub hub: HubConfig,

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use burn::backend::flex::FlexDevice;
+use claimcheck_common::domain::Dtype;
 use claimcheck_worker::gpt2::{Cpu, Gpt2, ModelFiles};
 use safetensors::tensor::TensorView;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype as FileDtype, SafeTensors};
 use tempfile::TempDir;
 
 use crate::parity::{files_in, fixtures, prefill, runner};
@@ -15,7 +16,7 @@ const TENSOR: &str = "transformer.h.1.mlp.c_fc.weight";
 
 /// A tensor as it stands in the file.
 struct Stored {
-    dtype: Dtype,
+    dtype: FileDtype,
     shape: Vec<usize>,
     bytes: Vec<u8>,
 }
@@ -31,7 +32,7 @@ fn copy() -> TempDir {
 }
 
 fn complaint(folder: &Path) -> String {
-    match Gpt2::<Cpu>::load(&files_in(folder), &FlexDevice) {
+    match Gpt2::<Cpu>::load(&files_in(folder), Dtype::F32, &FlexDevice) {
         Ok(_) => panic!("a broken model was loaded"),
         Err(error) => error.to_string(),
     }
@@ -87,7 +88,7 @@ fn assert_config_refused(from: &str, to: &str, wanted: &str) {
 fn a_rewritten_good_model_is_taken() {
     let folder = copy();
     rewrite(folder.path(), |_| {});
-    assert!(Gpt2::<Cpu>::load(&files_in(folder.path()), &FlexDevice).is_ok());
+    assert!(Gpt2::<Cpu>::load(&files_in(folder.path()), Dtype::F32, &FlexDevice).is_ok());
 }
 
 #[test]
@@ -116,7 +117,7 @@ fn a_tensor_of_another_shape_is_named() {
 
 #[test]
 fn a_tensor_of_another_type_is_named() {
-    assert_refused(|tensors| tensors.get_mut(TENSOR).unwrap().dtype = Dtype::I32);
+    assert_refused(|tensors| tensors.get_mut(TENSOR).unwrap().dtype = FileDtype::I32);
 }
 
 #[test]
@@ -168,7 +169,7 @@ fn in_brain_floats(tensors: &mut HashMap<String, Stored>, narrow: bool) {
                 }
             })
             .collect();
-        stored.dtype = if narrow { Dtype::BF16 } else { Dtype::F32 };
+        stored.dtype = if narrow { FileDtype::BF16 } else { FileDtype::F32 };
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::backend::flex::FlexDevice;
 use claimcheck_common::config::HubConfig;
-use claimcheck_common::domain::{GenerationParams, JobId, JobKey, Share};
+use claimcheck_common::domain::{Dtype, GenerationParams, JobId, JobKey, Share};
 use claimcheck_common::tokenizer::Tokenizer;
 use claimcheck_worker::engine::{Ending, Engine, EngineConfig, EngineEvent, EngineJob};
 use claimcheck_worker::gpt2::{Cpu, Gpt2, Gpt2Runner, ModelFiles, StepModel, StepRow};
@@ -70,7 +70,7 @@ fn read<T: DeserializeOwned>(path: &Path) -> T {
 
 /// Slot 1 of 3, so that a mistake in the addressing of the cache shows.
 pub(crate) fn runner(files: &ModelFiles) -> impl StepModel + use<> {
-    Gpt2Runner::new(Gpt2::<Cpu>::load(files, &FlexDevice).unwrap(), 3)
+    Gpt2Runner::new(Gpt2::<Cpu>::load(files, Dtype::F32, &FlexDevice).unwrap(), 3)
 }
 
 fn step(model: &mut impl StepModel, position: usize, tokens: &[u32]) -> Vec<f32> {
@@ -179,6 +179,7 @@ async fn the_bundled_model_writes_the_text_that_transformers_writes() {
         source: bundled_folder().to_str().unwrap().to_owned(),
         revision: None,
         name: None,
+        dtype: Dtype::F32,
         slots: 3,
         hub: HubConfig::default(),
     })

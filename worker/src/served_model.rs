@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use burn::backend::flex::FlexDevice;
 use claimcheck_common::config::{HubConfig, WorkerConfig};
-use claimcheck_common::domain::ModelRef;
+use claimcheck_common::domain::{Dtype, ModelRef};
 use claimcheck_common::store::models::NewModel;
 use claimcheck_common::tokenizer::{Tokenizer, TokenizerError};
 use sha2::{Digest, Sha256};
@@ -59,6 +59,8 @@ pub struct ModelChoice {
     pub revision: Option<String>,
     /// The name that requests use. The folder's or the hub's name unless set.
     pub name: Option<String>,
+    /// What its matrices are kept in.
+    pub dtype: Dtype,
     /// Sequences that are generated side by side.
     pub slots: u16,
     /// Where a hub model comes from.
@@ -72,6 +74,7 @@ impl ServedModel {
             source: config.model.clone().ok_or(ServeError::Unnamed)?,
             revision: config.model_revision.clone(),
             name: config.model_name.clone(),
+            dtype: config.dtype,
             slots: config.slots,
             hub: config.hub.clone(),
         })
@@ -101,7 +104,7 @@ pub fn find(source: &str, revision: Option<&str>, config: &HubConfig) -> Result<
 
 fn load(choice: ModelChoice) -> Result<ServedModel, ServeError> {
     let files = find(&choice.source, choice.revision.as_deref(), &choice.hub)?;
-    let weights = Gpt2::<Cpu>::load(&files, &FlexDevice)?;
+    let weights = Gpt2::<Cpu>::load(&files, choice.dtype, &FlexDevice)?;
     let model: Box<dyn StepModel> = Box::new(Gpt2Runner::new(weights, usize::from(choice.slots)));
     let bytes = std::fs::read(&files.tokenizer).map_err(|cause| LoadError::Unreadable {
         path: files.tokenizer.clone(),
@@ -114,7 +117,7 @@ fn load(choice: ModelChoice) -> Result<ServedModel, ServeError> {
         },
         context_length: model.context_length() as u32,
         vocabulary_size: model.vocab_size() as u32,
-        dtype: "f32".to_owned(),
+        dtype: choice.dtype.to_string(),
         tokenizer_sha256: hex::encode(Sha256::digest(&bytes)),
         tokenizer: bytes,
     };
@@ -150,6 +153,7 @@ mod tests {
             source: folder.path().to_str().unwrap().to_owned(),
             revision: None,
             name: None,
+            dtype: Dtype::default(),
             slots: 1,
             hub: HubConfig::default(),
         };

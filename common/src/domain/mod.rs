@@ -4,11 +4,13 @@
 //! (`api/src/validate.rs`, the store's row decoding), and nothing behind the edge takes the loose form.
 //! Next: `store/` persists these types, `queue/` carries their ids.
 
+mod dtype;
 mod generation;
 mod id;
 mod job;
 mod state;
 
+pub use dtype::Dtype;
 pub use generation::{Choice, Completion, FinishReason, GenerationParams, Prompt, Usage};
 pub use id::{
     EventId, EventKind, Id, IdKind, IdParseError, JobId, JobKind, ProjectId, ProjectKind, TenantId, TenantKind, UserId,

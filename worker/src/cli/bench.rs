@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use burn::backend::flex::FlexDevice;
 use claimcheck_common::config::{HubConfig, load_dotenv};
-use clap::{ArgGroup, Args, ValueEnum};
+use claimcheck_common::domain::Dtype;
+use clap::{ArgGroup, Args};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -33,8 +34,8 @@ pub(super) struct BenchArgs {
     #[arg(conflicts_with_all = ["batch", "prompt_tokens", "new_tokens", "rounds", "json"])]
     spec: Option<PathBuf>,
     /// In what the weights are kept.
-    #[arg(long, value_enum, default_value_t = Precision::F32)]
-    dtype: Precision,
+    #[arg(long, default_value_t)]
+    dtype: Dtype,
     /// A folder with Hugging Face files, or a name on the hub.
     #[arg(long)]
     model: Option<String>,
@@ -65,13 +66,6 @@ pub(super) struct BenchArgs {
     json: bool,
 }
 
-/// What weights are kept in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Precision {
-    /// 32-bit floats.
-    F32,
-}
-
 /// The medians of one batch size.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Figures {
@@ -94,13 +88,9 @@ fn named(name: &str) -> Result<Gpt2Config, String> {
 pub(super) async fn run(args: BenchArgs) -> anyhow::Result<()> {
     load_dotenv()?;
     // The signals still end the process: nothing here has to be put in order.
-    tokio::task::spawn_blocking(move || {
-        // Every precision that there is; another one will have to be handed on from here.
-        let Precision::F32 = args.dtype;
-        match &args.spec {
-            Some(path) => spec::run(path),
-            None => measure_all(&args),
-        }
+    tokio::task::spawn_blocking(move || match &args.spec {
+        Some(path) => spec::run(path, args.dtype),
+        None => measure_all(&args),
     })
     .await?
 }
@@ -139,12 +129,12 @@ fn weights(args: &BenchArgs) -> anyhow::Result<Gpt2<Cpu>> {
     let Some(config) = &args.random else {
         let source = args.model.as_deref().context("neither --model nor --random")?;
         let files = served_model::find(source, args.model_revision.as_deref(), &HubConfig::from_env()?)?;
-        return Ok(Gpt2::load(&files, &FlexDevice)?);
+        return Ok(Gpt2::load(&files, args.dtype, &FlexDevice)?);
     };
     if let Some(folder) = &args.save {
         save_random(config, SEED, folder)?;
     }
-    Ok(Gpt2::random(config.clone(), SEED, &FlexDevice))
+    Ok(Gpt2::random(config.clone(), SEED, args.dtype, &FlexDevice))
 }
 
 fn measure(

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::{Context, bail, ensure};
 use claimcheck_common::config::{HubConfig, load_dotenv};
-use claimcheck_common::domain::{Completion, GenerationParams, JobId, JobKey, Share};
+use claimcheck_common::domain::{Completion, Dtype, GenerationParams, JobId, JobKey, Share};
 use clap::Args;
 use rand::RngExt;
 use tokio::sync::mpsc;
@@ -25,6 +25,9 @@ pub(super) struct GenerateArgs {
     /// The revision of a hub model.
     #[arg(long)]
     model_revision: Option<String>,
+    /// What weights are kept in: f32, bf16 or int8.
+    #[arg(long, default_value_t)]
+    dtype: Dtype,
     /// The text to continue.
     #[arg(long, allow_hyphen_values = true)]
     prompt: String,
@@ -85,6 +88,7 @@ pub(super) async fn run(args: GenerateArgs) -> anyhow::Result<()> {
         source: args.model.clone(),
         revision: args.model_revision.clone(),
         name: None,
+        dtype: args.dtype,
         slots: args.n as u16,
         hub: HubConfig::from_env()?,
     };

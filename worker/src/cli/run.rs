@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use claimcheck_common::config::{TelemetryConfig, load_dotenv};
+use claimcheck_common::domain::Dtype;
 use claimcheck_common::{shutdown, telemetry};
 use clap::Args;
 
@@ -24,6 +25,9 @@ pub(super) struct RunArgs {
     /// The revision of a hub model [env: `CLAIMCHECK_MODEL_REVISION`]
     #[arg(long)]
     model_revision: Option<String>,
+    /// What weights are kept in: f32, bf16 or int8 [env: `CLAIMCHECK_DTYPE`]
+    #[arg(long)]
+    dtype: Option<Dtype>,
     /// Sequences that are generated side by side [env: `CLAIMCHECK_SLOTS`]
     #[arg(long)]
     slots: Option<u16>,
@@ -41,6 +45,7 @@ impl RunArgs {
         worker.model = self.model.or(worker.model.take());
         worker.model_name = self.model_name.or(worker.model_name.take());
         worker.model_revision = self.model_revision.or(worker.model_revision.take());
+        worker.dtype = self.dtype.unwrap_or(worker.dtype);
         worker.slots = self.slots.unwrap_or(worker.slots);
         worker.worker_http_addr = self.http_addr.unwrap_or(worker.worker_http_addr);
         settings

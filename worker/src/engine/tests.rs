@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use burn::backend::flex::FlexDevice;
-use claimcheck_common::domain::{Completion, FinishReason, GenerationParams, JobId, JobKey, Share};
+use claimcheck_common::domain::{Completion, Dtype, FinishReason, GenerationParams, JobId, JobKey, Share};
 use claimcheck_common::tokenizer::Tokenizer;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
@@ -32,7 +32,10 @@ fn model(slots: usize) -> Box<dyn StepModel> {
         n_head: 2,
         ..Gpt2Config::named("tiny").unwrap()
     };
-    Box::new(Gpt2Runner::new(Gpt2::<Cpu>::random(config, 3, &FlexDevice), slots))
+    Box::new(Gpt2Runner::new(
+        Gpt2::<Cpu>::random(config, 3, Dtype::F32, &FlexDevice),
+        slots,
+    ))
 }
 
 fn start(model: Box<dyn StepModel>, budget: usize) -> (EngineHandle, mpsc::Receiver<EngineEvent>) {

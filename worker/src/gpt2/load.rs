@@ -7,7 +7,8 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
-use safetensors::Dtype;
+use claimcheck_common::domain::Dtype;
+use safetensors::Dtype as FileDtype;
 use safetensors::tensor::Metadata;
 
 use super::files::read;
@@ -33,12 +34,12 @@ impl Gpt2Config {
 }
 
 impl<B: Gpt2Backend> Gpt2<B> {
-    /// Loads the model in `files`.
-    pub fn load(files: &ModelFiles, device: &B::Device) -> Result<Self, LoadError> {
+    /// Loads the model in `files`, its matrices as `dtype`.
+    pub fn load(files: &ModelFiles, dtype: Dtype, device: &B::Device) -> Result<Self, LoadError> {
         let config = Gpt2Config::read(&files.config)?;
         let mut weights = WeightFile::open(&files.weights)?;
         weights.check(&config)?;
-        assemble(config, device, &mut |name, shape| weights.read(name, shape))
+        assemble(config, dtype, device, &mut |name, shape| weights.read(name, shape))
     }
 }
 
@@ -86,11 +87,12 @@ pub(super) type ReadTensor<'a, E> = dyn FnMut(&str, &[usize]) -> Result<Vec<f32>
 /// Builds a model from a source of tensors: a file, or a random generator.
 pub(super) fn assemble<B: Gpt2Backend, E>(
     config: Gpt2Config,
+    dtype: Dtype,
     device: &B::Device,
     read: &mut ReadTensor<'_, E>,
 ) -> Result<Gpt2<B>, E> {
     let (width, inner, vocab) = (config.n_embd, config.inner(), config.vocab_size);
-    let mut source = Source { read, device };
+    let mut source = Source { read, dtype, device };
     let tokens = source.matrix("wte.weight", [vocab, width])?;
     let positions = source.matrix("wpe.weight", [config.n_positions, width])?;
     let mut blocks = Vec::with_capacity(config.n_layer);
@@ -111,7 +113,7 @@ pub(super) fn assemble<B: Gpt2Backend, E>(
     } else {
         source.matrix("lm_head.weight", [vocab, width])?
     };
-    let head = B::pack(head.transpose());
+    let head = B::pack(head.transpose(), dtype);
     Ok(Gpt2 {
         config,
         tokens,
@@ -125,6 +127,7 @@ pub(super) fn assemble<B: Gpt2Backend, E>(
 
 struct Source<'a, 'r, B: Gpt2Backend, E> {
     read: &'a mut ReadTensor<'r, E>,
+    dtype: Dtype,
     device: &'a B::Device,
 }
 
@@ -149,7 +152,7 @@ impl<B: Gpt2Backend, E> Source<'_, '_, B, E> {
 
     fn linear(&mut self, name: &str, shape: [usize; 2]) -> Result<Linear<B>, E> {
         Ok(Linear {
-            weight: B::pack(self.matrix(&format!("{name}.weight"), shape)?),
+            weight: B::pack(self.matrix(&format!("{name}.weight"), shape)?, self.dtype),
             bias: self.tensor(&format!("{name}.bias"), [shape[1]])?,
         })
     }
@@ -221,7 +224,7 @@ impl WeightFile {
                 Some(info) if info.shape != shape => {
                     format!("has the shape {:?} where config.json wants {shape:?}", info.shape)
                 }
-                Some(info) if !matches!(info.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) => {
+                Some(info) if !matches!(info.dtype, FileDtype::F32 | FileDtype::F16 | FileDtype::BF16) => {
                     format!("is of type {:?}; F32, F16 and BF16 can be read", info.dtype)
                 }
                 Some(_) => continue,
@@ -258,13 +261,13 @@ impl WeightFile {
             cause,
         })?;
         let values: Vec<f32> = match info.dtype {
-            Dtype::F32 => bytes
+            FileDtype::F32 => bytes
                 .as_chunks()
                 .0
                 .iter()
                 .map(|bytes| f32::from_le_bytes(*bytes))
                 .collect(),
-            Dtype::F16 => bytes
+            FileDtype::F16 => bytes
                 .as_chunks()
                 .0
                 .iter()

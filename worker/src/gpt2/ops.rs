@@ -3,6 +3,7 @@
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use claimcheck_common::domain::Dtype;
 
 use super::Activation;
 
@@ -39,8 +40,8 @@ pub trait Gpt2Backend: Backend {
     /// Keys and values of all layers and slots.
     type Cache: Send;
 
-    /// Packs a weight matrix `[in, out]`, once at load.
-    fn pack(weight: Tensor<Self, 2>) -> Self::Matrix;
+    /// Packs a weight matrix `[in, out]` as `dtype`, once at load.
+    fn pack(weight: Tensor<Self, 2>, dtype: Dtype) -> Self::Matrix;
 
     /// `x [T, in] × w [in, out] + bias [out]`, then the activation, if any. Answers `[T, out]`.
     fn project(

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::path::Path;
 
+use claimcheck_common::domain::Dtype;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
-use safetensors::Dtype;
+use safetensors::Dtype as FileDtype;
 use safetensors::tensor::TensorView;
 use serde_json::json;
 
@@ -48,9 +49,9 @@ impl Weights {
 
 impl<B: Gpt2Backend> Gpt2<B> {
     /// A model with random weights.
-    pub fn random(config: Gpt2Config, seed: u64, device: &B::Device) -> Self {
+    pub fn random(config: Gpt2Config, seed: u64, dtype: Dtype, device: &B::Device) -> Self {
         let mut weights = Weights::new(seed);
-        let built = assemble(config, device, &mut |name, shape| {
+        let built = assemble(config, dtype, device, &mut |name, shape| {
             Ok::<_, Infallible>(weights.draw(name, shape))
         });
         match built {
@@ -96,7 +97,7 @@ pub fn save_random(config: &Gpt2Config, seed: u64, folder: &Path) -> Result<(), 
     let views = drawn.iter().map(|(name, shape, bytes)| {
         (
             name,
-            TensorView::new(Dtype::F32, shape.clone(), bytes).expect("as many bytes as the shape has"),
+            TensorView::new(FileDtype::F32, shape.clone(), bytes).expect("as many bytes as the shape has"),
         )
     });
     let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);

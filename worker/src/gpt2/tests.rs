@@ -3,6 +3,7 @@
 use burn::backend::Flex;
 use burn::backend::flex::FlexDevice;
 use burn::tensor::{Tensor, TensorData};
+use claimcheck_common::domain::Dtype;
 use proptest::prelude::*;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -44,7 +45,7 @@ fn the_packed_product_agrees_with_plain_burn_for_every_number_of_rows_and_column
         let seed = seed as u64;
         let (x, w) = (random(seed, [rows, inputs]), random(seed + 100, [inputs, outputs]));
         let bias = random(seed + 200, [outputs]);
-        let packed = Cpu::pack(w.clone());
+        let packed = Cpu::pack(w.clone(), Dtype::F32);
         for activation in [None, Some(Activation::GeluTanh), Some(Activation::GeluErf)] {
             let ours = Cpu::project(&x, &packed, Some(&bias), activation);
             assert_close(ours, plain_linear(&x, &w, Some(&bias), activation));
@@ -99,7 +100,7 @@ fn ragged_attention_agrees_with_plain_burn_over_several_steps() {
 
 const CONTEXT: usize = 24;
 
-fn runner(slots: usize) -> Gpt2Runner<Cpu> {
+fn runner(slots: usize, dtype: Dtype) -> Gpt2Runner<Cpu> {
     let config = Gpt2Config {
         vocab_size: 61,
         n_positions: CONTEXT,
@@ -108,7 +109,7 @@ fn runner(slots: usize) -> Gpt2Runner<Cpu> {
         n_head: 3,
         ..Gpt2Config::named("tiny").unwrap()
     };
-    Gpt2Runner::new(Gpt2::random(config, 7, &FlexDevice), slots)
+    Gpt2Runner::new(Gpt2::random(config, 7, dtype, &FlexDevice), slots)
 }
 
 fn tokens() -> impl Strategy<Value = Vec<u32>> {
@@ -116,14 +117,14 @@ fn tokens() -> impl Strategy<Value = Vec<u32>> {
 }
 
 /// The bits of the logits after each sequence's last token, with all but that token prefilled alone.
-fn alone(sequence: &[u32]) -> Vec<u32> {
+fn alone(sequence: &[u32], dtype: Dtype) -> Vec<u32> {
     let row = StepRow {
         slot: 0,
         position: 0,
         tokens: sequence.to_vec(),
         wants_logits: true,
     };
-    bits(&runner(1).step(&[row]).unwrap())
+    bits(&runner(1, dtype).step(&[row]).unwrap())
 }
 
 fn bits(logits: &[f32]) -> Vec<u32> {
@@ -137,9 +138,10 @@ proptest! {
     fn logits_are_bit_equal_alone_and_in_any_company_slot_and_chunking(
         sequences in prop::collection::vec((tokens(), 1..6_usize), 1..6),
         turn in 0..6_usize,
+        dtype in prop::sample::select(Dtype::ALL.to_vec()),
     ) {
         let slots = sequences.len();
-        let mut runner = runner(slots);
+        let mut runner = runner(slots, dtype);
         let mut done = vec![0; slots];
         let mut last: Vec<Vec<u32>> = vec![Vec::new(); slots];
         // Ragged: each sequence advances by its own chunk, so that they end at different steps.
@@ -162,7 +164,7 @@ proptest! {
             }
         }
         for ((sequence, _), last) in sequences.iter().zip(last) {
-            prop_assert_eq!(alone(sequence), last);
+            prop_assert_eq!(alone(sequence, dtype), last);
         }
     }
 }
@@ -170,11 +172,13 @@ proptest! {
 #[test]
 fn logits_are_bit_equal_whatever_the_number_of_threads() {
     let sequence: Vec<u32> = (0..20).collect();
-    let on = |threads| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| alone(&sequence))
-    };
-    assert_eq!(on(1), on(4));
+    for dtype in Dtype::ALL {
+        let on = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| alone(&sequence, dtype))
+        };
+        assert_eq!(on(1), on(4));
+    }
 }
 
 #[test]
@@ -200,7 +204,7 @@ fn a_row_out_of_bounds_is_an_error_and_not_a_panic() {
             ..row.clone()
         },
     ];
-    let mut runner = runner(1);
+    let mut runner = runner(1, Dtype::F32);
     for row in bad {
         assert!(runner.step(std::slice::from_ref(&row)).is_err(), "{row:?}");
     }

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use burn::backend::flex::FlexDevice;
+use claimcheck_common::domain::Dtype;
 use serde::{Deserialize, Serialize};
 
 use crate::gpt2::{Cpu, Gpt2, Gpt2Runner, ModelFiles, StepModel, StepRow};
@@ -48,23 +49,23 @@ struct Run {
 }
 
 /// Measures what `path` asks for.
-pub(super) fn run(path: &Path) -> anyhow::Result<()> {
+pub(super) fn run(path: &Path, dtype: Dtype) -> anyhow::Result<()> {
     let text = std::fs::read(path).with_context(|| path.display().to_string())?;
     let spec: Spec = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
-    let answer = measure(&spec)?;
+    let answer = measure(&spec, dtype)?;
     writeln!(std::io::stdout().lock(), "{}", serde_json::to_string(&answer)?).context("standard output")
 }
 
-fn measure(spec: &Spec) -> anyhow::Result<Answer> {
+fn measure(spec: &Spec, dtype: Dtype) -> anyhow::Result<Answer> {
     ensure!(!spec.prompts.is_empty(), "`prompts` is empty");
     ensure!(spec.new > 0, "`new` is 0");
     ensure!(spec.repeats > 0, "`repeats` is 0");
     ensure!(spec.threads > 0, "`threads` is 0");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(spec.threads).build()?;
-    pool.install(|| measure_here(spec))
+    pool.install(|| measure_here(spec, dtype))
 }
 
-fn measure_here(spec: &Spec) -> anyhow::Result<Answer> {
+fn measure_here(spec: &Spec, dtype: Dtype) -> anyhow::Result<Answer> {
     let begin = Instant::now();
     let files = ModelFiles {
         name: "measured".to_owned(),
@@ -73,7 +74,7 @@ fn measure_here(spec: &Spec) -> anyhow::Result<Answer> {
         weights: spec.model.join("model.safetensors"),
         tokenizer: spec.model.join("tokenizer.json"),
     };
-    let mut model = Gpt2Runner::new(Gpt2::<Cpu>::load(&files, &FlexDevice)?, spec.prompts.len());
+    let mut model = Gpt2Runner::new(Gpt2::<Cpu>::load(&files, dtype, &FlexDevice)?, spec.prompts.len());
     let load_s = begin.elapsed().as_secs_f64();
     // The last token is not read any more.
     let context = model.context_length();
@@ -179,7 +180,7 @@ mod tests {
     #[test]
     fn the_tokens_are_those_of_transformers_and_every_repeat_has_its_times() {
         let expected = expected();
-        let answer = measure(&spec(&expected)).unwrap();
+        let answer = measure(&spec(&expected), Dtype::F32).unwrap();
         assert_eq!(answer.tokens[1], expected.greedy);
         assert_eq!(answer.tokens[0].len(), expected.greedy.len());
         assert_eq!((answer.runs.len(), answer.long_prefill_s.len()), (2, 2));
@@ -196,7 +197,7 @@ mod tests {
     fn without_a_long_prompt_there_are_no_times_of_one() {
         let mut spec = spec(&expected());
         spec.long_prompt.clear();
-        assert!(measure(&spec).unwrap().long_prefill_s.is_empty());
+        assert!(measure(&spec, Dtype::F32).unwrap().long_prefill_s.is_empty());
     }
 
     #[test]
@@ -213,7 +214,7 @@ mod tests {
         for (case, change) in changes.iter().enumerate() {
             let mut spec = spec(&expected());
             change(&mut spec);
-            assert!(measure(&spec).is_err(), "case {case}");
+            assert!(measure(&spec, Dtype::F32).is_err(), "case {case}");
         }
     }
 }

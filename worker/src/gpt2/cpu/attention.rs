@@ -3,16 +3,11 @@
 //! Each (token, head) is computed by itself over its own past, in the order of positions: a chunk of prefill does to each
 //! of its tokens what decoding would have done.
 
-// What runs under `Arch::dispatch` must be inlined into it to be compiled for the chosen vector instructions.
-#![allow(clippy::inline_always)]
-
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::super::{CacheShape, Span};
-
-/// Partial sums of a dot product.
-const LANES: usize = 8;
+use super::math::exp;
 
 /// Keys and values, each `[layer][slot][head][position][head_dim]`.
 pub struct Cache {
@@ -42,7 +37,7 @@ impl Cache {
     }
 
     /// See [`super::super::Gpt2Backend::attend`].
-    pub(super) fn attend(&mut self, qkv: &[f32], layer: usize, spans: &[Span]) -> Vec<f32> {
+    pub(super) fn attend(&mut self, arch: Arch, qkv: &[f32], layer: usize, spans: &[Span]) -> Vec<f32> {
         let CacheShape { heads, head_dim, .. } = self.shape;
         let width = heads * head_dim;
         // (slot, position) of each token of the step
@@ -52,10 +47,13 @@ impl Cache {
             .collect();
         self.write(qkv, layer, &places);
         let mut mixed = vec![0.0; places.len() * width];
-        let arch = Arch::new();
+        // A task should be worth its hand-over: some 100,000 multiplications.
+        let looked_at: usize = places.iter().map(|(_, position)| position + 1).sum();
+        let heads_of_task = 50_000 * places.len() / (looked_at * head_dim) + 1;
         mixed
             .par_chunks_exact_mut(head_dim)
             .enumerate()
+            .with_min_len(heads_of_task)
             .for_each(|(index, mixed)| {
                 let (token, head) = (index / heads, index % heads);
                 let (slot, position) = places[token];
@@ -97,43 +95,103 @@ impl Cache {
     }
 }
 
-// A type and no closure, so that it is sure to be inlined (`linear.rs` says why).
+// A type and no closure, so that it is sure to be inlined (`float.rs` says why).
 impl WithSimd for Look<'_> {
     type Output = ();
 
     /// Softmax of the scaled scores, times the values.
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _simd: S) {
+    fn with_simd<S: Simd>(self, simd: S) {
         let width = self.query.len();
         let scale = 1.0 / (width as f32).sqrt();
-        let mut weights: Vec<f32> = self
+        let scores = self
             .keys
             .chunks_exact(width)
-            .map(|key| dot(self.query, key) * scale)
-            .collect();
-        let greatest = weights.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut total = 0.0;
-        for weight in &mut weights {
-            *weight = (*weight - greatest).exp();
-            total += *weight;
-        }
-        for (weight, value) in weights.iter().zip(self.values.chunks_exact(width)) {
-            let weight = weight / total;
-            for (mixed, value) in self.mixed.iter_mut().zip(value) {
-                *mixed = weight.mul_add(*value, *mixed);
+            .map(|key| dot(simd, self.query, key) * scale);
+        let mut weights: Vec<f32> = scores.collect();
+        let total = exponentials(simd, &mut weights);
+        let (mixed, rest) = S::as_mut_simd_f32s(self.mixed);
+        let whole = mixed.len() * S::F32_LANES;
+        for (group, mixed) in mixed.chunks_mut(REGISTERS).enumerate() {
+            let at = group * REGISTERS * S::F32_LANES;
+            match mixed.len() {
+                REGISTERS => mix::<S, REGISTERS>(simd, &weights, total, &self.values[at..], width, mixed),
+                _ => mixed.chunks_mut(1).enumerate().for_each(|(vector, mixed)| {
+                    mix::<S, 1>(
+                        simd,
+                        &weights,
+                        total,
+                        &self.values[at + vector * S::F32_LANES..],
+                        width,
+                        mixed,
+                    );
+                }),
             }
+        }
+        for (place, mixed) in rest.iter_mut().enumerate() {
+            let values = self.values[whole + place..].iter().step_by(width);
+            *mixed = weights
+                .iter()
+                .zip(values)
+                .map(|(weight, value)| weight / total * value)
+                .sum();
         }
     }
 }
 
+/// Sums of values that are held in registers while the positions pass.
+const REGISTERS: usize = 4;
+
+/// The weighted sum of `V` vectors of each position's value.
 #[inline(always)]
-fn dot(a: &[f32], b: &[f32]) -> f32 {
-    let mut lanes = [0.0_f32; LANES];
-    let (a, b) = (a.chunks(LANES), b.chunks(LANES));
-    for (a, b) in a.zip(b) {
-        for ((lane, a), b) in lanes.iter_mut().zip(a).zip(b) {
-            *lane = a.mul_add(*b, *lane);
+fn mix<S: Simd, const V: usize>(
+    simd: S,
+    weights: &[f32],
+    total: f32,
+    values: &[f32],
+    width: usize,
+    mixed: &mut [S::f32s],
+) {
+    let mut sums = [simd.splat_f32s(0.0); V];
+    for (weight, value) in weights.iter().zip(values.chunks(width)) {
+        let weight = simd.splat_f32s(*weight);
+        for (sum, value) in sums.iter_mut().zip(S::as_simd_f32s(value).0) {
+            *sum = simd.mul_add_e_f32s(weight, *value, *sum);
         }
     }
-    lanes.iter().sum()
+    let share = simd.splat_f32s(1.0 / total);
+    for (mixed, sum) in mixed.iter_mut().zip(sums) {
+        *mixed = simd.mul_f32s(sum, share);
+    }
+}
+
+/// Makes each score e to the power of its distance to the greatest, and answers their sum.
+#[inline(always)]
+fn exponentials<S: Simd>(simd: S, scores: &mut [f32]) -> f32 {
+    let greatest = simd.splat_f32s(scores.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let (whole, rest) = S::as_mut_simd_f32s(scores);
+    let mut sums = simd.splat_f32s(0.0);
+    for scores in whole {
+        *scores = exp(simd, simd.sub_f32s(*scores, greatest));
+        sums = simd.add_f32s(sums, *scores);
+    }
+    let mut total = simd.reduce_sum_f32s(sums);
+    if !rest.is_empty() {
+        let last = exp(simd, simd.sub_f32s(simd.partial_load_f32s(rest), greatest));
+        simd.partial_store_f32s(rest, last);
+        total += rest.iter().sum::<f32>();
+    }
+    total
+}
+
+#[inline(always)]
+fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
+    let (a, rest_of_a) = S::as_simd_f32s(a);
+    let (b, rest_of_b) = S::as_simd_f32s(b);
+    let mut sums = simd.splat_f32s(0.0);
+    for (a, b) in a.iter().zip(b) {
+        sums = simd.mul_add_e_f32s(*a, *b, sums);
+    }
+    let rest: f32 = rest_of_a.iter().zip(rest_of_b).map(|(a, b)| a * b).sum();
+    simd.reduce_sum_f32s(sums) + rest
 }

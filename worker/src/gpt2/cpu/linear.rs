@@ -1,70 +1,158 @@
-//! Matrix products over packed weights.
+//! Matrix products over packed weights: blocks of rows, one task a few panels, bias and activation at the end.
 //!
-//! A weight matrix `[in, out]` is cut into panels of 16 columns, each stored row after row, so that the kernel streams
-//! through memory once. Each output element adds its products in the order of `in`, whatever the number of rows: a block
-//! of four rows does the same operations to each of them as a block of one.
+//! Each output element adds its products in the order of the inputs, whatever the number of rows: a block of eight rows
+//! does the same operations to each of them as a block of one.
 
-// What runs under `Arch::dispatch` must be inlined into it to be compiled for the chosen vector instructions.
-#![allow(clippy::inline_always)]
-
+use claimcheck_common::domain::Dtype;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::super::Activation;
+use super::float::{self, Bf16, F32};
+use super::int8;
+use super::math::activate;
+use super::panels::{Line, Panels, WIDTH};
 
-/// Columns of a panel: two AVX2 or one AVX-512 register.
-const WIDTH: usize = 16;
-/// Rows that share one pass over a panel: their sums fill half of the vector registers.
-const ROWS: usize = 4;
+/// A row's part of a panel.
+pub(super) type Strip = [f32; WIDTH];
 
-/// A packed weight matrix.
-#[derive(Debug, Clone)]
-pub struct Panels {
-    inputs: usize,
-    outputs: usize,
-    /// `[outputs / 16, inputs, 16]`, the last panel filled up with zeros.
-    weights: Vec<f32>,
+/// Most rows of a block.
+pub(super) const ROWS: usize = 8;
+
+/// Runs an expression with its number of rows as a constant, so that their sums can stay in registers.
+macro_rules! with_rows {
+    ($rows:expr, $R:ident => $body:expr) => {
+        match $rows {
+            1 => {
+                const $R: usize = 1;
+                $body
+            }
+            2 => {
+                const $R: usize = 2;
+                $body
+            }
+            3 => {
+                const $R: usize = 3;
+                $body
+            }
+            4 => {
+                const $R: usize = 4;
+                $body
+            }
+            5 => {
+                const $R: usize = 5;
+                $body
+            }
+            6 => {
+                const $R: usize = 6;
+                $body
+            }
+            7 => {
+                const $R: usize = 7;
+                $body
+            }
+            _ => {
+                const $R: usize = super::linear::ROWS;
+                $body
+            }
+        }
+    };
+}
+pub(super) use with_rows;
+
+/// Rows in blocks, so that a kernel finds the values that it needs together side by side.
+pub(super) struct Blocks<T> {
+    len: usize,
+    /// Rows of a block, but for the last one.
+    pub(super) rows: usize,
+    /// Block by block, `[len][rows of the block]`.
+    values: Vec<T>,
+}
+
+impl<T: Copy + Default + Send + Sync> Blocks<T> {
+    /// Packs `x [T, len]`.
+    pub(super) fn pack(x: &[T], len: usize, rows: usize) -> Self {
+        let mut values = vec![T::default(); x.len()];
+        let blocks = values
+            .par_chunks_mut(rows * len)
+            .zip(x.par_chunks(rows * len))
+            .with_min_len(8);
+        blocks.for_each(|(block, x)| {
+            let rows = x.len() / len;
+            for (row, x) in x.chunks_exact(len).enumerate() {
+                for (block, x) in block.chunks_exact_mut(rows).zip(x) {
+                    block[row] = *x;
+                }
+            }
+        });
+        Self { len, rows, values }
+    }
+
+    /// Each block, `[len][rows]`.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &[T]> {
+        self.values.chunks(self.rows * self.len)
+    }
 }
 
 impl Panels {
-    /// Packs `weight [inputs, outputs]`.
-    pub(super) fn pack(weight: &[f32], inputs: usize, outputs: usize) -> Self {
-        let panels = outputs.div_ceil(WIDTH);
-        let mut weights = vec![0.0; panels * inputs * WIDTH];
-        for (panel, packed) in weights.chunks_exact_mut(inputs * WIDTH).enumerate() {
-            let columns = panel * WIDTH..outputs.min((panel + 1) * WIDTH);
-            for (row, packed) in packed.chunks_exact_mut(WIDTH).enumerate() {
-                let source = &weight[row * outputs..][columns.clone()];
-                packed[..source.len()].copy_from_slice(source);
+    /// `x [T, inputs] × self + bias`, then the activation. Answers `[T, outputs]`.
+    pub(super) fn multiply(
+        &self,
+        arch: Arch,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        activation: Option<Activation>,
+    ) -> Vec<f32> {
+        let rows = x.len() / self.inputs;
+        match self.dtype {
+            Dtype::F32 | Dtype::Bf16 => {
+                let x = float::pack(arch, x, self);
+                let is_f32 = self.dtype == Dtype::F32;
+                self.products(arch, rows, bias, activation, |_, lines, strips| {
+                    if is_f32 {
+                        arch.dispatch(float::PanelProduct::<F32>::new(&x, lines, strips));
+                    } else {
+                        arch.dispatch(float::PanelProduct::<Bf16>::new(&x, lines, strips));
+                    }
+                })
             }
-        }
-        Self {
-            inputs,
-            outputs,
-            weights,
+            Dtype::Int8 => {
+                let product = int8::Product::new(arch, x, self);
+                self.products(arch, rows, bias, activation, |panel, lines, strips| {
+                    product.panel(panel, lines, strips);
+                })
+            }
         }
     }
 
-    /// `x [T, inputs] × self + bias`, then the activation. Answers `[T, outputs]`.
-    pub(super) fn multiply(&self, x: &[f32], bias: Option<&[f32]>, activation: Option<Activation>) -> Vec<f32> {
-        let rows = x.len() / self.inputs;
-        // One strip `[T, 16]` a panel, so that threads write apart from each other.
-        let mut strips = vec![0.0; self.weights.len() / self.inputs * rows];
-        let arch = Arch::new();
+    fn products(
+        &self,
+        arch: Arch,
+        rows: usize,
+        bias: Option<&[f32]>,
+        activation: Option<Activation>,
+        product: impl Fn(usize, &[Line], &mut [Strip]) + Sync,
+    ) -> Vec<f32> {
+        let lines_of_panel = self.lines_of_panel();
+        // A strip `[T, 32]` a panel, so that threads write apart from each other.
+        let mut strips = vec![[0.0; WIDTH]; self.lines.len() / lines_of_panel * rows];
         strips
-            .par_chunks_exact_mut(rows * WIDTH)
-            .zip(self.weights.par_chunks_exact(self.inputs * WIDTH))
+            .par_chunks_exact_mut(rows)
+            .zip(self.lines.par_chunks_exact(lines_of_panel))
             .enumerate()
             .with_min_len(self.panels_per_task(rows))
-            .for_each(|(panel, (strip, weights))| {
-                arch.dispatch(PanelProduct {
-                    strip: &mut *strip,
-                    x,
-                    weights,
-                    inputs: self.inputs,
+            .for_each(|(panel, (strips, lines))| {
+                product(panel, lines, strips);
+                let mut panel_bias = [0.0; WIDTH];
+                if let Some(bias) = bias {
+                    let columns = &bias[panel * WIDTH..self.outputs.min((panel + 1) * WIDTH)];
+                    panel_bias[..columns.len()].copy_from_slice(columns);
+                }
+                arch.dispatch(Finish {
+                    strips,
+                    bias: panel_bias,
+                    activation,
                 });
-                let columns = panel * WIDTH..self.outputs.min((panel + 1) * WIDTH);
-                finish(strip, bias.map(|bias| &bias[columns]), activation);
             });
         self.interleave(&strips, rows)
     }
@@ -74,89 +162,40 @@ impl Panels {
         100_000 / (self.inputs * WIDTH * rows) + 1
     }
 
-    /// From strips `[panel][T][16]` to rows `[T][outputs]`.
-    fn interleave(&self, strips: &[f32], rows: usize) -> Vec<f32> {
+    /// From strips `[panel][T][32]` to rows `[T][outputs]`.
+    fn interleave(&self, strips: &[Strip], rows: usize) -> Vec<f32> {
         let mut y = vec![0.0; rows * self.outputs];
-        for (row, y) in y.chunks_exact_mut(self.outputs).enumerate() {
+        let by_row = y.par_chunks_exact_mut(self.outputs).enumerate().with_min_len(8);
+        by_row.for_each(|(row, y)| {
             for (panel, y) in y.chunks_mut(WIDTH).enumerate() {
-                let at = (panel * rows + row) * WIDTH;
-                y.copy_from_slice(&strips[at..at + y.len()]);
+                y.copy_from_slice(&strips[panel * rows + row][..y.len()]);
             }
-        }
+        });
         y
     }
 }
 
-/// A panel's part of the product. A type and no closure: only what is sure to be inlined into `dispatch` is compiled for the
-/// chosen instructions, and a multiply-add that is not is a call into the C library, ten times slower.
-struct PanelProduct<'a> {
-    /// `[T, 16]`
-    strip: &'a mut [f32],
-    x: &'a [f32],
-    weights: &'a [f32],
-    inputs: usize,
+/// Adds the bias and applies the activation.
+struct Finish<'a> {
+    strips: &'a mut [Strip],
+    bias: Strip,
+    activation: Option<Activation>,
 }
 
-impl WithSimd for PanelProduct<'_> {
+impl WithSimd for Finish<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, _simd: S) {
-        panel_product(self.strip, self.x, self.weights, self.inputs);
-    }
-}
-
-#[inline(always)]
-fn panel_product(strip: &mut [f32], x: &[f32], weights: &[f32], inputs: usize) {
-    let blocks = strip.chunks_mut(ROWS * WIDTH).zip(x.chunks(ROWS * inputs));
-    for (strip, x) in blocks {
-        match x.len() / inputs {
-            ROWS => block_product::<ROWS>(strip, x, weights, inputs),
-            3 => block_product::<3>(strip, x, weights, inputs),
-            2 => block_product::<2>(strip, x, weights, inputs),
-            _ => block_product::<1>(strip, x, weights, inputs),
-        }
-    }
-}
-
-#[inline(always)]
-fn block_product<const R: usize>(strip: &mut [f32], x: &[f32], weights: &[f32], inputs: usize) {
-    let mut sums = [[0.0_f32; WIDTH]; R];
-    let rows: [&[f32]; R] = std::array::from_fn(|row| &x[row * inputs..(row + 1) * inputs]);
-    for (input, weights) in weights.chunks_exact(WIDTH).take(inputs).enumerate() {
-        for row in 0..R {
-            let value = rows[row][input];
-            for column in 0..WIDTH {
-                sums[row][column] = value.mul_add(weights[column], sums[row][column]);
+    fn with_simd<S: Simd>(self, simd: S) {
+        let bias = S::as_simd_f32s(&self.bias).0;
+        for strip in self.strips {
+            for (value, bias) in S::as_mut_simd_f32s(strip).0.iter_mut().zip(bias) {
+                let sum = simd.add_f32s(*value, *bias);
+                *value = match self.activation {
+                    Some(activation) => activate(simd, activation, sum),
+                    None => sum,
+                };
             }
         }
     }
-    for (strip, sums) in strip.chunks_exact_mut(WIDTH).zip(&sums) {
-        strip.copy_from_slice(sums);
-    }
-}
-
-fn finish(strip: &mut [f32], bias: Option<&[f32]>, activation: Option<Activation>) {
-    for strip in strip.chunks_exact_mut(WIDTH) {
-        if let Some(bias) = bias {
-            strip.iter_mut().zip(bias).for_each(|(value, bias)| *value += bias);
-        }
-        match activation {
-            Some(Activation::GeluTanh) => strip.iter_mut().for_each(|value| *value = gelu_tanh(*value)),
-            Some(Activation::GeluErf) => strip.iter_mut().for_each(|value| *value = gelu_erf(*value)),
-            None => {}
-        }
-    }
-}
-
-/// Hendrycks and Gimpel, "Gaussian Error Linear Units" (2016), the approximation.
-fn gelu_tanh(x: f32) -> f32 {
-    let inner = (2.0 / std::f32::consts::PI).sqrt() * (0.044_715 * x * x).mul_add(x, x);
-    0.5 * x * (1.0 + inner.tanh())
-}
-
-/// The same source, exactly.
-fn gelu_erf(x: f32) -> f32 {
-    let x = f64::from(x);
-    (0.5 * x * (1.0 + libm::erf(x / std::f64::consts::SQRT_2))) as f32
 }

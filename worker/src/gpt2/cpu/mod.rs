@@ -5,13 +5,27 @@
 //! bit-equal alone, in any company, in any slot, in one prefill chunk or many, on any number of threads. The machine's
 //! vector instructions are chosen at run time (crate `pulp`).
 
+// What runs under `Arch::dispatch` must be inlined into it to be compiled for the chosen vector instructions.
+#![allow(clippy::inline_always)]
+
 mod attention;
+mod float;
+mod int8;
 mod linear;
+mod math;
 mod norm;
+mod panels;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
+
+use claimcheck_common::domain::Dtype;
+use pulp::Arch;
 
 use super::{Activation, CacheShape, Gpt2Backend, Span};
 
@@ -19,12 +33,12 @@ use super::{Activation, CacheShape, Gpt2Backend, Span};
 pub type Cpu = Flex;
 
 impl Gpt2Backend for Cpu {
-    type Matrix = linear::Panels;
+    type Matrix = panels::Panels;
     type Cache = attention::Cache;
 
-    fn pack(weight: Tensor<Self, 2>) -> Self::Matrix {
+    fn pack(weight: Tensor<Self, 2>, dtype: Dtype) -> Self::Matrix {
         let [rows, columns] = weight.dims();
-        with_slice(&weight, |weight| linear::Panels::pack(weight, rows, columns))
+        with_slice(&weight, |weight| panels::Panels::pack(weight, rows, columns, dtype))
     }
 
     fn project(
@@ -35,8 +49,8 @@ impl Gpt2Backend for Cpu {
     ) -> Tensor<Self, 2> {
         let rows = x.dims()[0];
         let y = with_slice(x, |x| match bias {
-            Some(bias) => with_slice(bias, |bias| weight.multiply(x, Some(bias), activation)),
-            None => weight.multiply(x, None, activation),
+            Some(bias) => with_slice(bias, |bias| weight.multiply(Arch::new(), x, Some(bias), activation)),
+            None => weight.multiply(Arch::new(), x, None, activation),
         });
         matrix(y, rows)
     }
@@ -55,7 +69,7 @@ impl Gpt2Backend for Cpu {
         };
         let norm = with_slice(&sum, |sum| {
             with_slice(gamma, |gamma| {
-                with_slice(beta, |beta| norm::rows(sum, gamma, beta, epsilon))
+                with_slice(beta, |beta| norm::rows(Arch::new(), sum, gamma, beta, epsilon))
             })
         });
         (sum, matrix(norm, rows))
@@ -67,7 +81,10 @@ impl Gpt2Backend for Cpu {
 
     fn attend(qkv: &Tensor<Self, 2>, cache: &mut Self::Cache, layer: usize, spans: &[Span]) -> Tensor<Self, 2> {
         let rows = qkv.dims()[0];
-        matrix(with_slice(qkv, |qkv| cache.attend(qkv, layer, spans)), rows)
+        matrix(
+            with_slice(qkv, |qkv| cache.attend(Arch::new(), qkv, layer, spans)),
+            rows,
+        )
     }
 }
 
