@@ -116,6 +116,7 @@ pub(super) fn assemble<B: Gpt2Backend, E>(
     let head = B::pack(head.transpose(), dtype);
     Ok(Gpt2 {
         config,
+        dtype,
         tokens,
         positions,
         blocks,

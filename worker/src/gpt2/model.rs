@@ -2,6 +2,7 @@
 //! (2019); layer norms stand before each half of a block and once more before the head.
 
 use burn::tensor::{Int, Tensor, TensorData};
+use claimcheck_common::domain::Dtype;
 
 use super::{CacheShape, Gpt2Backend, Gpt2Config, Span};
 
@@ -34,6 +35,7 @@ pub(super) struct Block<B: Gpt2Backend> {
 /// A GPT-2 with its weights.
 pub struct Gpt2<B: Gpt2Backend> {
     pub(super) config: Gpt2Config,
+    pub(super) dtype: Dtype,
     /// `[vocab_size, n_embd]`
     pub(super) tokens: Tensor<B, 2>,
     /// `[n_positions, n_embd]`
@@ -59,6 +61,7 @@ impl<B: Gpt2Backend> Gpt2<B> {
             positions: self.config.n_positions,
             heads: self.config.n_head,
             head_dim: self.config.head_dim(),
+            dtype: self.dtype,
         };
         B::new_cache(shape, &self.device)
     }

@@ -31,12 +31,14 @@ pub struct CacheShape {
     pub heads: usize,
     /// Width of a head.
     pub head_dim: usize,
+    /// What the weights are kept in; the cache of other weights than `f32` may be kept in 16 bits.
+    pub dtype: Dtype,
 }
 
 /// A backend that GPT-2 runs on. `T` is the number of tokens of a step, all rows packed one after another.
 pub trait Gpt2Backend: Backend {
     /// A weight matrix `[in, out]` in the layout that [`Self::project`] likes.
-    type Matrix: Clone + Send;
+    type Matrix: Send;
     /// Keys and values of all layers and slots.
     type Cache: Send;
 

@@ -75,6 +75,7 @@ fn ragged_attention_agrees_with_plain_burn_over_several_steps() {
         positions: 16,
         heads: 2,
         head_dim: 12,
+        dtype: Dtype::F32,
     };
     let (mut ours, mut plain) = (
         Cpu::new_cache(shape, &FlexDevice),

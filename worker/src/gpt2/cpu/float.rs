@@ -5,7 +5,8 @@ use std::marker::PhantomData;
 use pulp::{Arch, Simd, WithSimd};
 
 use super::linear::{Blocks, ROWS, Strip, with_rows};
-use super::panels::{Line, Panels, WIDTH, inputs_of_word};
+use super::lines::{Line, WIDTH};
+use super::panels::{Panels, inputs_of_word};
 
 /// Vector registers that hold sums of one row.
 const VECTORS: usize = 2;
@@ -102,16 +103,16 @@ impl<W: Word> WithSimd for PanelProduct<'_, W> {
     }
 }
 
-/// The product of `R` rows, whose sums stay in registers.
+/// The product of `R` rows with a panel, whose sums stay in registers: `x [inputs][R]`, `strips [R][32]`.
 #[inline(always)]
-fn block<S: Simd, W: Word, const R: usize>(simd: S, lines: &[Line], x: &[f32], strips: &mut [Strip]) {
+pub(super) fn block<S: Simd, W: Word, const R: usize>(simd: S, lines: &[Line], x: &[f32], strips: &mut [Strip]) {
     let x = x.as_chunks::<R>().0;
     for group in 0..WIDTH / (VECTORS * S::F32_LANES) {
         let mut sums = [[simd.splat_f32s(0.0); VECTORS]; R];
         for (line, x) in lines.iter().zip(x.chunks_exact(W::INPUTS)) {
-            let words = &S::as_simd_u32s(&line.0).0[group * VECTORS..][..VECTORS];
+            let words = &S::as_simd_u32s(line).0[group * VECTORS..][..VECTORS];
             for (place, x) in x.iter().enumerate() {
-                let weights: [_; VECTORS] = std::array::from_fn(|vector| W::weights(simd, words[vector], place));
+                let weights = [W::weights(simd, words[0], place), W::weights(simd, words[1], place)];
                 for (sums, x) in sums.iter_mut().zip(x) {
                     let x = simd.splat_f32s(*x);
                     for (sum, weights) in sums.iter_mut().zip(weights) {

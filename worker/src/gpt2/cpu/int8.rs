@@ -7,7 +7,8 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::linear::{Blocks, ROWS, Strip, with_rows};
-use super::panels::{GREATEST, INPUTS_OF_INT8, Line, Panels, WIDTH};
+use super::lines::{Line, WIDTH};
+use super::panels::{GREATEST, INPUTS_OF_INT8, Panels};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Vnni};
 
@@ -109,7 +110,7 @@ fn portable<const R: usize>(lines: &[Line], x: &[[u32; R]]) -> [Sums; R] {
     let mut sums = [[0; WIDTH]; R];
     for (line, x) in lines.iter().zip(x) {
         for (sums, x) in sums.iter_mut().zip(x) {
-            for (sum, word) in sums.iter_mut().zip(&line.0) {
+            for (sum, word) in sums.iter_mut().zip(line) {
                 let products = integers(*x).into_iter().zip(integers(*word));
                 *sum += products.map(|(x, weight)| x * weight).sum::<i32>();
             }

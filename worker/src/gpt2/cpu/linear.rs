@@ -10,8 +10,9 @@ use rayon::prelude::*;
 use super::super::Activation;
 use super::float::{self, Bf16, F32};
 use super::int8;
+use super::lines::{Line, WIDTH};
 use super::math::activate;
-use super::panels::{Line, Panels, WIDTH};
+use super::panels::Panels;
 
 /// A row's part of a panel.
 pub(super) type Strip = [f32; WIDTH];
@@ -135,10 +136,10 @@ impl Panels {
     ) -> Vec<f32> {
         let lines_of_panel = self.lines_of_panel();
         // A strip `[T, 32]` a panel, so that threads write apart from each other.
-        let mut strips = vec![[0.0; WIDTH]; self.lines.len() / lines_of_panel * rows];
+        let mut strips = vec![[0.0; WIDTH]; self.lines().len() / lines_of_panel * rows];
         strips
             .par_chunks_exact_mut(rows)
-            .zip(self.lines.par_chunks_exact(lines_of_panel))
+            .zip(self.lines().par_chunks_exact(lines_of_panel))
             .enumerate()
             .with_min_len(self.panels_per_task(rows))
             .for_each(|(panel, (strips, lines))| {

@@ -12,6 +12,7 @@ mod attention;
 mod float;
 mod int8;
 mod linear;
+mod lines;
 mod math;
 mod norm;
 mod panels;

@@ -7,8 +7,7 @@ use claimcheck_common::domain::Dtype;
 use half::bf16;
 use rayon::prelude::*;
 
-/// Columns of a panel: two AVX-512 registers, or four of AVX2.
-pub(super) const WIDTH: usize = 32;
+use super::lines::{Line, Lines, WIDTH};
 
 /// The greatest magnitude of an eight-bit weight or input.
 pub(super) const GREATEST: f32 = 127.0;
@@ -16,19 +15,13 @@ pub(super) const GREATEST: f32 = 127.0;
 /// Inputs of a word of eight-bit weights.
 pub(super) const INPUTS_OF_INT8: usize = 4;
 
-/// One word a column, on whole cache lines.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Line(pub(super) [u32; WIDTH]);
-
 /// A packed weight matrix.
-#[derive(Debug, Clone)]
 pub struct Panels {
     pub(super) inputs: usize,
     pub(super) outputs: usize,
     pub(super) dtype: Dtype,
     /// `[outputs / 32, inputs / inputs of a word]`, both rounded up, filled up with zeros.
-    pub(super) lines: Vec<Line>,
+    lines: Lines,
     /// Of int8, what an integer 1 in a column stands for: `[outputs]` rounded up to panels. Empty otherwise.
     pub(super) scales: Vec<f32>,
 }
@@ -42,13 +35,13 @@ impl Panels {
             Dtype::Int8 => scales(weight, outputs, panels * WIDTH),
             Dtype::F32 | Dtype::Bf16 => Vec::new(),
         };
-        let mut lines = vec![Line([0; WIDTH]); panels * lines_of_panel];
-        let packing = lines.par_chunks_exact_mut(lines_of_panel).enumerate();
+        let mut lines = Lines::zeroed_huge(panels * lines_of_panel);
+        let packing = lines.get_mut().par_chunks_exact_mut(lines_of_panel).enumerate();
         packing.for_each(|(panel, lines)| {
             let columns = panel * WIDTH..outputs.min((panel + 1) * WIDTH);
             for (line, rows) in lines.iter_mut().zip(weight.chunks(outputs * inputs_of_word(dtype))) {
                 for (place, row) in rows.chunks_exact(outputs).enumerate() {
-                    for ((word, weight), column) in line.0.iter_mut().zip(&row[columns.clone()]).zip(columns.clone()) {
+                    for ((word, weight), column) in line.iter_mut().zip(&row[columns.clone()]).zip(columns.clone()) {
                         *word |= match dtype {
                             Dtype::F32 => weight.to_bits(),
                             Dtype::Bf16 => u32::from(bf16::from_f32(*weight).to_bits()) << (16 * place),
@@ -65,6 +58,11 @@ impl Panels {
             lines,
             scales,
         }
+    }
+
+    /// `[panels][lines of a panel]`
+    pub(super) fn lines(&self) -> &[Line] {
+        self.lines.get()
     }
 
     /// Lines of a panel.

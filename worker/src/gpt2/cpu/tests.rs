@@ -129,6 +129,7 @@ fn what_is_no_number_stays_none_in_its_own_row() {
         positions: 4,
         heads: 1,
         head_dim: 20,
+        dtype: Dtype::F32,
     };
     for arch in all() {
         for dtype in Dtype::ALL {

@@ -13,7 +13,7 @@ use pulp::bytemuck::cast;
 use pulp::x86::V3;
 
 use super::int8::Sums;
-use super::panels::{Line, WIDTH};
+use super::lines::{Line, WIDTH};
 
 /// AVX-512 VNNI: four products and their sum in one instruction.
 #[derive(Debug, Clone, Copy)]
@@ -42,7 +42,7 @@ fn vnni<const R: usize>(lines: &[Line], x: &[[u32; R]], of_rows: [i32; R]) -> [S
         *sums = [_mm512_set1_epi32(-128 * of_row); 2];
     }
     for (line, x) in lines.iter().zip(x) {
-        let [left, right]: [__m512i; 2] = cast(line.0);
+        let [left, right]: [__m512i; 2] = cast(*line);
         let (left, right) = (_mm512_xor_si512(left, lift), _mm512_xor_si512(right, lift));
         for (sums, x) in sums.iter_mut().zip(x) {
             let x = _mm512_set1_epi32(x.cast_signed());
@@ -83,7 +83,7 @@ impl<const R: usize> NullaryFnOnce for Avx2Sums<'_, R> {
         for half in 0..2 {
             let mut sums = [[avx._mm256_setzero_si256(); 2]; R];
             for (line, x) in self.lines.iter().zip(self.x) {
-                let [halves @ ..]: [[__m256i; 2]; 2] = cast(line.0);
+                let [halves @ ..]: [[__m256i; 2]; 2] = cast(*line);
                 for (sums, x) in sums.iter_mut().zip(x) {
                     let x = avx._mm256_set1_epi32(x.cast_signed());
                     for (sum, weights) in sums.iter_mut().zip(halves[half]) {
