@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
@@ -39,7 +40,9 @@ impl<B: Gpt2Backend> Gpt2<B> {
         let config = Gpt2Config::read(&files.config)?;
         let mut weights = WeightFile::open(&files.weights)?;
         weights.check(&config)?;
-        assemble(config, dtype, device, &mut |name, shape| weights.read(name, shape))
+        assemble(config, dtype, device, &mut |name, shape, rows| {
+            weights.read(name, shape, rows)
+        })
     }
 }
 
@@ -81,8 +84,8 @@ pub(super) fn tensors(config: &Gpt2Config) -> Vec<(String, Vec<usize>)> {
     all
 }
 
-/// Gives the values of the tensor of that name and shape.
-pub(super) type ReadTensor<'a, E> = dyn FnMut(&str, &[usize]) -> Result<Vec<f32>, E> + 'a;
+/// Gives some rows of the tensor of that name and shape, one run of rows after the other and each once.
+pub(super) type ReadTensor<'a, E> = dyn FnMut(&str, &[usize], Range<usize>) -> Result<Vec<f32>, E> + 'a;
 
 /// Builds a model from a source of tensors: a file, or a random generator.
 pub(super) fn assemble<B: Gpt2Backend, E>(
@@ -93,8 +96,8 @@ pub(super) fn assemble<B: Gpt2Backend, E>(
 ) -> Result<Gpt2<B>, E> {
     let (width, inner, vocab) = (config.n_embd, config.inner(), config.vocab_size);
     let mut source = Source { read, dtype, device };
-    let tokens = source.matrix("wte.weight", [vocab, width])?;
-    let positions = source.matrix("wpe.weight", [config.n_positions, width])?;
+    let tokens = source.transposed("wte.weight", [width, vocab])?;
+    let positions = source.tensor("wpe.weight", [config.n_positions, width])?;
     let mut blocks = Vec::with_capacity(config.n_layer);
     for layer in 0..config.n_layer {
         let name = |part: &str| format!("h.{layer}.{part}");
@@ -109,11 +112,10 @@ pub(super) fn assemble<B: Gpt2Backend, E>(
     }
     let last_norm = source.norm("ln_f", width)?;
     let head = if config.tie_word_embeddings {
-        tokens.clone()
+        None
     } else {
-        source.matrix("lm_head.weight", [vocab, width])?
+        Some(source.transposed("lm_head.weight", [width, vocab])?)
     };
-    let head = B::pack(head.transpose(), dtype);
     Ok(Gpt2 {
         config,
         dtype,
@@ -135,13 +137,16 @@ struct Source<'a, 'r, B: Gpt2Backend, E> {
 impl<B: Gpt2Backend, E> Source<'_, '_, B, E> {
     fn tensor<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Result<Tensor<B, D>, E> {
         Ok(Tensor::from_data(
-            TensorData::new((self.read)(name, &shape)?, shape),
+            TensorData::new((self.read)(name, &shape, 0..shape[0])?, shape),
             self.device,
         ))
     }
 
-    fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<Tensor<B, 2>, E> {
-        self.tensor(name, shape)
+    /// The matrix `[in, out]` that is stored the other way round.
+    fn transposed(&mut self, name: &str, [inputs, outputs]: [usize; 2]) -> Result<B::Matrix, E> {
+        B::pack_transposed([inputs, outputs], self.dtype, &mut |rows| {
+            (self.read)(name, &[outputs, inputs], rows)
+        })
     }
 
     fn norm(&mut self, name: &str, width: usize) -> Result<Norm<B>, E> {
@@ -153,7 +158,7 @@ impl<B: Gpt2Backend, E> Source<'_, '_, B, E> {
 
     fn linear(&mut self, name: &str, shape: [usize; 2]) -> Result<Linear<B>, E> {
         Ok(Linear {
-            weight: B::pack(self.matrix(&format!("{name}.weight"), shape)?, self.dtype),
+            weight: B::pack(self.tensor(&format!("{name}.weight"), shape)?, self.dtype),
             bias: self.tensor(&format!("{name}.bias"), [shape[1]])?,
         })
     }
@@ -248,14 +253,15 @@ impl WeightFile {
         }
     }
 
-    fn read(&mut self, name: &str, _checked_shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+    fn read(&mut self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>, LoadError> {
         let name = self.name_in_file(name);
         let info = self.header.info(&name).expect("checked against the configuration");
         let (from, to) = info.data_offsets;
-        let mut bytes = vec![0; to - from];
+        let row = (to - from) / shape[0];
+        let mut bytes = vec![0; rows.len() * row];
         let read = self
             .file
-            .seek(SeekFrom::Start(self.start + from as u64))
+            .seek(SeekFrom::Start(self.start + (from + rows.start * row) as u64))
             .and_then(|_| self.file.read_exact(&mut bytes));
         read.map_err(|cause| LoadError::Unreadable {
             path: self.path.clone(),
@@ -284,7 +290,8 @@ impl WeightFile {
         match values.iter().position(|value| !value.is_finite()) {
             None => Ok(values),
             Some(at) => {
-                let complaint = format!("holds {} at {at}: weights are finite", values[at]);
+                let place = rows.start * shape[1..].iter().product::<usize>() + at;
+                let complaint = format!("holds {} at {place}: weights are finite", values[at]);
                 Err(LoadError::Tensor {
                     path: self.path.clone(),
                     tensor: name,

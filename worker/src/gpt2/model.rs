@@ -36,14 +36,14 @@ pub(super) struct Block<B: Gpt2Backend> {
 pub struct Gpt2<B: Gpt2Backend> {
     pub(super) config: Gpt2Config,
     pub(super) dtype: Dtype,
-    /// `[vocab_size, n_embd]`
-    pub(super) tokens: Tensor<B, 2>,
+    /// `[n_embd, vocab_size]`: a token is embedded as its column, and the head is the same matrix where it is tied.
+    pub(super) tokens: B::Matrix,
     /// `[n_positions, n_embd]`
     pub(super) positions: Tensor<B, 2>,
     pub(super) blocks: Vec<Block<B>>,
     pub(super) last_norm: Norm<B>,
-    /// `[n_embd, vocab_size]`
-    pub(super) head: B::Matrix,
+    /// `[n_embd, vocab_size]`, where it is not tied.
+    pub(super) head: Option<B::Matrix>,
     pub(super) device: B::Device,
 }
 
@@ -71,11 +71,7 @@ impl<B: Gpt2Backend> Gpt2<B> {
     pub fn forward(&self, tokens: &[u32], spans: &[Span], wanted: &[usize], cache: &mut B::Cache) -> Tensor<B, 2> {
         let places = spans.iter().flat_map(|span| span.position..span.position + span.len);
         let at = self.indices(places);
-        let mut x = self
-            .tokens
-            .clone()
-            .select(0, self.indices(tokens.iter().map(|id| *id as usize)))
-            + self.positions.clone().select(0, at);
+        let mut x = B::embed(&self.tokens, tokens, &self.device) + self.positions.clone().select(0, at);
         let mut carried = None;
         for (layer, block) in self.blocks.iter().enumerate() {
             let (sum, norm) = self.add_norm(x, carried, &block.attention_norm);
@@ -97,7 +93,7 @@ impl<B: Gpt2Backend> Gpt2<B> {
         let wanted = self.indices(wanted.iter().copied());
         let carried = carried.map(|carried| carried.select(0, wanted.clone()));
         let (_, norm) = self.add_norm(x.select(0, wanted), carried, &self.last_norm);
-        B::project(&norm, &self.head, None, None)
+        B::project(&norm, self.head.as_ref().unwrap_or(&self.tokens), None, None)
     }
 
     fn add_norm(

@@ -1,6 +1,8 @@
 //! The operations that GPT-2 needs of a backend. `reference.rs` holds them in plain Burn, which own kernels are tested
 //! against.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use claimcheck_common::domain::Dtype;
@@ -44,6 +46,17 @@ pub trait Gpt2Backend: Backend {
 
     /// Packs a weight matrix `[in, out]` as `dtype`, once at load.
     fn pack(weight: Tensor<Self, 2>, dtype: Dtype) -> Self::Matrix;
+
+    /// Packs a weight matrix `[in, out]` that is stored `[out, in]`: asks for some of those rows after others, so that the
+    /// largest matrix never lies in memory twice.
+    fn pack_transposed<E>(
+        shape: [usize; 2],
+        dtype: Dtype,
+        read: &mut dyn FnMut(Range<usize>) -> Result<Vec<f32>, E>,
+    ) -> Result<Self::Matrix, E>;
+
+    /// The columns `ids [T]` of a packed matrix `[in, out]`, as rows `[T, in]`.
+    fn embed(weight: &Self::Matrix, ids: &[u32], device: &Self::Device) -> Tensor<Self, 2>;
 
     /// `x [T, in] × w [in, out] + bias [out]`, then the activation, if any. Answers `[T, out]`.
     fn project(

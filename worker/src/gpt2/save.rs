@@ -51,8 +51,9 @@ impl<B: Gpt2Backend> Gpt2<B> {
     /// A model with random weights.
     pub fn random(config: Gpt2Config, seed: u64, dtype: Dtype, device: &B::Device) -> Self {
         let mut weights = Weights::new(seed);
-        let built = assemble(config, dtype, device, &mut |name, shape| {
-            Ok::<_, Infallible>(weights.draw(name, shape))
+        let built = assemble(config, dtype, device, &mut |name, shape, rows| {
+            let shape = [&[rows.len()], &shape[1..]].concat();
+            Ok::<_, Infallible>(weights.draw(name, &shape))
         });
         match built {
             Ok(model) => model,

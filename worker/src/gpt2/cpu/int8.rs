@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::linear::{Blocks, ROWS, Strip, with_rows};
 use super::lines::{Line, WIDTH};
-use super::panels::{GREATEST, INPUTS_OF_INT8, Panels};
+use super::panels::{GREATEST, INPUTS_OF_INT8, Panels, rounded};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Vnni};
 
@@ -134,8 +134,6 @@ impl WithSimd for Round<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) -> Row {
-        // A sum with 1.5 · 2²³ is rounded to an integer, which then stands in its low bits.
-        const INTEGER: f32 = 12_582_912.0;
         let mut greatest = 0.0_f32;
         let mut finite = true;
         for x in self.x {
@@ -146,9 +144,9 @@ impl WithSimd for Round<'_> {
         let mut sum = 0;
         for (word, x) in self.words.iter_mut().zip(self.x.chunks(INPUTS_OF_INT8)) {
             for (place, x) in x.iter().enumerate() {
-                let integer = (x * by + INTEGER).to_bits();
-                sum += (integer.wrapping_sub(INTEGER.to_bits())).cast_signed();
-                *word |= (integer & 0xFF) << (8 * place);
+                let integer = rounded(x * by);
+                sum += integer;
+                *word |= (integer.cast_unsigned() & 0xFF) << (8 * place);
             }
         }
         // What is no number has no integer: the whole row is none.

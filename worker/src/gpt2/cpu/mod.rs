@@ -21,6 +21,8 @@ mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use std::ops::Range;
+
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
@@ -40,6 +42,19 @@ impl Gpt2Backend for Cpu {
     fn pack(weight: Tensor<Self, 2>, dtype: Dtype) -> Self::Matrix {
         let [rows, columns] = weight.dims();
         with_slice(&weight, |weight| panels::Panels::pack(weight, rows, columns, dtype))
+    }
+
+    fn pack_transposed<E>(
+        [inputs, outputs]: [usize; 2],
+        dtype: Dtype,
+        read: &mut dyn FnMut(Range<usize>) -> Result<Vec<f32>, E>,
+    ) -> Result<Self::Matrix, E> {
+        panels::Panels::pack_transposed(inputs, outputs, dtype, read)
+    }
+
+    fn embed(weight: &Self::Matrix, ids: &[u32], _device: &Self::Device) -> Tensor<Self, 2> {
+        let rows: Vec<f32> = ids.iter().flat_map(|id| weight.column(*id as usize)).collect();
+        matrix(rows, ids.len())
     }
 
     fn project(

@@ -3,6 +3,8 @@
 //! A matrix `[in, out]` is cut into panels of 32 columns. A panel is a run of lines: a line holds a word of each column,
 //! and a word holds one weight (f32) or those of two (bf16) or four (int8) inputs one after another.
 
+use std::ops::Range;
+
 use claimcheck_common::domain::Dtype;
 use half::bf16;
 use rayon::prelude::*;
@@ -26,38 +28,103 @@ pub struct Panels {
     pub(super) scales: Vec<f32>,
 }
 
+/// Rows that are read at once of a matrix that is stored the other way round: a few megabytes.
+const ROWS_AT_ONCE: usize = 64 * WIDTH;
+
 impl Panels {
-    /// Packs `weight [inputs, outputs]`.
-    pub(super) fn pack(weight: &[f32], inputs: usize, outputs: usize, dtype: Dtype) -> Self {
+    fn zeroed(inputs: usize, outputs: usize, dtype: Dtype) -> Self {
         let panels = outputs.div_ceil(WIDTH);
-        let lines_of_panel = inputs.div_ceil(inputs_of_word(dtype));
-        let scales = match dtype {
-            Dtype::Int8 => scales(weight, outputs, panels * WIDTH),
-            Dtype::F32 | Dtype::Bf16 => Vec::new(),
-        };
-        let mut lines = Lines::zeroed_huge(panels * lines_of_panel);
-        let packing = lines.get_mut().par_chunks_exact_mut(lines_of_panel).enumerate();
-        packing.for_each(|(panel, lines)| {
-            let columns = panel * WIDTH..outputs.min((panel + 1) * WIDTH);
-            for (line, rows) in lines.iter_mut().zip(weight.chunks(outputs * inputs_of_word(dtype))) {
-                for (place, row) in rows.chunks_exact(outputs).enumerate() {
-                    for ((word, weight), column) in line.iter_mut().zip(&row[columns.clone()]).zip(columns.clone()) {
-                        *word |= match dtype {
-                            Dtype::F32 => weight.to_bits(),
-                            Dtype::Bf16 => u32::from(bf16::from_f32(*weight).to_bits()) << (16 * place),
-                            Dtype::Int8 => byte(*weight / scales[column]) << (8 * place),
-                        };
-                    }
-                }
-            }
-        });
         Self {
             inputs,
             outputs,
             dtype,
-            lines,
-            scales,
+            lines: Lines::zeroed_huge(panels * inputs.div_ceil(inputs_of_word(dtype))),
+            scales: Vec::new(),
         }
+    }
+
+    /// Packs `weight [inputs, outputs]`.
+    pub(super) fn pack(weight: &[f32], inputs: usize, outputs: usize, dtype: Dtype) -> Self {
+        let mut packed = Self::zeroed(inputs, outputs, dtype);
+        if dtype == Dtype::Int8 {
+            packed.scales = vec![1.0; outputs.next_multiple_of(WIDTH)];
+            packed.scales[..outputs].copy_from_slice(&scales_of_columns(weight, outputs));
+        }
+        let Self { lines, scales, .. } = &mut packed;
+        let per_word = inputs_of_word(dtype);
+        let panels = lines
+            .get_mut()
+            .par_chunks_exact_mut(inputs.div_ceil(per_word))
+            .enumerate();
+        panels.for_each(|(panel, lines)| {
+            let columns = panel * WIDTH..outputs.min((panel + 1) * WIDTH);
+            for (line, rows) in lines.iter_mut().zip(weight.chunks(outputs * per_word)) {
+                for (place, row) in rows.chunks_exact(outputs).enumerate() {
+                    for ((word, weight), column) in line.iter_mut().zip(&row[columns.clone()]).zip(columns.clone()) {
+                        *word |= part_of_word(dtype, *weight, scales.get(column), place);
+                    }
+                }
+            }
+        });
+        packed
+    }
+
+    /// Packs the matrix `[inputs, outputs]` that `read` gives as `[outputs, inputs]`, some rows at a time.
+    pub(super) fn pack_transposed<E>(
+        inputs: usize,
+        outputs: usize,
+        dtype: Dtype,
+        read: &mut dyn FnMut(Range<usize>) -> Result<Vec<f32>, E>,
+    ) -> Result<Self, E> {
+        let mut packed = Self::zeroed(inputs, outputs, dtype);
+        let per_word = inputs_of_word(dtype);
+        let lines_of_panel = packed.lines_of_panel();
+        let runs = packed.lines.get_mut().chunks_mut(ROWS_AT_ONCE / WIDTH * lines_of_panel);
+        for (run, lines) in runs.enumerate() {
+            let columns = run * ROWS_AT_ONCE..outputs.min((run + 1) * ROWS_AT_ONCE);
+            let weight = read(columns)?;
+            let scales: Vec<f32> = match dtype {
+                Dtype::Int8 => weight
+                    .chunks_exact(inputs)
+                    .map(|column| scale(greatest(column)))
+                    .collect(),
+                Dtype::F32 | Dtype::Bf16 => Vec::new(),
+            };
+            let panels = lines
+                .par_chunks_exact_mut(lines_of_panel)
+                .zip(weight.par_chunks(WIDTH * inputs));
+            panels.enumerate().for_each(|(panel, (lines, columns))| {
+                for (column, weights) in columns.chunks_exact(inputs).enumerate() {
+                    let scale = scales.get(panel * WIDTH + column);
+                    for (line, weights) in lines.iter_mut().zip(weights.chunks(per_word)) {
+                        for (place, weight) in weights.iter().enumerate() {
+                            line[column] |= part_of_word(dtype, *weight, scale, place);
+                        }
+                    }
+                }
+            });
+            packed.scales.extend(scales);
+        }
+        if dtype == Dtype::Int8 {
+            packed.scales.resize(outputs.next_multiple_of(WIDTH), 1.0);
+        }
+        Ok(packed)
+    }
+
+    /// The weights `[inputs]` of an output.
+    pub(super) fn column(&self, column: usize) -> impl Iterator<Item = f32> {
+        let lines_of_panel = self.lines_of_panel();
+        let panel = &self.lines()[column / WIDTH * lines_of_panel..][..lines_of_panel];
+        let (dtype, scale) = (self.dtype, self.scales.get(column).copied());
+        let weights = panel.iter().flat_map(move |line| {
+            let word = line[column % WIDTH];
+            (0..inputs_of_word(dtype)).map(move |place| match (dtype, scale) {
+                (Dtype::Int8, Some(scale)) => f32::from(word.to_le_bytes()[place].cast_signed()) * scale,
+                (Dtype::Bf16, _) => f32::from_bits((word >> (16 * place)) << 16),
+                _ => f32::from_bits(word),
+            })
+        });
+        weights.take(self.inputs)
     }
 
     /// `[panels][lines of a panel]`
@@ -80,21 +147,38 @@ pub(super) const fn inputs_of_word(dtype: Dtype) -> usize {
     }
 }
 
-/// A value between −127 and 127 as the eight bits of the nearest integer.
-pub(super) fn byte(value: f32) -> u32 {
-    u32::from((value.round_ties_even() as i8).cast_unsigned())
+/// A weight's bits of the word that it shares. `scale` is there for int8.
+fn part_of_word(dtype: Dtype, weight: f32, scale: Option<&f32>, place: usize) -> u32 {
+    match (dtype, scale) {
+        (Dtype::Int8, Some(scale)) => (rounded(weight / scale).cast_unsigned() & 0xFF) << (8 * place),
+        (Dtype::Bf16, _) => u32::from(bf16::from_f32(weight).to_bits()) << (16 * place),
+        _ => weight.to_bits(),
+    }
 }
 
-fn scales(weight: &[f32], outputs: usize, len: usize) -> Vec<f32> {
-    let mut greatest = vec![0.0_f32; len];
+/// The nearest integer of a small number: a sum with 1.5 · 2²³ is rounded to one, which then stands in its low bits.
+#[inline(always)]
+pub(super) fn rounded(value: f32) -> i32 {
+    const INTEGER: f32 = 12_582_912.0;
+    (value + INTEGER).to_bits().cast_signed() - INTEGER.to_bits().cast_signed()
+}
+
+/// What an integer 1 stands for where 127 stands for `greatest`.
+fn scale(greatest: f32) -> f32 {
+    // Zeros have any scale.
+    if greatest > 0.0 { greatest / GREATEST } else { 1.0 }
+}
+
+fn greatest(values: &[f32]) -> f32 {
+    values.iter().fold(0.0, |greatest, value| value.abs().max(greatest))
+}
+
+fn scales_of_columns(weight: &[f32], outputs: usize) -> Vec<f32> {
+    let mut greatest = vec![0.0_f32; outputs];
     for row in weight.chunks_exact(outputs) {
         for (greatest, weight) in greatest.iter_mut().zip(row) {
             *greatest = greatest.max(weight.abs());
         }
     }
-    // A column of zeros has any scale.
-    greatest
-        .into_iter()
-        .map(|one| if one > 0.0 { one / GREATEST } else { 1.0 })
-        .collect()
+    greatest.into_iter().map(scale).collect()
 }
