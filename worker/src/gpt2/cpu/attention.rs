@@ -129,7 +129,7 @@ impl Cache {
                 Some(arch.dispatch(Head {
                     plan,
                     span,
-                    head,
+                    index: head,
                     qkv,
                     width,
                     keys,
@@ -162,7 +162,7 @@ fn heads_of_task(spans: &[Span], head_dim: usize, slots: usize) -> usize {
 struct Head<'a> {
     plan: Plan,
     span: Span,
-    head: usize,
+    index: usize,
     /// Of the span's tokens, `[len, 3 C]`.
     qkv: &'a [f32],
     /// C.
@@ -179,7 +179,7 @@ impl WithSimd for Head<'_> {
     fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
         let head_dim = self.plan.head_dim;
         for (token, qkv) in self.qkv.chunks_exact(3 * self.width).enumerate() {
-            let part = |which: usize| &qkv[which * self.width + self.head * head_dim..][..head_dim];
+            let part = |which: usize| &qkv[which * self.width + self.index * head_dim..][..head_dim];
             let position = self.span.position + token;
             self.plan.write(position, part(1), part(2), self.keys, self.values);
         }
@@ -192,7 +192,7 @@ impl WithSimd for Head<'_> {
             let look = Look {
                 plan: self.plan,
                 first: self.span.position + index * ROWS,
-                queries: &qkv[self.head * head_dim..],
+                queries: &qkv[self.index * head_dim..],
                 stride: 3 * self.width,
                 keys: self.keys,
                 values: self.values,

@@ -39,9 +39,11 @@ pub(super) fn activate<S: Simd>(simd: S, activation: Activation, x: S::f32s) -> 
         Activation::GeluTanh => gelu_tanh(simd, x),
         Activation::GeluErf => {
             let mut values = [x];
-            let values: &mut [f32] = pulp::bytemuck::cast_slice_mut(&mut values);
-            values.iter_mut().for_each(|value| *value = gelu_erf(*value));
-            S::as_simd_f32s(values).0[0]
+            let scalars: &mut [f32] = pulp::bytemuck::cast_slice_mut(&mut values);
+            for value in scalars {
+                *value = gelu_erf(*value);
+            }
+            values[0]
         }
     }
 }

@@ -27,6 +27,7 @@ impl Vnni {
 
     /// The sums over `lines` of `x [lines][R]`, each row of which sums up to `of_rows`.
     pub(super) fn sums<const R: usize>(self, lines: &[Line], x: &[[u32; R]], of_rows: [i32; R]) -> [Sums; R] {
+        let Self(()) = self;
         // SAFETY: `detect` alone makes a `Vnni`, and only where the processor has both features.
         unsafe { vnni(lines, x, of_rows) }
     }
@@ -36,14 +37,14 @@ impl Vnni {
 /// times the sum of the row, is taken off at the start.
 #[target_feature(enable = "avx512f,avx512vnni")]
 fn vnni<const R: usize>(lines: &[Line], x: &[[u32; R]], of_rows: [i32; R]) -> [Sums; R] {
-    let lift = _mm512_set1_epi32(i32::from_ne_bytes([0x80; 4]));
+    let raise = _mm512_set1_epi32(i32::from_ne_bytes([0x80; 4]));
     let mut sums = [[_mm512_setzero_si512(); 2]; R];
     for (sums, of_row) in sums.iter_mut().zip(of_rows) {
         *sums = [_mm512_set1_epi32(-128 * of_row); 2];
     }
     for (line, x) in lines.iter().zip(x) {
         let [left, right]: [__m512i; 2] = cast(*line);
-        let (left, right) = (_mm512_xor_si512(left, lift), _mm512_xor_si512(right, lift));
+        let (left, right) = (_mm512_xor_si512(left, raise), _mm512_xor_si512(right, raise));
         for (sums, x) in sums.iter_mut().zip(x) {
             let x = _mm512_set1_epi32(x.cast_signed());
             sums[0] = _mm512_dpbusd_epi32(sums[0], left, x);
@@ -83,7 +84,7 @@ impl<const R: usize> NullaryFnOnce for Avx2Sums<'_, R> {
         for half in 0..2 {
             let mut sums = [[avx._mm256_setzero_si256(); 2]; R];
             for (line, x) in self.lines.iter().zip(self.x) {
-                let [halves @ ..]: [[__m256i; 2]; 2] = cast(*line);
+                let halves: [[__m256i; 2]; 2] = cast(*line);
                 for (sums, x) in sums.iter_mut().zip(x) {
                     let x = avx._mm256_set1_epi32(x.cast_signed());
                     for (sum, weights) in sums.iter_mut().zip(halves[half]) {
