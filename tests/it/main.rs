@@ -14,6 +14,7 @@ mod hub;
 mod model_files;
 mod parity;
 mod plans;
+mod precision;
 mod store;
 mod store_guards;
 mod store_shares;

@@ -59,7 +59,7 @@ pub(crate) fn files_in(folder: &Path) -> ModelFiles {
     }
 }
 
-fn bundled_folder() -> PathBuf {
+pub(crate) fn bundled_folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../worker/models/tiny")
 }
 
