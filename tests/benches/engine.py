@@ -36,6 +36,18 @@ def main():
                 print(f"| {name} | {batch} | {mine:,.{2 if mine < 10 else 0}f} | {listed} "
                       f"| {ratio:.2f} | {sign} {target} {'' if met else '(missed)'} |")
 
+    def chart():
+        """Ratios of decode to the best peer, as a bar each."""
+        bars = [(f"{name} @{batch}", median(ours, batch, "decode")
+                 / max(filter(None, (median(peer, batch, "decode") for peer in peers))))
+                for name, (ours, peers, _) in PRECISIONS.items() for batch in batches]
+        labels = ", ".join(f'"{label}"' for label, _ in bars)
+        values = ", ".join(f"{value:.2f}" for _, value in bars)
+        print("```mermaid\nxychart-beta\n    title \"Decode: ours to the best peer of the precision\"")
+        print(f"    x-axis [{labels}]\n    y-axis \"times\" 0 --> {max(value for _, value in bars) + 0.5:.0f}")
+        print(f"    bar [{values}]\n```")
+
+    chart()
     table("Decode, tokens a second", "decode", "decode")
     table("Prefill of 512 tokens, tokens a second", "prefill512", 1.0, only=[1])
     table("Prefill of 64 tokens a row, tokens a second", "prefill", 1.0)

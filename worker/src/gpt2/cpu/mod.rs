@@ -1,9 +1,10 @@
 //! The CPU backend: Burn's `flex`, with own kernels where stock Burn copies or where its order of reduction depends on
 //! the shape of the step.
 //!
-//! Every kernel reduces an element in one fixed order and with fused multiply-adds everywhere, so that a row's result is
-//! bit-equal alone, in any company, in any slot, in one prefill chunk or many, on any number of threads. The machine's
-//! vector instructions are chosen at run time (crate `pulp`).
+//! `panels.rs` packs weights, `linear.rs` multiplies with them by the micro-kernels of `float.rs` and `int8.rs`, `attention.rs`
+//! uses the same on its cache. Every kernel reduces an element in one fixed order, so that a row's result is bit-equal alone,
+//! in any company, in any slot, in one prefill chunk or many, on any number of threads. The machine's vector instructions
+//! are chosen at run time (crate `pulp`).
 
 // What runs under `Arch::dispatch` must be inlined into it to be compiled for the chosen vector instructions.
 #![allow(clippy::inline_always)]
@@ -26,7 +27,6 @@ use std::ops::Range;
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
-
 use claimcheck_common::domain::Dtype;
 use pulp::Arch;
 
