@@ -12,6 +12,7 @@ pub mod error;
 pub mod extract;
 pub mod groups;
 pub mod health;
+pub mod idempotent;
 pub mod intake;
 pub mod middleware;
 pub mod promises;

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::http_face::{MODEL, Session, answer, code, with_api};
 use crate::store::{LEASE, settle_completed};
 
-fn a_job() -> Value {
+pub(crate) fn a_job() -> Value {
     json!({"prompt": "Once upon a time", "metadata": {"order": "17"}})
 }
 
@@ -20,12 +20,12 @@ async fn claimed(pool: &Pool, id: &str) -> claimcheck_common::domain::JobKey {
     claim::claim(pool, WorkerId::new(), vec![id], LEASE).await.unwrap()[0].key
 }
 
-async fn complete(pool: &Pool, id: &str) {
+pub(crate) async fn complete(pool: &Pool, id: &str) {
     let key = claimed(pool, id).await;
     settle_completed(pool, key, "a text").await;
 }
 
-async fn fail(pool: &Pool, id: &str) {
+pub(crate) async fn fail(pool: &Pool, id: &str) {
     let key = claimed(pool, id).await;
     let failure = Settlement::failed(key, JobError::server("broken", "It broke."));
     settle::settle_group(pool, vec![failure], "worker:test".to_owned())
@@ -33,7 +33,7 @@ async fn fail(pool: &Pool, id: &str) {
         .unwrap();
 }
 
-async fn admin(world: &World, session: Session) -> Session {
+pub(crate) async fn admin(world: &World, session: Session) -> Session {
     assert!(
         accounts::set_role(&world.pool, &session.username, "admin")
             .await

@@ -2,6 +2,7 @@
 
 mod faults;
 mod http_accounts;
+mod http_again;
 mod http_face;
 mod http_intake;
 mod http_jobs;

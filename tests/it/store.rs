@@ -10,7 +10,7 @@ use claimcheck_common::domain::{
 };
 use claimcheck_common::queue::{Delivery, Subscription};
 use claimcheck_common::store::accounts::{Account, NewUser};
-use claimcheck_common::store::idempotency::{Answer, Claim, ClaimedBy};
+use claimcheck_common::store::idempotency::{Answer, Before, Claim, ClaimedBy};
 use claimcheck_common::store::jobs::{JobFilter, JobView, Page};
 use claimcheck_common::store::notify::JobChanges;
 use claimcheck_common::store::settle::{Settled, Settlement};
@@ -705,7 +705,7 @@ async fn equal_idempotency_keys_make_one_job() {
         for outcome in outcomes {
             match outcome.unwrap() {
                 Submitted::Accepted(_) => accepted += 1,
-                Submitted::Replayed(_) | Submitted::InFlight => {}
+                Submitted::Before(Before::Replayed(_) | Before::InFlight) => {}
                 other => panic!("the body was the same: {other:?}"),
             }
         }
@@ -714,9 +714,9 @@ async fn equal_idempotency_keys_make_one_job() {
         assert_eq!(count(pool, "SELECT count(*) FROM outbox").await, 1);
         assert!(matches!(
             send(1).await.unwrap(),
-            Submitted::Replayed(Answer { status: 202, .. })
+            Submitted::Before(Before::Replayed(Answer { status: 202, .. }))
         ));
-        assert!(matches!(send(2).await.unwrap(), Submitted::Reused));
+        assert!(matches!(send(2).await.unwrap(), Submitted::Before(Before::Reused)));
     })
     .await;
 }

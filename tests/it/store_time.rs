@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use claimcheck_common::domain::{JobError, JobId, JobKey, JobStatus, WorkerId};
+use claimcheck_common::domain::{JobError, JobId, JobKey, JobStatus, ProjectId, WorkerId};
 use claimcheck_common::store::erase::{self, Erased};
+use claimcheck_common::store::idempotency::Answer;
 use claimcheck_common::store::jobs::WaitingReason;
-use claimcheck_common::store::retry::{self, Retried};
+use claimcheck_common::store::once::Once;
+use claimcheck_common::store::retry::{self, Asker, Retried};
 use claimcheck_common::store::settle::{self, Settlement};
 use claimcheck_common::store::submit::JobOptions;
 use claimcheck_common::store::{Pool, cancels, expire, lease, models, rescue};
@@ -250,7 +252,7 @@ async fn an_erased_job_keeps_its_facts_and_nothing_that_was_written() {
             count(pool, "SELECT count(*) FROM audit_log WHERE action = 'job.erased'").await,
             1
         );
-        let again = retry::retry(pool, project, key.id, ACTOR.to_owned()).await.unwrap();
+        let again = do_again(pool, project, key.id).await;
         assert!(matches!(again, Retried::Erased));
     })
     .await;
@@ -326,13 +328,28 @@ async fn a_worker_that_was_given_up_ends_nothing_while_its_job_waits_not_even_af
     .await;
 }
 
-async fn project_of(pool: &Pool, id: JobId) -> claimcheck_common::domain::ProjectId {
+async fn project_of(pool: &Pool, id: JobId) -> ProjectId {
     let project: uuid::Uuid = sqlx::query_scalar("SELECT project_id FROM jobs WHERE id = $1")
         .bind(id.uuid())
         .fetch_one(pool)
         .await
         .unwrap();
-    claimcheck_common::domain::ProjectId::from_uuid(project)
+    ProjectId::from_uuid(project)
+}
+
+async fn do_again(pool: &Pool, project: ProjectId, id: JobId) -> Retried {
+    let asker = Asker {
+        actor: ACTOR.to_owned(),
+        queue_limit: None,
+        claim: None,
+    };
+    match retry::retry(pool, project, id, asker, |_| Answer::default())
+        .await
+        .unwrap()
+    {
+        Once::Done(retried) => retried,
+        Once::Before(before) => panic!("there is no key that it could come again with: {before:?}"),
+    }
 }
 
 #[tokio::test]
@@ -341,7 +358,7 @@ async fn an_ended_job_is_done_again_as_a_new_one() {
         let pool = &world.pool;
         let key = claimed(pool).await;
         let project = project_of(pool, key.id).await;
-        let again = async || retry::retry(pool, project, key.id, ACTOR.to_owned()).await.unwrap();
+        let again = async || do_again(pool, project, key.id).await;
         assert!(matches!(again().await, Retried::Running));
         settle_completed(pool, key, "a text").await;
         let Retried::Accepted(new) = again().await else {
@@ -355,9 +372,7 @@ async fn an_ended_job_is_done_again_as_a_new_one() {
         assert_eq!(old.input.unwrap().params, made.input.unwrap().params);
         assert_eq!(old.status, JobStatus::Completed, "terminal states never change");
         assert!(claim_one(pool, new.key.id).await.is_some());
-        let unknown = retry::retry(pool, project, JobId::new(), ACTOR.to_owned())
-            .await
-            .unwrap();
+        let unknown = do_again(pool, project, JobId::new()).await;
         assert!(matches!(unknown, Retried::Unknown));
     })
     .await;

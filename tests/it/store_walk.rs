@@ -66,6 +66,9 @@ async fn as_many_walks_as_asked_for_go_where_the_model_goes() {
     walk_in_a_world(number("WALK_CASES", 1000) as u32, number("WALK_SEED", 1)).await;
 }
 
+/// Walks before a missing guard must have been found; most are found by the first few.
+const MOST: u32 = 8 * CASES;
+
 /// A guard taken out by a trigger, and what must be found.
 const WITHOUT: [(&str, &str, &str); 6] = [
     (
@@ -123,7 +126,7 @@ async fn without_any_one_guard_a_walk_goes_astray() {
         in_world(async |world| {
             promises::watch(world).await;
             world.execute_as_owner(sql).await;
-            let (steps, wrong) = tokio::task::block_in_place(|| walks(world, CASES, 0, 1)).expect_err(guard);
+            let (steps, wrong) = tokio::task::block_in_place(|| walks(world, MOST, 0, 1)).expect_err(guard);
             assert!(
                 wrong.contains(found),
                 "without {guard}: {wrong} after {} steps",

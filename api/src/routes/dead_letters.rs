@@ -1,6 +1,8 @@
 //! `GET /v1/dead_letters` and `POST /v1/dead_letters/redrive`: what failed for good, and doing it again.
 
 use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::Response;
 use claimcheck_common::store::dead_letters::{self, DeadLetter};
 use claimcheck_common::store::jobs::Page;
 use serde::Serialize;
@@ -11,6 +13,7 @@ use crate::app::AppState;
 use crate::docs::{BadBody, NeedsAdmin, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{Caller, Json, Query};
+use crate::idempotent::{asker, chunk_done, render_chunk};
 use crate::validate::number::from_text;
 use crate::validate::selection::SelectDeadLetters;
 use crate::view::{BulkBody, ErrorInfo};
@@ -138,20 +141,26 @@ pub async fn list_dead_letters(
 /// Redrive dead letters
 ///
 /// For admins. Makes a new job for each dead letter that is selected and was not redriven before, at most 500 in one call;
-/// safe to repeat.
+/// safe to repeat, and with an `Idempotency-Key` it gets the same answer for 24 hours. It stops before the first job that would
+/// exceed its tenant's quota of waiting jobs, and says so in `stopped_by`.
 #[utoipa::path(post, path = "/v1/dead_letters/redrive", tag = "Operators", security(("bearer" = [])),
     request_body = SelectDeadLetters,
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
     responses(
         (status = 200, body = BulkBody, description = "How many new jobs there are"),
+        (status = 409, body = ErrorBody, description = "The first request with this key is still at work"),
+        (status = 422, body = ErrorBody, description = "The key was used with another request"),
         BadBody, NeedsToken, NeedsAdmin, Trouble,
     ))]
 pub async fn redrive(
     State(state): State<AppState>,
     caller: Caller,
+    headers: HeaderMap,
     body: Json<SelectDeadLetters>,
-) -> Result<axum::Json<BulkBody>, ApiError> {
+) -> Result<Response, ApiError> {
     caller.must_be_admin()?;
-    let chunk = dead_letters::redrive(&state.pool, body.value.into_filter()?, caller.actor()).await?;
+    let asker = asker(&state, &caller, &headers, "redrive", &body.raw)?;
+    let once = dead_letters::redrive(&state.pool, body.value.into_filter()?, asker, render_chunk).await?;
     state.submitted.notify_one();
-    Ok(axum::Json(chunk.into()))
+    chunk_done(once)
 }

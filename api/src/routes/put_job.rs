@@ -4,14 +4,15 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use claimcheck_common::store::idempotency::{Answer, ClaimedBy};
+use claimcheck_common::store::idempotency::{Answer, Before, ClaimedBy};
 use claimcheck_common::store::submit::Submitted;
 
-use super::submit_job::{accept, answered, over_quota, render, replayed};
+use super::submit_job::{accept, over_quota, render};
 use crate::app::AppState;
 use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{Caller, RawJson};
+use crate::idempotent::{answered, replayed};
 use crate::validate::idempotency;
 use crate::validate::job::SubmitJob;
 use crate::view::JobBody;
@@ -44,7 +45,7 @@ pub async fn put_job(
     let id = idempotency::client_id(id.as_deref().map_or("", String::as_str))?;
     match accept(&state, &caller, &headers, &raw, Some(ClaimedBy::ClientId(id))).await? {
         Submitted::Accepted(view) => answered(render(&view)),
-        Submitted::Replayed(answer) => answered(answer).map(replayed),
+        Submitted::Before(Before::Replayed(answer)) => answered(answer).map(replayed),
         Submitted::Found(view) => {
             let status = StatusCode::OK.as_u16();
             answered(Answer {
@@ -53,14 +54,14 @@ pub async fn put_job(
             })
             .map(replayed)
         }
-        Submitted::Reused => Err(ApiError::Unprocessable(
+        Submitted::Before(Before::Reused) => Err(ApiError::Unprocessable(
             Problem::new(
                 "client_id_reused",
                 "This id names a job with another request body; use a new id for a new request.",
             )
             .at(idempotency::CLIENT_ID),
         )),
-        Submitted::InFlight => Err(ApiError::Conflict(
+        Submitted::Before(Before::InFlight) => Err(ApiError::Conflict(
             Problem::new(
                 "client_id_in_flight",
                 "The first request with this id is still being processed; wait for its answer.",

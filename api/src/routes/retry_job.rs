@@ -1,30 +1,40 @@
 //! `POST /v1/jobs/{id}/retry`: does an ended job again, as a new job.
 
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::Response;
+use claimcheck_common::store::once::Once;
 use claimcheck_common::store::retry::{self, Retried};
 
-use super::submit_job::{answered, render};
+use super::submit_job::{over_quota, render};
 use crate::app::AppState;
 use crate::docs::{NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::job_not_found;
 use crate::extract::{Caller, JobIdPath, Query};
+use crate::idempotent::{answered, answered_before, asker};
 use crate::view::JobBody;
 
 /// Retry a job
 ///
 /// Makes a new job with the same prompt, parameters and seed; its `retry_of` names this one. It has all its attempts and
-/// no deadline.
+/// no deadline. With an `Idempotency-Key` a repeated request gets the first answer again for 24 hours, and no second job.
 #[utoipa::path(post, path = "/v1/jobs/{id}/retry", tag = "Jobs", security(("bearer" = [])),
-    params(("id" = String, Path, description = "The ended job's id")),
+    params(
+        ("id" = String, Path, description = "The ended job's id"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters"),
+    ),
     responses(
         (status = 202, body = JobBody, description = "The new job", headers(
             ("Location" = String, description = "Where the new job is"),
             ("Retry-After" = u32, description = "Seconds until a first look is worth while"),
+            ("idempotent-replayed" = bool, description = "Present if this answer was given before"),
         )),
         (status = 404, body = ErrorBody, description = "No such job, or not yours"),
-        (status = 409, body = ErrorBody, description = "It has not ended (`job_not_ended`) or is erased (`job_erased`)"),
+        (status = 409, body = ErrorBody, description = "It has not ended (`job_not_ended`) or is erased (`job_erased`), or the first \
+            request with this key is still at work"),
+        (status = 422, body = ErrorBody, description = "The key was used with another request"),
+        (status = 429, body = ErrorBody, description = "As many jobs wait as may (`quota_exceeded`)"),
         NeedsToken, Trouble,
     ))]
 pub async fn retry_job(
@@ -32,9 +42,15 @@ pub async fn retry_job(
     caller: Caller,
     JobIdPath(id): JobIdPath,
     query: Query,
+    headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     query.only(&[])?;
-    match retry::retry(&state.pool, caller.project_id, id, caller.actor()).await? {
+    let asker = asker(&state, &caller, &headers, &format!("retry {id}"), &[])?;
+    let retried = match retry::retry(&state.pool, caller.project_id, id, asker, render).await? {
+        Once::Done(retried) => retried,
+        Once::Before(before) => return answered_before(before),
+    };
+    match retried {
         Retried::Accepted(view) => {
             state.submitted.notify_one();
             answered(render(&view))
@@ -45,6 +61,7 @@ pub async fn retry_job(
             "The job's prompt is erased; submit it again with its prompt.",
         ))),
         Retried::Unknown => Err(job_not_found()),
+        Retried::OverQuota(limit) => Err(over_quota(limit)),
     }
 }
 

@@ -1,11 +1,9 @@
 //! `POST /v1/jobs`: a prompt becomes a job. The job, its outbox row and the idempotency claim commit in one transaction,
 //! and nothing is answered before. The relay (`relay.rs`) carries it on.
 
-use std::time::Duration;
-
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
 use bytes::Bytes;
 use claimcheck_common::domain::JobId;
 use claimcheck_common::store::idempotency::{self, Answer, Claim, ClaimedBy};
@@ -19,15 +17,12 @@ use crate::app::AppState;
 use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{Caller, RawJson, json, trace};
+use crate::idempotent::{KEEP_KEY, answered, answered_before, replayed};
 use crate::validate::idempotency as validate;
 use crate::validate::job::{ModelLimits, SubmitJob, ValidJob};
 use crate::validate::text::Text;
 use crate::view::JobBody;
 
-/// Says that this answer was given before.
-const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
-/// How long a key is remembered.
-const KEEP_KEY: Duration = Duration::from_hours(24);
 /// Seconds after which a first look is worth while.
 const LOOK_AFTER: &str = "1";
 
@@ -58,22 +53,8 @@ pub async fn submit_job(
     let by = validate::claimed_by(&headers, KEEP_KEY)?;
     match accept(&state, &caller, &headers, &raw, by).await? {
         Submitted::Accepted(view) => answered(render(&view)),
-        Submitted::Replayed(answer) => answered(answer).map(replayed),
         Submitted::Found(view) => answered(render(&view)).map(replayed),
-        Submitted::Reused => Err(ApiError::Unprocessable(
-            Problem::new(
-                "idempotency_key_reused",
-                "This Idempotency-Key was used with another request body; use a new key for a new request.",
-            )
-            .at(validate::HEADER),
-        )),
-        Submitted::InFlight => Err(ApiError::Conflict(
-            Problem::new(
-                "idempotency_key_in_flight",
-                "The first request with this Idempotency-Key is still being processed; wait for its answer.",
-            )
-            .at(validate::HEADER),
-        )),
+        Submitted::Before(before) => answered_before(before),
         Submitted::OverQuota(limit) => Err(over_quota(limit)),
     }
 }
@@ -165,27 +146,4 @@ pub fn render(view: &JobView) -> Answer {
         // Every field has a JSON form; an empty body would be refused by the database and by `answered`.
         body: serde_json::to_string(&JobBody::from(view)).unwrap_or_default(),
     }
-}
-
-/// An answer on its way.
-pub(super) fn answered(answer: Answer) -> Result<Response, ApiError> {
-    if answer.body.is_empty() {
-        return Err(ApiError::internal("a job could not be rendered"));
-    }
-    let status = StatusCode::from_u16(answer.status).map_err(ApiError::internal)?;
-    let mut response = (status, answer.body).into_response();
-    for (name, value) in answer.headers {
-        let name = HeaderName::try_from(name).map_err(ApiError::internal)?;
-        let value = HeaderValue::try_from(value).map_err(ApiError::internal)?;
-        response.headers_mut().insert(name, value);
-    }
-    Ok(response)
-}
-
-/// Marks an answer that was given before.
-pub(super) fn replayed(mut response: Response) -> Response {
-    response
-        .headers_mut()
-        .insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
-    response
 }

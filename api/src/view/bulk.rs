@@ -16,6 +16,9 @@ pub struct BulkBody {
     pub last_id: Option<String>,
     /// Whether there may be more.
     pub has_more: bool,
+    /// `quota_exceeded`: the next job would have been one more than may wait. Go on when some have run.
+    #[schema(required)]
+    pub stopped_by: Option<&'static str>,
 }
 
 impl From<Chunk> for BulkBody {
@@ -25,6 +28,7 @@ impl From<Chunk> for BulkBody {
             count: chunk.count,
             last_id: chunk.last.map(|id| id.to_string()),
             has_more: chunk.has_more,
+            stopped_by: chunk.over_quota.map(|_| "quota_exceeded"),
         }
     }
 }

@@ -5,11 +5,12 @@ use sqlx::postgres::PgRow;
 use time::OffsetDateTime;
 
 use super::jobs::Page;
+use super::once::{Once, once};
 use super::rescue::CHUNK;
-use super::retry::{run_again, with_new_ids};
+use super::retry::{Asker, RenderChunk, run_again};
 use super::row::{get, ids, json, unsigned};
 use super::selection::Chunk;
-use super::{Pool, StoreResult, transaction};
+use super::{Pool, StoreResult};
 use crate::domain::{Id, JobError, JobId, ProjectId, TenantId};
 
 /// A job that failed for good.
@@ -72,9 +73,21 @@ pub async fn list(
     rows.iter().map(letter).collect()
 }
 
-/// Does one chunk of dead letters again, each as a new job and each once: safe to repeat. `actor` goes to the audit log.
-pub async fn redrive(pool: &Pool, filter: RedriveFilter, actor: String) -> StoreResult<Chunk> {
-    transaction(pool, move |connection| {
+/// Does one chunk of dead letters again, each as a new job and each once: safe to repeat. It stops at the first one that would
+/// exceed its tenant's quota.
+pub async fn redrive(
+    pool: &Pool,
+    filter: RedriveFilter,
+    asker: Asker,
+    render: RenderChunk,
+) -> StoreResult<Once<Chunk>> {
+    let Asker {
+        actor,
+        queue_limit,
+        claim,
+    } = asker;
+    let answer = move |chunk: &Chunk| Some((None, render(chunk)));
+    once(pool, claim, answer, move |connection| {
         let (filter, actor) = (filter.clone(), actor.clone());
         Box::pin(async move {
             let rows = sqlx::query(
@@ -95,8 +108,8 @@ pub async fn redrive(pool: &Pool, filter: RedriveFilter, actor: String) -> Store
             .fetch_all(&mut *connection)
             .await?;
             let old: Vec<JobId> = ids(&rows, "job_id")?;
-            let made = run_again(connection, &with_new_ids(&old), &actor).await?;
-            let (dead, new): (Vec<_>, Vec<_>) = made.iter().map(|(old, new)| (old.uuid(), new.uuid())).unzip();
+            let again = run_again(connection, &old, queue_limit, &actor).await?;
+            let (dead, new): (Vec<_>, Vec<_>) = again.made.iter().map(|(old, new)| (old.uuid(), new.uuid())).unzip();
             sqlx::query(
                 "UPDATE dead_letters d SET redriven_at = now(), redriven_as = made.new
                  FROM unnest($1::uuid[], $2::uuid[]) AS made (old, new) WHERE d.job_id = made.old",
@@ -105,7 +118,7 @@ pub async fn redrive(pool: &Pool, filter: RedriveFilter, actor: String) -> Store
             .bind(new)
             .execute(connection)
             .await?;
-            Ok(Chunk::of(made.len() as u64, &old))
+            Ok(again.chunk(&old, filter.after))
         })
     })
     .await

@@ -58,6 +58,26 @@ pub struct Answer {
     pub body: String,
 }
 
+/// What became of a request that was sent before.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Before {
+    /// It was accepted: this was its answer.
+    Replayed(Answer),
+    /// Its key or id was used with another request.
+    Reused,
+    /// The first one is not committed yet.
+    InFlight,
+}
+
+/// A claim whose request was carried out, and what is kept of it.
+#[derive(Debug)]
+pub(super) struct Kept<'a> {
+    pub(super) claim: &'a Claim,
+    /// The one job that it made.
+    pub(super) job_id: Option<JobId>,
+    pub(super) answer: Answer,
+}
+
 /// Renders a newly stored job.
 pub type Render = fn(&JobView) -> Answer;
 
@@ -85,7 +105,7 @@ impl Claim {
 /// may not be acceptable now (a time that has passed), and yet its answer stays the same.
 pub async fn earlier(pool: &Pool, claim: &Claim) -> StoreResult<Option<Submitted>> {
     match &claim.by {
-        ClaimedBy::Key(..) => Ok(keys(pool, &[(0, claim)]).await?.pop().map(|(_, found)| found)),
+        ClaimedBy::Key(..) => Ok(keys(pool, &[(0, claim)]).await?.pop().map(|(_, found)| found.into())),
         ClaimedBy::ClientId(_) => {
             let mut connection = pool.acquire().await?;
             let found = client_ids(&mut connection, &[(0, claim)]).await?.pop();
@@ -131,6 +151,18 @@ async fn retried(pool: &Pool, claim: Claim, retry: u32) -> StoreResult<Option<Su
     .await
 }
 
+/// Takes a single claim by key until the transaction ends. `None`: its request is to be carried out.
+pub(super) async fn take_one(connection: &mut PgConnection, claim: &Claim) -> StoreResult<Option<Before>> {
+    let free: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))")
+        .bind(claim.lock())
+        .fetch_one(&mut *connection)
+        .await?;
+    if !free {
+        return Ok(Some(Before::InFlight));
+    }
+    Ok(keys(connection, &[(0, claim)]).await?.pop().map(|(_, found)| found))
+}
+
 /// Takes the claims of a group of submits until the transaction ends. Each gets `None` if it is to be carried out, else
 /// what became of it.
 pub(super) async fn take(
@@ -144,7 +176,7 @@ pub(super) async fn take(
         match &submission.claim {
             Some(claim) if matches!(claim.by, ClaimedBy::SdkRetry(_)) => shared.push(claim.lock()),
             // A transaction gets its own locks again, hence this look at the neighbours.
-            Some(claim) if !seen.insert(claim.lock()) => outcomes[place] = Some(Submitted::InFlight),
+            Some(claim) if !seen.insert(claim.lock()) => outcomes[place] = Some(Before::InFlight.into()),
             Some(claim) => taken.push((place, claim)),
             None => {}
         }
@@ -172,7 +204,7 @@ pub(super) async fn take(
     for row in &locks {
         if !get::<bool, _>(row, "free")? {
             let (place, _) = taken[get::<i64, _>(row, "place")? as usize - 1];
-            outcomes[place] = Some(Submitted::InFlight);
+            outcomes[place] = Some(Before::InFlight.into());
         }
     }
     let of = |wanted: fn(&ClaimedBy) -> bool| -> Vec<(usize, &Claim)> {
@@ -182,7 +214,7 @@ pub(super) async fn take(
     let by_key = of(|by| matches!(by, ClaimedBy::Key(..)));
     let by_id = of(|by| matches!(by, ClaimedBy::ClientId(_)));
     for (place, found) in keys(&mut *connection, &by_key).await? {
-        outcomes[place] = Some(found);
+        outcomes[place] = Some(found.into());
     }
     for (place, found) in client_ids(connection, &by_id).await? {
         outcomes[place] = Some(found);
@@ -190,7 +222,7 @@ pub(super) async fn take(
     Ok(outcomes)
 }
 
-async fn keys(executor: impl PgExecutor<'_>, claims: &[(usize, &Claim)]) -> StoreResult<Vec<(usize, Submitted)>> {
+async fn keys(executor: impl PgExecutor<'_>, claims: &[(usize, &Claim)]) -> StoreResult<Vec<(usize, Before)>> {
     if claims.is_empty() {
         return Ok(Vec::new());
     }
@@ -208,7 +240,7 @@ async fn keys(executor: impl PgExecutor<'_>, claims: &[(usize, &Claim)]) -> Stor
         .map(|row| {
             let (place, claim) = claims[get::<i64, _>(row, "place")? as usize - 1];
             if get::<Vec<u8>, _>(row, "request_sha256")? != claim.request_sha256 {
-                return Ok((place, Submitted::Reused));
+                return Ok((place, Before::Reused));
             }
             let headers: Json<BTreeMap<String, String>> = get(row, "response_headers")?;
             let answer = Answer {
@@ -216,7 +248,7 @@ async fn keys(executor: impl PgExecutor<'_>, claims: &[(usize, &Claim)]) -> Stor
                 headers: headers.0,
                 body: get(row, "body")?,
             };
-            Ok((place, Submitted::Replayed(answer)))
+            Ok((place, Before::Replayed(answer)))
         })
         .collect()
 }
@@ -238,7 +270,7 @@ async fn client_ids(connection: &mut PgConnection, claims: &[(usize, &Claim)]) -
     for row in &rows {
         let (place, claim) = claims[get::<i64, _>(row, "place")? as usize - 1];
         if get::<Vec<u8>, _>(row, "request_sha256")? != claim.request_sha256 {
-            found.push((place, Submitted::Reused));
+            found.push((place, Before::Reused.into()));
             continue;
         }
         let id = JobId::from_uuid(get(row, "job_id")?);
@@ -262,23 +294,32 @@ pub(super) async fn keep(
             .filter_map(|(submission, view)| Some((submission.claim.as_ref()?, *view)));
         claims.filter(|(claim, _)| wanted(&claim.by)).collect()
     };
-    keep_keys(connection, &of(|by| matches!(by, ClaimedBy::Key(..))), render).await?;
+    let by_key = of(|by| matches!(by, ClaimedBy::Key(..)));
+    let kept: Vec<Kept<'_>> = by_key
+        .iter()
+        .map(|(claim, view)| Kept {
+            claim,
+            job_id: Some(view.key.id),
+            answer: render(view),
+        })
+        .collect();
+    keep_answers(connection, &kept).await?;
     keep_client_ids(connection, &of(|by| matches!(by, ClaimedBy::ClientId(_)))).await?;
     keep_sdk_requests(connection, &of(|by| matches!(by, ClaimedBy::SdkRetry(_)))).await
 }
 
-async fn keep_keys(connection: &mut PgConnection, made: &[(&Claim, &JobView)], render: Render) -> StoreResult<()> {
+/// Writes down what repeated requests with these keys are to be answered.
+pub(super) async fn keep_answers(connection: &mut PgConnection, made: &[Kept<'_>]) -> StoreResult<()> {
     if made.is_empty() {
         return Ok(());
     }
     let (names, keeps): (Vec<&str>, Vec<f64>) = made
         .iter()
-        .filter_map(|(claim, _)| match &claim.by {
+        .filter_map(|kept| match &kept.claim.by {
             ClaimedBy::Key(key, keep) => Some((key.as_str(), keep.as_secs_f64())),
             _ => None,
         })
         .unzip();
-    let answers: Vec<Answer> = made.iter().map(|(_, view)| render(view)).collect();
     sqlx::query(
         "INSERT INTO idempotency_keys (user_id, key, request_sha256, job_id, response_status, response_headers,
                                        response_body, expires_at)
@@ -289,13 +330,13 @@ async fn keep_keys(connection: &mut PgConnection, made: &[(&Claim, &JobView)], r
              response_status = excluded.response_status, response_headers = excluded.response_headers,
              response_body = excluded.response_body, created_at = now(), expires_at = excluded.expires_at",
     )
-    .bind(column(made, |(claim, _)| claim.user_id.uuid()))
+    .bind(column(made, |kept| kept.claim.user_id.uuid()))
     .bind(names)
-    .bind(column(made, |(claim, _)| claim.request_sha256.to_vec()))
-    .bind(column(made, |(_, view)| view.key.id.uuid()))
-    .bind(column(&answers, |answer| answer.status.cast_signed()))
-    .bind(column(&answers, |answer| Json(&answer.headers)))
-    .bind(column(&answers, |answer| answer.body.as_str()))
+    .bind(column(made, |kept| kept.claim.request_sha256.to_vec()))
+    .bind(column(made, |kept| kept.job_id.map(JobId::uuid)))
+    .bind(column(made, |kept| kept.answer.status.cast_signed()))
+    .bind(column(made, |kept| Json(&kept.answer.headers)))
+    .bind(column(made, |kept| kept.answer.body.as_str()))
     .bind(keeps)
     .execute(connection)
     .await?;

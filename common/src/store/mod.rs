@@ -19,6 +19,7 @@ pub mod jobs;
 pub mod lease;
 pub mod models;
 pub mod notify;
+pub mod once;
 pub mod operators;
 pub mod outbox;
 pub mod place;

@@ -7,29 +7,28 @@ use uuid::Uuid;
 
 use super::StoreResult;
 use super::row::get;
-use super::submit::NewJob;
 use crate::domain::{Id, TenantId};
 
-/// For each job the limit that it would exceed, if it would.
+/// A new job's tenant, and the limit of a tenant that has none of its own.
+pub(super) type Asked = (TenantId, Option<u32>);
+
+/// For each new job the limit that it would exceed, if it would.
 ///
 /// Submits of a tenant that has a limit stand in line here until each other's commit, so that a thousand at once let in
 /// exactly as many as there is room for; a tenant without one never waits.
-pub(super) async fn exceeded(connection: &mut PgConnection, jobs: &[&NewJob]) -> StoreResult<Vec<Option<u32>>> {
-    let own = own_limits(connection, jobs).await?;
+pub(super) async fn exceeded(connection: &mut PgConnection, asked: &[Asked]) -> StoreResult<Vec<Option<u32>>> {
+    let own = own_limits(connection, asked).await?;
     // In the order of their ids: two groups never wait for each other.
-    let limits: BTreeMap<Uuid, u32> = jobs
+    let limits: BTreeMap<Uuid, u32> = asked
         .iter()
-        .filter_map(|job| {
-            let tenant = job.tenant_id.uuid();
-            Some((tenant, own.get(&tenant).copied().or(job.queue_limit)?))
-        })
+        .filter_map(|(tenant, limit)| Some((tenant.uuid(), own.get(&tenant.uuid()).copied().or(*limit)?)))
         .collect();
     let mut rooms = BTreeMap::new();
     for (tenant, limit) in &limits {
         rooms.insert(*tenant, room(connection, Id::from_uuid(*tenant), *limit).await?);
     }
-    let exceeded = |job: &&NewJob| {
-        let tenant = job.tenant_id.uuid();
+    let exceeded = |(tenant, _): &Asked| {
+        let tenant = tenant.uuid();
         let room = rooms.get_mut(&tenant)?;
         if *room > 0 {
             *room -= 1;
@@ -37,11 +36,11 @@ pub(super) async fn exceeded(connection: &mut PgConnection, jobs: &[&NewJob]) ->
         }
         limits.get(&tenant).copied()
     };
-    Ok(jobs.iter().map(exceeded).collect())
+    Ok(asked.iter().map(exceeded).collect())
 }
 
-async fn own_limits(connection: &mut PgConnection, jobs: &[&NewJob]) -> StoreResult<BTreeMap<Uuid, u32>> {
-    let tenants: Vec<_> = jobs.iter().map(|job| job.tenant_id.uuid()).collect();
+async fn own_limits(connection: &mut PgConnection, asked: &[Asked]) -> StoreResult<BTreeMap<Uuid, u32>> {
+    let tenants: Vec<_> = asked.iter().map(|(tenant, _)| tenant.uuid()).collect();
     let rows = sqlx::query(
         "SELECT tenant_id, max_queued FROM tenant_limits WHERE tenant_id = ANY($1) AND max_queued IS NOT NULL",
     )

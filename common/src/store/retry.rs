@@ -1,13 +1,29 @@
 //! Doing an ended job again: always as a new job, since terminal states never change.
 
-use sqlx::{PgConnection, Row};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::idempotency::{Answer, Claim, Render};
 use super::jobs::{self, JobView};
+use super::once::{Once, once};
 use super::row::{get, ids};
 use super::selection::{Chunk, Selection, lock_chunk};
-use super::{Pool, StoreError, StoreResult, transaction};
-use crate::domain::{JobId, ProjectId};
+use super::{Pool, StoreError, StoreResult, quota};
+use crate::domain::{Id, JobId, ProjectId, TenantId};
+
+/// Who wants jobs done again, and within which bounds.
+#[derive(Debug, Clone)]
+pub struct Asker {
+    /// For the audit log (`user:<uuid>`).
+    pub actor: String,
+    /// Most jobs of a tenant that may wait, unless it has a limit of its own.
+    pub queue_limit: Option<u32>,
+    /// How the request is known when it comes again.
+    pub claim: Option<Claim>,
+}
+
+/// Renders the answer to a chunk.
+pub type RenderChunk = fn(&Chunk) -> Answer;
 
 /// What became of a wish to do a job again.
 #[derive(Debug)]
@@ -20,13 +36,29 @@ pub enum Retried {
     Erased,
     /// The project has no such job.
     Unknown,
+    /// The tenant has as many jobs waiting as it may.
+    OverQuota(u32),
 }
 
 /// Does one ended job again: same prompt, parameters (the seed too) and model revision, a full count of attempts, no
-/// deadline. `actor` goes to the audit log (`user:<uuid>`).
-pub async fn retry(pool: &Pool, project: ProjectId, id: JobId, actor: String) -> StoreResult<Retried> {
-    let new = JobId::new();
-    transaction(pool, move |connection| {
+/// deadline. `render` makes the answer that a repeated request will be shown.
+pub async fn retry(
+    pool: &Pool,
+    project: ProjectId,
+    id: JobId,
+    asker: Asker,
+    render: Render,
+) -> StoreResult<Once<Retried>> {
+    let answer = move |retried: &Retried| match retried {
+        Retried::Accepted(view) => Some((Some(view.key.id), render(view))),
+        _ => None,
+    };
+    let Asker {
+        actor,
+        queue_limit,
+        claim,
+    } = asker;
+    once(pool, claim, answer, move |connection| {
         let actor = actor.clone();
         Box::pin(async move {
             let row = sqlx::query(
@@ -44,8 +76,14 @@ pub async fn retry(pool: &Pool, project: ProjectId, id: JobId, actor: String) ->
             if get(&row, "erased")? {
                 return Ok(Retried::Erased);
             }
-            run_again(connection, &[(id, new)], &actor).await?;
-            let view = jobs::get(connection, project, new)
+            let again = run_again(connection, &[id], queue_limit, &actor).await?;
+            if let Some((_, limit)) = again.over_quota {
+                return Ok(Retried::OverQuota(limit));
+            }
+            let Some((_, new)) = again.made.first() else {
+                return Ok(Retried::Erased);
+            };
+            let view = jobs::get(connection, project, *new)
                 .await?
                 .ok_or_else(|| StoreError::contradiction("a job vanished within its own transaction"))?;
             Ok(Retried::Accepted(Box::new(view)))
@@ -54,35 +92,99 @@ pub async fn retry(pool: &Pool, project: ProjectId, id: JobId, actor: String) ->
     .await
 }
 
-/// Does one chunk of the selected ended jobs again; those whose prompt is erased are passed over. `actor` goes to the audit
-/// log (`user:<uuid>`).
+/// Does one chunk of the selected ended jobs again; those whose prompt is erased are passed over. It stops at the first job
+/// that would exceed its tenant's quota.
 ///
-/// Not for repeating blindly: who asks again from the start makes new jobs again.
-pub async fn retry_selected(pool: &Pool, selection: Selection, actor: String) -> StoreResult<Chunk> {
-    transaction(pool, move |connection| {
+/// Without a claim not for repeating blindly: who asks again from the start makes new jobs again.
+pub async fn retry_selected(
+    pool: &Pool,
+    selection: Selection,
+    asker: Asker,
+    render: RenderChunk,
+) -> StoreResult<Once<Chunk>> {
+    let Asker {
+        actor,
+        queue_limit,
+        claim,
+    } = asker;
+    let answer = move |chunk: &Chunk| Some((None, render(chunk)));
+    once(pool, claim, answer, move |connection| {
         let (selection, actor) = (selection.clone(), actor.clone());
         Box::pin(async move {
             let rows = lock_chunk(connection, &selection, "j.id", "j.finished_at IS NOT NULL").await?;
             let old: Vec<JobId> = ids(&rows, "id")?;
-            let made = run_again(connection, &with_new_ids(&old), &actor).await?;
-            Ok(Chunk::of(made.len() as u64, &old))
+            let again = run_again(connection, &old, queue_limit, &actor).await?;
+            Ok(again.chunk(&old, selection.after))
         })
     })
     .await
 }
 
-pub(super) fn with_new_ids(old: &[JobId]) -> Vec<(JobId, JobId)> {
-    old.iter().map(|id| (*id, JobId::new())).collect()
+/// The new jobs for ended ones.
+#[derive(Debug)]
+pub(super) struct Again {
+    /// The old job and the new one.
+    pub(super) made: Vec<(JobId, JobId)>,
+    /// The first old job that is not done again because of its tenant's limit, and that limit.
+    over_quota: Option<(JobId, u32)>,
 }
 
-/// Makes a new job for each ended one whose prompt is still there, by (old, new) ids. Answers the pairs that were made.
+impl Again {
+    /// As the answer to a request for `old`, ascending, that began after `after`.
+    pub(super) fn chunk(&self, old: &[JobId], after: Option<JobId>) -> Chunk {
+        let count = self.made.len() as u64;
+        let Some((stop, limit)) = self.over_quota else {
+            return Chunk::of(count, old);
+        };
+        let before = old.partition_point(|id| *id < stop);
+        Chunk {
+            count,
+            // Where nothing was done, the next call begins where this one did.
+            last: old[..before].last().copied().or(after),
+            has_more: true,
+            over_quota: Some(limit),
+        }
+    }
+}
+
+/// Makes a new job for each ended one of `old`, ascending, whose prompt is still there, up to the first that would exceed
+/// its tenant's quota.
 pub(super) async fn run_again(
     connection: &mut PgConnection,
-    pairs: &[(JobId, JobId)],
+    old: &[JobId],
+    queue_limit: Option<u32>,
     actor: &str,
-) -> StoreResult<Vec<(JobId, JobId)>> {
-    let (old, new): (Vec<Uuid>, Vec<Uuid>) = pairs.iter().map(|(old, new)| (old.uuid(), new.uuid())).unzip();
+) -> StoreResult<Again> {
     let rows = sqlx::query(
+        "SELECT j.id, j.tenant_id FROM jobs j JOIN job_inputs i ON i.job_id = j.id
+         WHERE j.id = ANY($1) AND j.finished_at IS NOT NULL ORDER BY j.id",
+    )
+    .bind(old.iter().map(|id| id.uuid()).collect::<Vec<_>>())
+    .fetch_all(&mut *connection)
+    .await?;
+    let asked: Vec<_> = rows
+        .iter()
+        .map(|row| Ok((Id::from_uuid(get(row, "tenant_id")?), queue_limit)))
+        .collect::<StoreResult<Vec<(TenantId, _)>>>()?;
+    let old: Vec<JobId> = ids(&rows, "id")?;
+    let limits = quota::exceeded(connection, &asked).await?;
+    let over_quota = old.iter().zip(limits).find_map(|(id, limit)| Some((*id, limit?)));
+    let made: Vec<_> = old
+        .iter()
+        .take_while(|id| over_quota.is_none_or(|(stop, _)| **id < stop))
+        .map(|id| (*id, JobId::new()))
+        .collect();
+    insert(connection, &made, actor).await?;
+    Ok(Again { made, over_quota })
+}
+
+/// Writes the rows of new jobs, by (old, new) ids.
+async fn insert(connection: &mut PgConnection, pairs: &[(JobId, JobId)], actor: &str) -> StoreResult<()> {
+    if pairs.is_empty() {
+        return Ok(());
+    }
+    let (old, new): (Vec<Uuid>, Vec<Uuid>) = pairs.iter().map(|(old, new)| (old.uuid(), new.uuid())).unzip();
+    sqlx::query(
         "WITH pair AS MATERIALIZED (
              SELECT * FROM unnest($1::uuid[], $2::uuid[]) AS pair (old, new)
          ), made AS (
@@ -90,8 +192,7 @@ pub(super) async fn run_again(
                                priority, max_attempts, prompt_tokens, store, ttl)
              SELECT pair.new, j.id, j.tenant_id, j.project_id, j.user_id, j.model, j.model_revision, j.class, 'queued',
                  j.priority, j.max_attempts, j.prompt_tokens, j.store, j.ttl
-             FROM pair JOIN jobs j ON j.id = pair.old JOIN job_inputs i ON i.job_id = j.id
-             WHERE j.finished_at IS NOT NULL
+             FROM pair JOIN jobs j ON j.id = pair.old
              RETURNING *
          ), input AS (
              INSERT INTO job_inputs (job_id, prompt, parameters, metadata)
@@ -99,23 +200,14 @@ pub(super) async fn run_again(
          ), message AS (
              INSERT INTO outbox (job_id, model, class, tenant_id, priority)
              SELECT id, model, class, tenant_id, priority FROM made
-         ), audit AS (
-             INSERT INTO audit_log (tenant_id, actor, action, subject, details)
-             SELECT tenant_id, $3, 'job.retried', id, jsonb_build_object('retry_of', retry_of) FROM made
          )
-         SELECT retry_of, id FROM made",
+         INSERT INTO audit_log (tenant_id, actor, action, subject, details)
+         SELECT tenant_id, $3, 'job.retried', id, jsonb_build_object('retry_of', retry_of) FROM made",
     )
     .bind(old)
     .bind(new)
     .bind(actor)
-    .fetch_all(connection)
+    .execute(connection)
     .await?;
-    rows.iter()
-        .map(|row| {
-            Ok((
-                JobId::from_uuid(row.try_get("retry_of")?),
-                JobId::from_uuid(row.try_get("id")?),
-            ))
-        })
-        .collect()
+    Ok(())
 }

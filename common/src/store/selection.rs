@@ -43,6 +43,8 @@ pub struct Chunk {
     pub last: Option<JobId>,
     /// Whether there may be more.
     pub has_more: bool,
+    /// The limit of waiting jobs that it stopped at, short of the chunk's end.
+    pub over_quota: Option<u32>,
 }
 
 impl Chunk {
@@ -51,6 +53,7 @@ impl Chunk {
             count,
             last: looked_at.last().copied(),
             has_more: looked_at.len() as i64 == CHUNK,
+            over_quota: None,
         }
     }
 }

@@ -11,7 +11,7 @@ use sqlx::postgres::types::PgInterval;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
-use super::idempotency::{self, Answer, Claim, Render};
+use super::idempotency::{self, Before, Claim, Render};
 use super::jobs::{self, JobInput, JobView};
 use super::pool::transaction_begun_by;
 use super::row::{column, get};
@@ -97,16 +97,18 @@ pub struct Submission {
 pub enum Submitted {
     /// The job is recorded and will run.
     Accepted(Box<JobView>),
-    /// The same request was accepted before: this was its answer.
-    Replayed(Answer),
     /// The same request was accepted before: this is its job now.
     Found(Box<JobView>),
-    /// The key or id was used with another body.
-    Reused,
-    /// The first request with this key or id is not committed yet.
-    InFlight,
+    /// The request came before, and there is no job to show for it.
+    Before(Before),
     /// The tenant has as many jobs waiting as it may.
     OverQuota(u32),
+}
+
+impl From<Before> for Submitted {
+    fn from(before: Before) -> Self {
+        Self::Before(before)
+    }
 }
 
 /// How long a group may take.
@@ -170,9 +172,12 @@ async fn submit_all(
     let unknown: Vec<usize> = (0..submissions.len())
         .filter(|&place| outcomes[place].is_none())
         .collect();
-    let jobs: Vec<&NewJob> = unknown.iter().map(|&place| &submissions[place].job).collect();
+    let asked: Vec<_> = unknown
+        .iter()
+        .map(|&place| (submissions[place].job.tenant_id, submissions[place].job.queue_limit))
+        .collect();
     let mut new = Vec::with_capacity(unknown.len());
-    for (place, limit) in unknown.into_iter().zip(quota::exceeded(connection, &jobs).await?) {
+    for (place, limit) in unknown.into_iter().zip(quota::exceeded(connection, &asked).await?) {
         match limit {
             Some(limit) => outcomes[place] = Some(Submitted::OverQuota(limit)),
             None => new.push(place),

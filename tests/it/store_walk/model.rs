@@ -180,13 +180,15 @@ impl Model {
                 Outcome::Count(chosen.into_iter().filter(|job| self.cancel(*job)).count() as u64)
             }
             Step::Retry(pick) => self.job(*pick).map_or(Outcome::Nothing, |job| self.retry(job)),
-            Step::RetryAll(tenant) => self.again(self.ended(*tenant)),
+            Step::RetryAll(tenant) => Outcome::Made(self.again(self.ended(*tenant))),
             Step::Redrive => {
                 let letters = self.all(|job| job.reason.is_some() && job.redriven_as.is_none() && !job.erased);
-                for (place, job) in letters.iter().enumerate() {
-                    self.jobs[*job].redriven_as = Some(self.jobs.len() + place);
+                let first = self.jobs.len();
+                let made = self.again(letters);
+                for (place, job) in made.iter().enumerate() {
+                    self.jobs[*job].redriven_as = Some(first + place);
                 }
-                self.again(letters)
+                Outcome::Made(made)
             }
             Step::Erase(pick) => self.job(*pick).map_or(Outcome::Nothing, |job| {
                 if !self.jobs[job].status.is_terminal() {
@@ -412,15 +414,25 @@ impl Model {
         if job.erased {
             return Outcome::Refused("erased");
         }
-        self.again(vec![place])
+        match &self.again(vec![place])[..] {
+            [] => Outcome::Refused("over quota"),
+            made => Outcome::Made(made.to_vec()),
+        }
     }
 
-    fn again(&mut self, old: Vec<usize>) -> Outcome {
-        for place in &old {
-            let new = self.jobs[*place].again(*place, self.now);
+    /// Up to the first job that would be one too many for its tenant.
+    fn again(&mut self, old: Vec<usize>) -> Vec<usize> {
+        let mut made = Vec::new();
+        for place in old {
+            let tenant = self.jobs[place].tenant;
+            if self.limits[tenant].is_some_and(|limit| self.waiting(tenant) >= limit) {
+                break;
+            }
+            let new = self.jobs[place].again(place, self.now);
             self.jobs.push(new);
+            made.push(place);
         }
-        Outcome::Made(old)
+        made
     }
 
     fn promote(&mut self) -> u64 {

@@ -5,11 +5,12 @@ use std::time::Duration;
 use claimcheck_common::domain::{Class, JobError, JobId, JobKey, JobStatus, QueueName, UserId, WorkerId};
 use claimcheck_common::store::accounts::Account;
 use claimcheck_common::store::erase::Erased;
-use claimcheck_common::store::idempotency::{Answer, Claim, ClaimedBy};
+use claimcheck_common::store::idempotency::{Answer, Before, Claim, ClaimedBy};
 use claimcheck_common::store::jobs::JobView;
+use claimcheck_common::store::once::Once;
 use claimcheck_common::store::operators::{PauseScope, TenantLimits};
-use claimcheck_common::store::retry::Retried;
-use claimcheck_common::store::selection::Selection;
+use claimcheck_common::store::retry::{Asker, Retried};
+use claimcheck_common::store::selection::{Chunk, Selection};
 use claimcheck_common::store::settle::Settlement;
 use claimcheck_common::store::submit::{JobOptions, NewJob, Submitted};
 use claimcheck_common::store::{
@@ -247,14 +248,16 @@ impl<'a> Walker<'a> {
                 Some(job) => self.retry(job).await,
             },
             Step::RetryAll(tenant) => {
-                retry::retry_selected(self.pool, self.of(*tenant), ACTOR.to_owned())
+                retry::retry_selected(self.pool, self.of(*tenant), asker(), chunk_answer)
                     .await
                     .unwrap();
                 Outcome::Made(self.learn_new().await)
             }
             Step::Redrive => {
                 let all = dead_letters::RedriveFilter::default();
-                dead_letters::redrive(self.pool, all, ACTOR.to_owned()).await.unwrap();
+                dead_letters::redrive(self.pool, all, asker(), chunk_answer)
+                    .await
+                    .unwrap();
                 Outcome::Made(self.learn_new().await)
             }
             Step::Erase(pick) => match self.model.job(*pick) {
@@ -378,11 +381,11 @@ impl<'a> Walker<'a> {
                 self.ids.push(view.key.id);
                 Sent::Accepted
             }
-            Submitted::Replayed(answer) => {
+            Submitted::Before(Before::Replayed(answer)) => {
                 let body: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
                 Sent::Replayed(self.place(body["id"].as_str().unwrap().parse().unwrap()))
             }
-            Submitted::Reused => Sent::Reused,
+            Submitted::Before(Before::Reused) => Sent::Reused,
             Submitted::OverQuota(limit) => Sent::OverQuota(limit),
             other => panic!("nobody else is here: {other:?}"),
         }
@@ -450,14 +453,16 @@ impl<'a> Walker<'a> {
 
     async fn retry(&mut self, job: usize) -> Outcome {
         let project = self.account(job).project_id;
-        match retry::retry(self.pool, project, self.ids[job], ACTOR.to_owned())
-            .await
-            .unwrap()
-        {
+        let once = retry::retry(self.pool, project, self.ids[job], asker(), answer).await;
+        let Once::Done(retried) = once.unwrap() else {
+            panic!("there is no key that it could come again with")
+        };
+        match retried {
             Retried::Accepted(_) => Outcome::Made(self.learn_new().await),
             Retried::Running => Outcome::Refused("running"),
             Retried::Erased => Outcome::Refused("erased"),
             Retried::Unknown => Outcome::Refused("unknown"),
+            Retried::OverQuota(_) => Outcome::Refused("over quota"),
         }
     }
 
@@ -497,6 +502,18 @@ fn queue(class: Class) -> QueueName {
         model: "m".to_owned(),
         class,
     }
+}
+
+fn asker() -> Asker {
+    Asker {
+        actor: ACTOR.to_owned(),
+        queue_limit: None,
+        claim: None,
+    }
+}
+
+fn chunk_answer(_: &Chunk) -> Answer {
+    Answer::default()
 }
 
 fn answer(view: &JobView) -> Answer {
