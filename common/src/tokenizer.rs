@@ -3,6 +3,8 @@
 //! In `common`, because the API counts a prompt by the same code that the worker encodes it with: a prompt that was
 //! accepted fits. Adds no special tokens of its own, as GPT-2 has none in front of a text.
 
+use std::fmt::Write;
+
 /// A file or a text that the tokenizer does not take.
 #[derive(Debug, thiserror::Error)]
 #[error("the tokenizer failed: {0}")]
@@ -41,6 +43,23 @@ impl Tokenizer {
     /// The raw bytes that a token stands for: a part of a character, perhaps. None for special and unknown tokens.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         self.bytes.get(id as usize).map_or(&[], |bytes| bytes)
+    }
+
+    /// A token's name for people and for JSON, different for each: its text; for a part of a character, or what Postgres
+    /// cannot store, `bytes:` and each byte as `\\xNN`; for a special token, what the vocabulary calls it.
+    pub fn token_name(&self, id: u32) -> String {
+        let bytes = self.token_bytes(id);
+        if bytes.is_empty() {
+            return self.inner.id_to_token(id).unwrap_or_else(|| format!("token:{id}"));
+        }
+        match std::str::from_utf8(bytes) {
+            Ok(text) if !text.contains('\0') => text.to_owned(),
+            _ => bytes.iter().fold("bytes:".to_owned(), |mut name, byte| {
+                // Writing to a string cannot fail.
+                let _ = write!(name, "\\x{byte:02x}");
+                name
+            }),
+        }
     }
 
     /// One more than the greatest id that encoding can give.
@@ -125,6 +144,27 @@ mod tests {
         assert_eq!(tokenizer.token_bytes(2), b" ");
         assert_eq!(tokenizer.end_of_text(), Some(4));
         assert!(tokenizer.token_bytes(4).is_empty() && tokenizer.token_bytes(99).is_empty());
+    }
+
+    #[test]
+    fn every_token_has_a_name_that_json_and_postgres_take() {
+        let mut vocabulary: serde_json::Value = serde_json::from_str(SMALL).unwrap();
+        vocabulary["model"]["vocab"]["Ã"] = 4.into();
+        vocabulary["model"]["vocab"]["Ā"] = 5.into();
+        vocabulary["added_tokens"][0]["id"] = 6.into();
+        let tokenizer = Tokenizer::from_bytes(vocabulary.to_string().as_bytes()).unwrap();
+        let names: Vec<_> = (0..8).map(|id| tokenizer.token_name(id)).collect();
+        let expected = [
+            "a",
+            "b",
+            " ",
+            "ab",
+            r"bytes:\xc3",
+            r"bytes:\x00",
+            "<|endoftext|>",
+            "token:7",
+        ];
+        assert_eq!(names, expected);
     }
 
     #[test]

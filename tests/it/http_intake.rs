@@ -51,7 +51,8 @@ async fn the_answer_to_a_submit_is_the_job_as_a_look_at_it_shows() {
             "prompt": [1, 2, 3], "max_tokens": 7, "temperature": 0.25, "top_p": 0.5, "top_k": 9, "n": 2,
             "stop": ["a", "b"], "seed": -5, "metadata": {"order": "17"}, "scheduled_at": later, "priority": -3,
             "deadline_at": later + 60, "start_by": later + 50, "class": "batch", "max_attempts": 2, "store": false,
-            "ttl": 90
+            "ttl": 90, "min_p": 0.05, "repetition_penalty": 1.1, "presence_penalty": -0.5, "frequency_penalty": 0.3,
+            "logit_bias": {"7": -100, "9": 1.5}, "logprobs": 2, "stop_token_ids": [0]
         });
         for body in [json!({"prompt": "hi"}), full] {
             let (status, answered) = answer(ada.post("/v1/jobs").json(&body)).await;

@@ -205,6 +205,7 @@ async fn the_bundled_model_writes_the_text_that_transformers_writes() {
             n: 1,
             stop: Vec::new(),
             seed: 1,
+            ..GenerationParams::default()
         };
         engine
             .submit(EngineJob {

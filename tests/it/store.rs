@@ -69,6 +69,7 @@ pub(crate) fn new_job(account: &Account) -> NewJob {
             n: 1,
             stop: vec!["\n".to_owned()],
             seed: -7,
+            ..GenerationParams::default()
         },
         metadata: Some([("k".to_owned(), "v".to_owned())].into()),
         scheduled_at: None,

@@ -8,16 +8,19 @@ use claimcheck_common::domain::{Class, GenerationParams, Prompt};
 use claimcheck_common::store::submit::JobOptions;
 use rand::RngExt;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::number::{UpTo, Whole};
+use super::number::{Between, UpTo, Whole};
 use super::text::{Text, check};
 use crate::error::{ApiError, Problem};
 
 const PROMPT_MAX: usize = 10_000;
 const STOPS_MAX: usize = 4;
+const STOP_IDS_MAX: usize = 16;
+const BIASES_MAX: usize = 300;
+const REPETITION_PENALTY_MIN: f32 = 0.01;
 const METADATA_MAX: usize = 16;
 const METADATA_KEY_MAX: usize = 64;
 /// Farther ahead, a job would outlive the models it names.
@@ -48,12 +51,33 @@ pub struct SubmitJob {
     /// Sample among this many likeliest tokens; null sets no such limit.
     #[schema(value_type = Option<u32>, minimum = 1)]
     pub top_k: Option<Whole<1, { i32::MAX as i64 }>>,
+    /// Sample among the tokens that are at least this many times as likely as the likeliest one.
+    #[schema(value_type = Option<f32>, minimum = 0, maximum = 1, default = 0)]
+    pub min_p: Option<UpTo<1>>,
+    /// Divides the positive logits of the tokens of prompt and text, and multiplies the negative ones.
+    #[schema(value_type = Option<f32>, minimum = 0.01, maximum = 10, default = 1)]
+    pub repetition_penalty: Option<UpTo<10>>,
+    /// Taken off the logit of each token that was generated.
+    #[schema(value_type = Option<f32>, minimum = -2, maximum = 2, default = 0)]
+    pub presence_penalty: Option<Between<-2, 2>>,
+    /// Taken off a token's logit for each time that it was generated.
+    #[schema(value_type = Option<f32>, minimum = -2, maximum = 2, default = 0)]
+    pub frequency_penalty: Option<Between<-2, 2>>,
+    /// Added to the logits of at most 300 tokens: numbers from -100 to 100 under their ids.
+    #[schema(value_type = Option<BTreeMap<String, f32>>, example = json!({"50256": -100}))]
+    pub logit_bias: Option<LogitBias>,
+    /// Asks for the log probability of each generated token, and of so many of the likeliest at its place.
+    #[schema(value_type = Option<u32>, minimum = 0, maximum = 5)]
+    pub logprobs: Option<Whole<0, 5>>,
     /// How many choices to generate.
     #[schema(value_type = Option<u32>, minimum = 1, maximum = 5, default = 1)]
     pub n: Option<Whole<1, 5>>,
     /// One text or up to 4 texts, each of 1 to 256 characters, before which generation ends.
     #[schema(value_type = Option<StopSchema>)]
     pub stop: Option<Stops>,
+    /// Up to 16 token ids with any of which generation ends; the text does not show it.
+    #[schema(value_type = Option<Vec<u32>>, max_items = 16)]
+    pub stop_token_ids: Option<StopIds>,
     /// Fixes the output; drawn and shown when absent.
     #[schema(value_type = Option<i64>)]
     pub seed: Option<Whole<{ i64::MIN }, { i64::MAX }>>,
@@ -155,6 +179,7 @@ impl SubmitJob {
         self.check_vocabulary(limits.vocab_size)?;
         let max_tokens = self.max_tokens.map_or(100, |value| value.get() as u32);
         check_context(prompt_tokens, max_tokens, limits.context_length)?;
+        let repetition_penalty = self.repetition_penalty()?;
         let scheduled_at = ahead("scheduled_at", self.scheduled_at, now)?;
         let options = self.options(scheduled_at, now)?;
         Ok(ValidJob {
@@ -165,8 +190,15 @@ impl SubmitJob {
                 temperature: self.temperature.map_or(0.7, UpTo::get),
                 top_p: self.top_p.map_or(1.0, UpTo::get),
                 top_k: self.top_k.map(|value| value.get() as u32),
+                min_p: self.min_p.map_or(0.0, UpTo::get),
+                repetition_penalty,
+                presence_penalty: self.presence_penalty.map_or(0.0, Between::get),
+                frequency_penalty: self.frequency_penalty.map_or(0.0, Between::get),
+                logit_bias: self.logit_bias.map(|bias| bias.0).unwrap_or_default(),
+                logprobs: self.logprobs.map(|value| value.get() as u32),
                 n: self.n.map_or(1, |value| value.get() as u32),
                 stop: self.stop.map(|stops| stops.0).unwrap_or_default(),
+                stop_token_ids: self.stop_token_ids.map(|ids| ids.0).unwrap_or_default(),
                 seed: self.seed.map_or_else(draw_seed, Whole::get),
             },
             metadata: self.metadata.map(|metadata| metadata.0).unwrap_or_default(),
@@ -200,19 +232,44 @@ impl SubmitJob {
         })
     }
 
+    fn repetition_penalty(&self) -> Result<f32, ApiError> {
+        let value = self.repetition_penalty.map_or(1.0, UpTo::get);
+        if value < REPETITION_PENALTY_MIN {
+            return Err(ApiError::invalid(
+                "repetition_penalty",
+                format!("`repetition_penalty` must be a number from {REPETITION_PENALTY_MIN} to 10."),
+            ));
+        }
+        Ok(value)
+    }
+
     fn check_vocabulary(&self, vocab_size: u32) -> Result<(), ApiError> {
-        let Prompt::Tokens(ids) = &self.prompt.0 else {
-            return Ok(());
+        let prompt: &[u32] = match &self.prompt.0 {
+            Prompt::Tokens(ids) => ids,
+            Prompt::Text(_) => &[],
         };
-        match ids.iter().position(|id| *id >= vocab_size) {
+        let stops: &[u32] = self.stop_token_ids.as_ref().map_or(&[], |ids| &ids.0);
+        let biased = self.logit_bias.iter().flat_map(|bias| bias.0.keys());
+        let places = (prompt
+            .iter()
+            .enumerate()
+            .map(|(place, id)| (*id, format!("prompt[{place}]"))))
+        .chain(
+            stops
+                .iter()
+                .enumerate()
+                .map(|(place, id)| (*id, format!("stop_token_ids[{place}]"))),
+        )
+        .chain(biased.map(|id| (*id, format!("logit_bias.{id}"))));
+        match places.into_iter().find(|(id, _)| *id >= vocab_size) {
             None => Ok(()),
-            Some(place) => Err(ApiError::invalid(
-                format!("prompt[{place}]"),
-                format!(
-                    "`prompt[{place}]` is not a token of the model; its ids go from 0 to {}.",
+            Some((_, place)) => {
+                let message = format!(
+                    "`{place}` is not a token of the model; its ids go from 0 to {}.",
                     vocab_size - 1
-                ),
-            )),
+                );
+                Err(ApiError::invalid(place, message))
+            }
         }
     }
 }
@@ -325,6 +382,75 @@ impl<'de> Deserialize<'de> for Stops {
             }
         }
         deserializer.deserialize_any(StopsVisitor)
+    }
+}
+
+/// Stop tokens within their limits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StopIds(pub Vec<u32>);
+
+impl<'de> Deserialize<'de> for StopIds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct IdsVisitor;
+        impl<'de> Visitor<'de> for IdsVisitor {
+            type Value = StopIds;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                write!(f, "an array of at most {STOP_IDS_MAX} token ids")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<StopIds, A::Error> {
+                let mut ids = Vec::new();
+                while let Some(id) = items.next_element::<Whole<0, { u32::MAX as i64 }>>()? {
+                    if ids.len() == STOP_IDS_MAX {
+                        return Err(A::Error::invalid_length(ids.len() + 1, &self));
+                    }
+                    ids.push(id.get() as u32);
+                }
+                Ok(StopIds(ids))
+            }
+        }
+        deserializer.deserialize_any(IdsVisitor)
+    }
+}
+
+/// Biases within their limits, by token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LogitBias(pub BTreeMap<u32, f32>);
+
+impl<'de> Deserialize<'de> for LogitBias {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct BiasVisitor;
+        impl<'de> Visitor<'de> for BiasVisitor {
+            type Value = LogitBias;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                write!(
+                    f,
+                    "an object of at most {BIASES_MAX} numbers from -100 to 100, under token ids"
+                )
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<LogitBias, A::Error> {
+                let mut biases = BTreeMap::new();
+                while let Some(key) = entries.next_key::<String>()? {
+                    if biases.len() == BIASES_MAX {
+                        return Err(A::Error::invalid_length(biases.len() + 1, &self));
+                    }
+                    // Rust would read "+5" and "05" as well, and the same token could come twice.
+                    let id = key.parse::<u32>().ok().filter(|id| id.to_string() == key);
+                    let id = id.ok_or_else(|| A::Error::invalid_value(Unexpected::Other("another key"), &self))?;
+                    if biases
+                        .insert(id, entries.next_value::<Between<-100, 100>>()?.get())
+                        .is_some()
+                    {
+                        return Err(A::Error::custom("is given twice"));
+                    }
+                }
+                Ok(LogitBias(biases))
+            }
+        }
+        deserializer.deserialize_any(BiasVisitor)
     }
 }
 

@@ -46,36 +46,39 @@ impl<const MIN: i64, const MAX: i64> Visitor<'_> for WholeVisitor<MIN, MAX> {
     }
 }
 
-/// A number from 0 to `MAX`, both included.
+/// A number from `MIN` to `MAX`, both included.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct UpTo<const MAX: u32>(f32);
+pub struct Between<const MIN: i32, const MAX: i32>(f32);
 
-impl<const MAX: u32> UpTo<MAX> {
+/// A number from 0 to `MAX`, both included.
+pub type UpTo<const MAX: i32> = Between<0, MAX>;
+
+impl<const MIN: i32, const MAX: i32> Between<MIN, MAX> {
     /// The number.
     pub const fn get(self) -> f32 {
         self.0
     }
 }
 
-impl<'de, const MAX: u32> Deserialize<'de> for UpTo<MAX> {
+impl<'de, const MIN: i32, const MAX: i32> Deserialize<'de> for Between<MIN, MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(UpToVisitor::<MAX>)
+        deserializer.deserialize_any(BetweenVisitor::<MIN, MAX>)
     }
 }
 
-struct UpToVisitor<const MAX: u32>;
+struct BetweenVisitor<const MIN: i32, const MAX: i32>;
 
-impl<const MAX: u32> Visitor<'_> for UpToVisitor<MAX> {
-    type Value = UpTo<MAX>;
+impl<const MIN: i32, const MAX: i32> Visitor<'_> for BetweenVisitor<MIN, MAX> {
+    type Value = Between<MIN, MAX>;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "a number from 0 to {MAX}")
+        write!(f, "a number from {MIN} to {MAX}")
     }
 
     fn visit_f64<E: Error>(self, value: f64) -> Result<Self::Value, E> {
-        if (0.0..=f64::from(MAX)).contains(&value) {
+        if (f64::from(MIN)..=f64::from(MAX)).contains(&value) {
             // Adding zero turns -0 into 0.
-            Ok(UpTo(value as f32 + 0.0))
+            Ok(Between(value as f32 + 0.0))
         } else {
             Err(E::invalid_value(Unexpected::Float(value), &self))
         }
@@ -149,6 +152,13 @@ mod tests {
             let error = from_str::<UpTo<2>>(bad).unwrap_err().to_string();
             assert!(error.contains("a number from 0 to 2"), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn a_range_may_begin_below_zero() {
+        assert!((from_str::<Between<-2, 2>>("-2").unwrap().get() + 2.0).abs() < f32::EPSILON);
+        let error = from_str::<Between<-2, 2>>("-2.1").unwrap_err().to_string();
+        assert!(error.contains("a number from -2 to 2"), "{error}");
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod validator;
 
 use std::collections::BTreeMap;
 
-use claimcheck_common::domain::{Choice, GenerationParams, JobError, JobStatus, Usage};
+use claimcheck_common::domain::{Choice, GenerationParams, JobError, JobStatus, Logprobs, Usage};
 use claimcheck_common::store::jobs::{JobView, WaitingReason};
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -124,10 +124,26 @@ pub struct ParametersBody {
     /// Likeliest tokens considered.
     #[schema(required)]
     pub top_k: Option<u32>,
+    /// Least share of the likeliest token's probability.
+    pub min_p: f64,
+    /// Penalty on tokens of prompt and text.
+    pub repetition_penalty: f64,
+    /// Penalty on tokens that were generated.
+    pub presence_penalty: f64,
+    /// Penalty on tokens for each time that they were generated.
+    pub frequency_penalty: f64,
+    /// Added to logits, by token.
+    #[schema(value_type = BTreeMap<String, f64>)]
+    pub logit_bias: BTreeMap<u32, f64>,
+    /// Likeliest tokens whose log probabilities are wanted.
+    #[schema(required)]
+    pub logprobs: Option<u32>,
     /// Number of choices.
     pub n: u32,
     /// Texts before which generation ends.
     pub stop: Vec<String>,
+    /// Tokens with which generation ends.
+    pub stop_token_ids: Vec<u32>,
     /// Fixes the output.
     pub seed: i64,
 }
@@ -161,9 +177,24 @@ pub struct ChoiceBody {
     /// `stop` or `length`; null for a choice that was cancelled on its way.
     #[schema(required, value_type = Option<String>)]
     pub finish_reason: Option<claimcheck_common::domain::FinishReason>,
-    /// Not offered yet, hence null.
-    #[schema(required, value_type = Option<Object>)]
-    pub logprobs: Option<serde_json::Value>,
+    /// Null unless they were asked for.
+    #[schema(required)]
+    pub logprobs: Option<LogprobsBody>,
+}
+
+/// How likely the model held each generated token, before penalties, bias, temperature and truncation. Tokens that the
+/// text leaves out (of a stop text, the one that ended it) are listed, too.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = Logprobs)]
+pub struct LogprobsBody {
+    /// Each token's text; `bytes:\\xNN` where it is only part of a character.
+    pub tokens: Vec<String>,
+    /// Natural logarithms.
+    pub token_logprobs: Vec<f64>,
+    /// The likeliest tokens at that place, and the generated one.
+    pub top_logprobs: Vec<BTreeMap<String, f64>>,
+    /// Whole characters of `text` before the token.
+    pub text_offset: Vec<u32>,
 }
 
 /// Tokens read and written.
@@ -249,7 +280,23 @@ impl From<&Choice> for ChoiceBody {
             text: choice.text.clone(),
             index: choice.index,
             finish_reason: choice.finish_reason,
-            logprobs: choice.logprobs.clone(),
+            logprobs: choice.logprobs.as_ref().map(LogprobsBody::from),
+        }
+    }
+}
+
+impl From<&Logprobs> for LogprobsBody {
+    fn from(logprobs: &Logprobs) -> Self {
+        let decimals = |top: &BTreeMap<String, f32>| {
+            top.iter()
+                .map(|(name, value)| (name.clone(), decimal(*value)))
+                .collect()
+        };
+        Self {
+            tokens: logprobs.tokens.clone(),
+            token_logprobs: logprobs.token_logprobs.iter().map(|value| decimal(*value)).collect(),
+            top_logprobs: logprobs.top_logprobs.iter().map(decimals).collect(),
+            text_offset: logprobs.text_offset.clone(),
         }
     }
 }
@@ -281,8 +328,19 @@ impl From<&GenerationParams> for ParametersBody {
             temperature: decimal(params.temperature),
             top_p: decimal(params.top_p),
             top_k: params.top_k,
+            min_p: decimal(params.min_p),
+            repetition_penalty: decimal(params.repetition_penalty),
+            presence_penalty: decimal(params.presence_penalty),
+            frequency_penalty: decimal(params.frequency_penalty),
+            logit_bias: params
+                .logit_bias
+                .iter()
+                .map(|(id, bias)| (*id, decimal(*bias)))
+                .collect(),
+            logprobs: params.logprobs,
             n: params.n,
             stop: params.stop.clone(),
+            stop_token_ids: params.stop_token_ids.clone(),
             seed: params.seed,
         }
     }
@@ -329,6 +387,7 @@ mod tests {
                     n: 1,
                     stop: vec![],
                     seed: 7,
+                    ..GenerationParams::default()
                 },
                 metadata: None,
             }),
@@ -382,6 +441,34 @@ mod tests {
             serde_json::json!({"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8})
         );
         assert_eq!(body["output"]["usage"], body["usage"]);
+    }
+
+    #[test]
+    fn log_probabilities_are_shown_as_they_were_stored() {
+        let mut job = job();
+        job.choices = Some(vec![Choice {
+            text: "é".into(),
+            index: 0,
+            finish_reason: Some(FinishReason::Length),
+            logprobs: Some(Logprobs {
+                tokens: vec![r"bytes:\xc3".into(), r"bytes:\xa9".into()],
+                token_logprobs: vec![-0.7, -0.1],
+                top_logprobs: vec![
+                    [(r"bytes:\xc3".into(), -0.7)].into(),
+                    [(r"bytes:\xa9".into(), -0.1)].into(),
+                ],
+                text_offset: vec![0, 0],
+            }),
+        }]);
+        assert_eq!(
+            json(&job)["output"]["choices"][0]["logprobs"],
+            serde_json::json!({
+                "tokens": [r"bytes:\xc3", r"bytes:\xa9"],
+                "token_logprobs": [-0.7, -0.1],
+                "top_logprobs": [{r"bytes:\xc3": -0.7}, {r"bytes:\xa9": -0.1}],
+                "text_offset": [0, 0]
+            })
+        );
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What to generate and what came of it. Every value here was checked at the edge (`api/src/validate.rs`).
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// What the model continues.
@@ -12,7 +14,7 @@ pub enum Prompt {
     Tokens(Vec<u32>),
 }
 
-/// How to continue the prompt.
+/// How to continue the prompt. Fields that came later have defaults, so that rows from before still read.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GenerationParams {
     /// Most new tokens for each choice, at least 1.
@@ -23,19 +25,66 @@ pub struct GenerationParams {
     pub top_p: f32,
     /// Sample among this many likeliest tokens.
     pub top_k: Option<u32>,
+    /// Sample among the tokens that are at least so likely, measured by the likeliest one (0 keeps all).
+    #[serde(default)]
+    pub min_p: f32,
+    /// Above 1 makes every token of prompt and text less likely (Keskar et al., 2019); 1 changes nothing.
+    #[serde(default = "one")]
+    pub repetition_penalty: f32,
+    /// Taken off the logit of each token that was generated.
+    #[serde(default)]
+    pub presence_penalty: f32,
+    /// Taken off a token's logit for each time that it was generated.
+    #[serde(default)]
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens.
+    #[serde(default)]
+    pub logit_bias: BTreeMap<u32, f32>,
+    /// Whether the tokens' log probabilities are wanted, and of how many of the likeliest at each place.
+    #[serde(default)]
+    pub logprobs: Option<u32>,
     /// Number of choices, each with its own generator.
     pub n: u32,
     /// Generation ends before the first of these texts.
     pub stop: Vec<String>,
+    /// Generation ends with any of these tokens, which is not part of the text.
+    #[serde(default)]
+    pub stop_token_ids: Vec<u32>,
     /// Fixes the output: equal prompt, parameters, weights and seed give equal text.
     pub seed: i64,
+}
+
+const fn one() -> f32 {
+    1.0
+}
+
+impl Default for GenerationParams {
+    /// What a job that names none of them gets; the seed is 0.
+    fn default() -> Self {
+        Self {
+            max_tokens: 100,
+            temperature: 0.7,
+            top_p: 1.0,
+            top_k: None,
+            min_p: 0.0,
+            repetition_penalty: one(),
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: BTreeMap::new(),
+            logprobs: None,
+            n: 1,
+            stop: Vec::new(),
+            stop_token_ids: Vec::new(),
+            seed: 0,
+        }
+    }
 }
 
 /// Why a choice ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// The model ended the text, or a stop string was met.
+    /// The model ended the text, or a stop string or a stop token was met.
     Stop,
     /// `max_tokens` were generated.
     Length,
@@ -50,8 +99,22 @@ pub struct Choice {
     pub index: u32,
     /// Null while a cancelled choice had not ended.
     pub finish_reason: Option<FinishReason>,
-    /// Not offered yet, hence null.
-    pub logprobs: Option<serde_json::Value>,
+    /// Null unless they were asked for.
+    pub logprobs: Option<Logprobs>,
+}
+
+/// How likely the model held what was generated, before penalties, bias, temperature and truncation. One element for each
+/// generated token, also of those that the text leaves out.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Logprobs {
+    /// Each token's text; `bytes:` and hexadecimal bytes where it is no whole text.
+    pub tokens: Vec<String>,
+    /// Each token's natural log probability.
+    pub token_logprobs: Vec<f32>,
+    /// The likeliest tokens at that place, and the generated one.
+    pub top_logprobs: Vec<BTreeMap<String, f32>>,
+    /// Whole characters of the text before the token.
+    pub text_offset: Vec<u32>,
 }
 
 /// Tokens that were read and written.
@@ -83,4 +146,39 @@ pub struct Completion {
     pub choices: Vec<Choice>,
     /// What it cost.
     pub usage: Usage,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_from_before_a_field_came_still_read() {
+        let old =
+            r#"{"max_tokens": 8, "temperature": 0.5, "top_p": 1, "top_k": null, "n": 2, "stop": ["x"], "seed": -7}"#;
+        let read: GenerationParams = serde_json::from_str(old).unwrap();
+        let expected = GenerationParams {
+            max_tokens: 8,
+            temperature: 0.5,
+            n: 2,
+            stop: vec!["x".to_owned()],
+            seed: -7,
+            ..GenerationParams::default()
+        };
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn what_is_stored_reads_back() {
+        let params = GenerationParams {
+            logit_bias: [(5, -100.0), (50_256, 0.1)].into(),
+            stop_token_ids: vec![3],
+            logprobs: Some(5),
+            min_p: 0.1,
+            ..GenerationParams::default()
+        };
+        let stored = serde_json::to_value(&params).unwrap();
+        assert_eq!(stored["logit_bias"]["5"], -100.0);
+        assert_eq!(serde_json::from_value::<GenerationParams>(stored).unwrap(), params);
+    }
 }

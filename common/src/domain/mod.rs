@@ -11,7 +11,7 @@ mod job;
 mod state;
 
 pub use dtype::Dtype;
-pub use generation::{Choice, Completion, FinishReason, GenerationParams, Prompt, Usage};
+pub use generation::{Choice, Completion, FinishReason, GenerationParams, Logprobs, Prompt, Usage};
 pub use id::{
     EventId, EventKind, Id, IdKind, IdParseError, JobId, JobKind, ProjectId, ProjectKind, TenantId, TenantKind, UserId,
     UserKind, WorkerId, WorkerKind,

@@ -135,6 +135,7 @@ async fn one_that_ended(pool: &Pool, account: &Account) {
             n: 1,
             stop: Vec::new(),
             seed: 1,
+            ..GenerationParams::default()
         },
         metadata: None,
         scheduled_at: None,

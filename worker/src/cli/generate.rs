@@ -9,7 +9,7 @@ use clap::Args;
 use rand::RngExt;
 use tokio::sync::mpsc;
 
-use super::number::{probability, temperature};
+use super::number::{bias, penalty, probability, repetition, temperature};
 use crate::engine::{Ending, Engine, EngineConfig, EngineEvent, EngineJob};
 use crate::served_model::{ModelChoice, ServedModel};
 
@@ -43,12 +43,33 @@ pub(super) struct GenerateArgs {
     /// Sample among this many likeliest tokens.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(i32::MAX)))]
     top_k: Option<u32>,
+    /// Sample among the tokens that are at least this many times as likely as the likeliest one.
+    #[arg(long, default_value = "0", value_parser = probability, allow_hyphen_values = true)]
+    min_p: f32,
+    /// Above 1 makes the tokens of prompt and text less likely.
+    #[arg(long, default_value = "1", value_parser = repetition, allow_hyphen_values = true)]
+    repetition_penalty: f32,
+    /// Taken off the logit of each token that was generated.
+    #[arg(long, default_value = "0", value_parser = penalty, allow_hyphen_values = true)]
+    presence_penalty: f32,
+    /// Taken off a token's logit for each time that it was generated.
+    #[arg(long, default_value = "0", value_parser = penalty, allow_hyphen_values = true)]
+    frequency_penalty: f32,
+    /// Added to a token's logit, as `ID=NUMBER`; may be repeated.
+    #[arg(long, value_parser = bias)]
+    logit_bias: Vec<(u32, f32)>,
+    /// Lists the log probability of each token, and of so many of the likeliest at its place (with `--json`).
+    #[arg(long, requires = "json", value_parser = clap::value_parser!(u32).range(0..=5))]
+    logprobs: Option<u32>,
     /// Fixes the output; drawn unless given.
     #[arg(long, allow_hyphen_values = true)]
     seed: Option<i64>,
     /// Generation ends before this text; up to four of them.
     #[arg(long, allow_hyphen_values = true)]
     stop: Vec<String>,
+    /// Generation ends with this token id; may be repeated.
+    #[arg(long)]
+    stop_token_id: Vec<u32>,
     /// How many choices to generate.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=5))]
     n: u32,
@@ -71,8 +92,15 @@ impl GenerateArgs {
             temperature: self.temperature,
             top_p: self.top_p,
             top_k: self.top_k,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            logit_bias: self.logit_bias.iter().copied().collect(),
+            logprobs: self.logprobs,
             n: self.n,
             stop: self.stop.clone(),
+            stop_token_ids: self.stop_token_id.clone(),
             seed: self
                 .seed
                 .unwrap_or_else(|| (rand::rng().random::<u64>() >> (u64::BITS - SEED_BITS)) as i64),

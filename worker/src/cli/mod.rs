@@ -114,7 +114,25 @@ mod tests {
             "2",
             "--json",
         ];
-        let generate = [&generate[..], &more, &["--stop", "a", "--stop", "b"]].concat();
+        let newer = [
+            "--min-p",
+            "0.1",
+            "--repetition-penalty",
+            "1.2",
+            "--presence-penalty",
+            "-1",
+            "--frequency-penalty",
+            "0.5",
+            "--logit-bias",
+            "3=-100",
+            "--logit-bias",
+            "4=2",
+            "--logprobs",
+            "5",
+            "--stop-token-id",
+            "7",
+        ];
+        let generate = [&generate[..], &more, &newer, &["--stop", "a", "--stop", "b"]].concat();
         let spec = vec!["bench", "--dtype", "f32", "spec.json"];
         for line in [bench, vec!["bench", "--model", "x"], spec, generate] {
             assert!(parse(&line).is_ok(), "{line:?}: {}", parse(&line).unwrap_err());
@@ -146,6 +164,11 @@ mod tests {
             "generate --model x --prompt y --top-k 0",
             "generate --model x --prompt y --max-tokens 0",
             "generate --model x --prompt y --n 6",
+            "generate --model x --prompt y --min-p 1.1",
+            "generate --model x --prompt y --repetition-penalty 0",
+            "generate --model x --prompt y --presence-penalty 3",
+            "generate --model x --prompt y --logit-bias 3",
+            "generate --model x --prompt y --json --logprobs 6",
         ] {
             let words: Vec<_> = line.split(' ').collect();
             assert!(parse(&words).is_err(), "{line}");

@@ -40,13 +40,19 @@ impl Job {
             );
             return Err(JobError::invalid("prompt_too_long", message));
         }
-        if let Some(token) = job.prompt.iter().find(|token| **token as usize >= vocab_size) {
+        let biased = job.params.logit_bias.keys();
+        if let Some(token) = job
+            .prompt
+            .iter()
+            .chain(biased)
+            .find(|token| **token as usize >= vocab_size)
+        {
             let message = format!("Token {token} is not in this model's vocabulary of {vocab_size}.");
             return Err(JobError::invalid("unknown_token", message));
         }
         let room = context_length - len;
         let sequences = (0..job.params.n.max(1))
-            .map(|choice| Sequence::new(&job.params, choice, room))
+            .map(|choice| Sequence::new(&job.params, choice, &job.prompt, room))
             .collect();
         Ok(Self {
             prompt: job.prompt,
@@ -98,11 +104,15 @@ impl Job {
             .iter()
             .map(|sequence| sequence.tokens().len() as u32)
             .sum();
-        let choices = self.sequences.into_iter().zip(0..).map(|(sequence, index)| Choice {
-            finish_reason: sequence.finish_reason(),
-            text: sequence.into_text(),
-            index,
-            logprobs: None,
+        let choices = self.sequences.into_iter().zip(0..).map(|(sequence, index)| {
+            let finish_reason = sequence.finish_reason();
+            let (text, logprobs) = sequence.into_output();
+            Choice {
+                text,
+                index,
+                finish_reason,
+                logprobs,
+            }
         });
         Completion {
             choices: choices.collect(),

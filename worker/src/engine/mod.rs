@@ -1,13 +1,15 @@
 //! The engine: *schedule → run → sample → emit*, a step at a time, on a thread of its own.
 //!
 //! `handle.rs` is its door (bounded channels), `scheduler.rs` and `waiting.rs` the pure policy, `job.rs` and `sequence.rs` what runs,
-//! `sampler.rs` and `text.rs` what becomes of logits. Must never touch the store or the broker. A sequence joins as soon
+//! `sampler.rs` with `penalties.rs`, `logprobs.rs` and `text.rs` what becomes of logits. Must never touch the store or the broker. A sequence joins as soon
 //! as a slot is free and leaves the moment it stops. Next: `results.rs`.
 
 mod compute;
 mod handle;
 mod job;
+mod logprobs;
 mod metrics;
+mod penalties;
 mod sampler;
 mod scheduler;
 mod sequence;

@@ -1,12 +1,15 @@
 //! From logits to a token, for one sequence.
 //!
 //! Each sequence has its own generator and draws one uniform a token, so that its stream depends on its seed, its choice
-//! and the token's place alone. The order is temperature, then top-k, then top-p (nucleus sampling: Holtzman et al., "The
-//! Curious Case of Neural Text Degeneration", 2020); sums are taken in f64 in one fixed order.
+//! and the token's place alone. The order is that of Hugging Face's `transformers`: penalties and bias (`penalties.rs`),
+//! temperature, top-k, top-p (nucleus sampling: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020),
+//! min-p (Nguyen et al., arXiv 2407.01082, 2024). Sums are taken in f64 in one fixed order.
 
 use claimcheck_common::domain::GenerationParams;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use super::penalties::Penalties;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Method {
@@ -16,16 +19,19 @@ enum Method {
         temperature: f64,
         top_k: Option<usize>,
         top_p: f64,
+        min_p: f64,
     },
 }
 
 pub(super) struct Sampler {
     method: Method,
+    penalties: Penalties,
     generator: ChaCha8Rng,
 }
 
 impl Sampler {
-    pub(super) fn new(params: &GenerationParams, choice: u32) -> Self {
+    /// `prompt` must hold ids of the model's vocabulary alone, as must the biased tokens of `params`.
+    pub(super) fn new(params: &GenerationParams, choice: u32, prompt: &[u32]) -> Self {
         let method = if params.temperature == 0.0 || params.top_p == 0.0 {
             Method::Greedy
         } else {
@@ -33,44 +39,68 @@ impl Sampler {
                 temperature: f64::from(params.temperature),
                 top_k: params.top_k.map(|k| k as usize),
                 top_p: f64::from(params.top_p),
+                min_p: f64::from(params.min_p),
             }
         };
         let mut generator = ChaCha8Rng::seed_from_u64(params.seed.cast_unsigned());
         generator.set_stream(u64::from(choice));
-        Self { method, generator }
+        Self {
+            method,
+            penalties: Penalties::new(params, prompt),
+            generator,
+        }
     }
 
     /// The next token, or `None` if some logit is not a finite number.
     pub(super) fn sample(&mut self, logits: &[f32]) -> Option<u32> {
-        let (likeliest, greatest) = greatest(logits)?;
-        let Method::Random {
-            temperature,
-            top_k,
-            top_p,
-        } = self.method
-        else {
-            return Some(likeliest);
+        let uniform = match self.method {
+            Method::Greedy => 0.0,
+            Method::Random { .. } => self.generator.random(),
         };
-        let uniform: f64 = self.generator.random();
-        let weight = |logit: f32| ((f64::from(logit) - f64::from(greatest)) / temperature).exp();
-        let whole = top_k.is_none_or(|k| k >= logits.len()) && top_p >= 1.0;
-        if whole {
-            let weights = || logits.iter().map(|logit| weight(*logit)).zip(0..);
-            let total = weights().map(|(weight, _)| weight).sum::<f64>();
-            return Some(pick(weights(), uniform * total).unwrap_or(likeliest));
+        self.choose(logits, uniform)
+    }
+
+    /// The token that a uniform from `[0, 1)` leads to.
+    fn choose(&mut self, logits: &[f32], uniform: f64) -> Option<u32> {
+        if !logits.iter().all(|logit| logit.is_finite()) {
+            return None;
         }
-        let kept: Vec<_> = nucleus(logits, top_k, top_p, weight);
-        let total = kept.iter().map(|(weight, _)| weight).sum::<f64>();
-        Some(pick(kept.into_iter(), uniform * total).unwrap_or(likeliest))
+        let token = draw(self.method, &self.penalties.apply(logits), uniform)?;
+        self.penalties.note(token);
+        Some(token)
     }
 }
 
+fn draw(method: Method, logits: &[f32], uniform: f64) -> Option<u32> {
+    let (likeliest, greatest) = greatest(logits)?;
+    let Method::Random {
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+    } = method
+    else {
+        return Some(likeliest);
+    };
+    let weight = |logit: f32| ((f64::from(logit) - f64::from(greatest)) / temperature).exp();
+    let whole = top_k.is_none_or(|k| k >= logits.len()) && top_p >= 1.0;
+    let mut kept = if whole {
+        logits.iter().map(|logit| weight(*logit)).zip(0..).collect()
+    } else {
+        nucleus(logits, top_k, top_p, weight)
+    };
+    // The likeliest token weighs 1.
+    if min_p > 0.0 {
+        kept.retain(|(weight, _)| *weight >= min_p);
+    }
+    let total = kept.iter().map(|(weight, _)| weight).sum::<f64>();
+    Some(pick(kept.into_iter(), uniform * total).unwrap_or(likeliest))
+}
+
+/// The greatest logit, of the lowest id where several are equal.
 fn greatest(logits: &[f32]) -> Option<(u32, f32)> {
     let mut best = None;
     for (id, logit) in (0..).zip(logits) {
-        if !logit.is_finite() {
-            return None;
-        }
         if best.is_none_or(|(_, greatest)| *logit > greatest) {
             best = Some((id, *logit));
         }
@@ -132,23 +162,23 @@ fn nucleus(logits: &[f32], top_k: Option<usize>, top_p: f64, weight: impl Fn(f32
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde::Deserialize;
 
+    use super::super::logprobs;
     use super::*;
 
     fn params(temperature: f32, top_k: Option<u32>, top_p: f32, seed: i64) -> GenerationParams {
         GenerationParams {
-            max_tokens: 1,
             temperature,
             top_p,
             top_k,
-            n: 1,
-            stop: vec![],
             seed,
+            ..GenerationParams::default()
         }
     }
 
     fn draws(params: &GenerationParams, logits: &[f32], count: usize) -> Vec<u32> {
-        let mut sampler = Sampler::new(params, 0);
+        let mut sampler = Sampler::new(params, 0, &[]);
         (0..count).map(|_| sampler.sample(logits).unwrap()).collect()
     }
 
@@ -208,6 +238,118 @@ mod tests {
     }
 
     #[test]
+    fn min_p_keeps_what_is_likely_enough_beside_the_likeliest() {
+        // e^-1.1 is 0.33 and e^-1 is 0.37 of the likeliest.
+        let mut expected = weights(1.0);
+        for dropped in [0, 1, 4, 5, 7] {
+            expected[dropped] = 0.0;
+        }
+        let params = GenerationParams {
+            min_p: 0.35,
+            ..params(1.0, None, 1.0, 4)
+        };
+        assert_distributed(&params, &expected);
+    }
+
+    #[test]
+    fn a_bias_shifts_the_distribution_and_minus_a_hundred_forbids() {
+        let mut expected = weights(0.8);
+        expected[5] *= (2.5_f64 / 0.8).exp();
+        expected[2] = 0.0;
+        let params = GenerationParams {
+            logit_bias: [(5, 2.5), (2, -100.0)].into(),
+            ..params(0.8, None, 1.0, 6)
+        };
+        assert_distributed(&params, &expected);
+    }
+
+    #[test]
+    fn truncations_work_on_one_another_in_their_order() {
+        // At 0.5 the likeliest weighs 1, then 0.30, 0.14, 0.11: k keeps four of them, p three, and min-p two.
+        let mut expected = weights(0.5);
+        for dropped in [0, 1, 4, 5, 6, 7] {
+            expected[dropped] = 0.0;
+        }
+        let params = GenerationParams {
+            min_p: 0.2,
+            ..params(0.5, Some(4), 0.9, 8)
+        };
+        assert_distributed(&params, &expected);
+    }
+
+    #[derive(Deserialize)]
+    struct Oracle {
+        prompt: Vec<u32>,
+        cases: Vec<Case>,
+    }
+
+    #[derive(Deserialize)]
+    struct Case {
+        name: String,
+        params: serde_json::Value,
+        steps: Vec<Step>,
+    }
+
+    #[derive(Deserialize)]
+    struct Step {
+        logits: Vec<f32>,
+        uniform: f64,
+        token: u32,
+        logprob: Option<f32>,
+        #[serde(default)]
+        top: Vec<(u32, f32)>,
+    }
+
+    impl Case {
+        /// The parameters that the oracle names, over the defaults.
+        fn params(&self) -> GenerationParams {
+            let mut all = serde_json::to_value(GenerationParams::default()).unwrap();
+            for (name, value) in self.params.as_object().unwrap() {
+                assert!(all.get(name).is_some(), "no parameter {name}");
+                all[name] = value.clone();
+            }
+            serde_json::from_value(all).unwrap()
+        }
+    }
+
+    /// What `tests/fixtures/make_sampling.py` computes.
+    fn oracle() -> Oracle {
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/fixtures/sampling.json");
+        serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn fixed_uniforms_lead_to_the_tokens_of_the_oracle() {
+        let oracle = oracle();
+        for case in &oracle.cases {
+            let mut sampler = Sampler::new(&case.params(), 0, &oracle.prompt);
+            for (place, step) in case.steps.iter().enumerate() {
+                let token = sampler.choose(&step.logits, step.uniform);
+                assert_eq!(token, Some(step.token), "{}, step {place}", case.name);
+            }
+        }
+    }
+
+    #[test]
+    fn log_probabilities_are_those_of_the_oracle_whatever_was_asked_of_the_draw() {
+        let near = |ours: f32, theirs: f32| assert!((ours - theirs).abs() < 1e-5, "{ours} is not {theirs}");
+        let mut compared = 0;
+        for case in &oracle().cases {
+            for step in &case.steps {
+                let Some(wanted) = step.logprob else { continue };
+                let ours = logprobs::of_token(&step.logits, step.token, step.top.len());
+                near(ours.logprob, wanted);
+                for ((id, logprob), (wanted_id, wanted)) in ours.top.into_iter().zip(&step.top) {
+                    assert_eq!(id, *wanted_id);
+                    near(logprob, *wanted);
+                }
+                compared += 1;
+            }
+        }
+        assert!(compared > 0);
+    }
+
+    #[test]
     fn greedy_takes_the_lowest_of_equal_ids() {
         for params in [
             params(0.0, None, 1.0, 5),
@@ -222,7 +364,7 @@ mod tests {
     fn equal_seeds_draw_equal_tokens_and_choices_differ() {
         let params = params(1.0, None, 0.9, 11);
         assert_eq!(draws(&params, &LOGITS, 50), draws(&params, &LOGITS, 50));
-        let mut other = Sampler::new(&params, 1);
+        let mut other = Sampler::new(&params, 1, &[]);
         let others: Vec<_> = (0..50).map(|_| other.sample(&LOGITS).unwrap()).collect();
         assert_ne!(draws(&params, &LOGITS, 50), others);
     }
@@ -230,8 +372,14 @@ mod tests {
     #[test]
     fn logits_that_are_not_numbers_are_refused() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            assert_eq!(Sampler::new(&params(0.7, None, 1.0, 1), 0).sample(&[0.0, bad]), None);
-            assert_eq!(Sampler::new(&params(0.0, None, 1.0, 1), 0).sample(&[0.0, bad]), None);
+            assert_eq!(
+                Sampler::new(&params(0.7, None, 1.0, 1), 0, &[]).sample(&[0.0, bad]),
+                None
+            );
+            assert_eq!(
+                Sampler::new(&params(0.0, None, 1.0, 1), 0, &[]).sample(&[0.0, bad]),
+                None
+            );
         }
     }
 

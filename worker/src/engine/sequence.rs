@@ -2,9 +2,10 @@
 
 use std::time::Instant;
 
-use claimcheck_common::domain::{FinishReason, GenerationParams};
+use claimcheck_common::domain::{FinishReason, GenerationParams, Logprobs};
 use claimcheck_common::tokenizer::Tokenizer;
 
+use super::logprobs;
 use super::sampler::Sampler;
 use super::text::TextStream;
 
@@ -12,6 +13,10 @@ pub(super) struct Sequence {
     sampler: Sampler,
     text: TextStream,
     tokens: Vec<u32>,
+    stop_ids: Vec<u32>,
+    /// So many of the likeliest tokens are wanted at each place.
+    top: Option<usize>,
+    logprobs: Logprobs,
     most: usize,
     finish_reason: Option<FinishReason>,
     /// When the newest token came, for the metrics.
@@ -19,12 +24,15 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    /// `room` is what the context leaves for new tokens.
-    pub(super) fn new(params: &GenerationParams, choice: u32, room: usize) -> Self {
+    /// `prompt` and `params` must name ids of the vocabulary alone; `room` is what the context leaves for new tokens.
+    pub(super) fn new(params: &GenerationParams, choice: u32, prompt: &[u32], room: usize) -> Self {
         Self {
-            sampler: Sampler::new(params, choice),
+            sampler: Sampler::new(params, choice, prompt),
             text: TextStream::new(params.stop.clone()),
             tokens: Vec::new(),
+            stop_ids: params.stop_token_ids.clone(),
+            top: params.logprobs.map(|count| count as usize),
+            logprobs: Logprobs::default(),
             most: room.min(params.max_tokens as usize),
             finish_reason: None,
             last_token: None,
@@ -34,8 +42,9 @@ impl Sequence {
     /// Draws a token. Answers whether the sequence ended by it, or `None` if the logits are not numbers.
     pub(super) fn sample(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> Option<bool> {
         let token = self.sampler.sample(logits)?;
+        self.note_logprobs(logits, token, tokenizer);
         self.tokens.push(token);
-        self.finish_reason = if tokenizer.end_of_text() == Some(token) {
+        self.finish_reason = if tokenizer.end_of_text() == Some(token) || self.stop_ids.contains(&token) {
             self.text.finish();
             Some(FinishReason::Stop)
         } else if self.text.push(tokenizer.token_bytes(token)) {
@@ -47,6 +56,18 @@ impl Sequence {
             None
         };
         Some(self.finish_reason.is_some())
+    }
+
+    fn note_logprobs(&mut self, logits: &[f32], token: u32, tokenizer: &Tokenizer) {
+        let Some(top) = self.top else { return };
+        let found = logprobs::of_token(logits, token, top);
+        let drawn = (token, found.logprob);
+        let named = found.top.into_iter().chain([drawn]);
+        let named = named.map(|(id, logprob)| (tokenizer.token_name(id), logprob));
+        self.logprobs.top_logprobs.push(named.collect());
+        self.logprobs.tokens.push(tokenizer.token_name(token));
+        self.logprobs.token_logprobs.push(found.logprob);
+        self.logprobs.text_offset.push(self.text.characters());
     }
 
     /// What was generated, the end-of-text token included.
@@ -63,8 +84,9 @@ impl Sequence {
         self.last_token.replace(now)
     }
 
-    pub(super) fn into_text(mut self) -> String {
+    /// Text and, if they were asked for, log probabilities.
+    pub(super) fn into_output(mut self) -> (String, Option<Logprobs>) {
         self.text.finish();
-        self.text.into_string()
+        (self.text.into_string(), self.top.map(|_| self.logprobs))
     }
 }

@@ -59,6 +59,16 @@ fn job(number: u64) -> EngineJob {
         n: random.random_range(1..4),
         stop: [vec![], vec!["e".to_owned()]][random.random_range(0..2)].clone(),
         seed: number.cast_signed(),
+        min_p: [0.0, 0.02][random.random_range(0..2)],
+        repetition_penalty: [1.0, 1.3][random.random_range(0..2)],
+        presence_penalty: [0.0, 0.8, -0.5][random.random_range(0..3)],
+        frequency_penalty: [0.0, 0.4][random.random_range(0..2)],
+        logit_bias: [vec![], vec![(101, 3.0), (7, -100.0)]][random.random_range(0..2)]
+            .iter()
+            .copied()
+            .collect(),
+        logprobs: [None, Some(0), Some(5)][random.random_range(0..3)],
+        stop_token_ids: [vec![], vec![104, 3]][random.random_range(0..2)].clone(),
     };
     EngineJob {
         key: JobKey {
@@ -113,6 +123,8 @@ async fn sixty_jobs_give_the_same_output_alone_and_in_shuffled_company() {
         alone.extend(run_all(std::slice::from_ref(job), 5, 128).await);
     }
     assert!(alone.values().any(|completion| completion.choices.len() > 1));
+    let listed = |completion: &Completion| completion.choices.iter().any(|choice| choice.logprobs.is_some());
+    assert!(alone.values().any(listed) && !alone.values().all(listed));
     let mut random = ChaCha8Rng::seed_from_u64(1);
     for (slots, budget) in [(4, 20), (16, 128), (64, 32)] {
         jobs.shuffle(&mut random);
@@ -153,6 +165,80 @@ async fn a_job_says_when_it_starts_and_counts_its_tokens() {
 }
 
 #[tokio::test]
+async fn a_stop_token_ends_the_text_and_is_counted_but_not_shown() {
+    let mut first = plain_job(1, 8);
+    first.params.logprobs = Some(0);
+    let free = run_all(std::slice::from_ref(&first), 1, 128)
+        .await
+        .remove(&first.key)
+        .unwrap();
+    let names = free.choices[0].logprobs.as_ref().unwrap().tokens.clone();
+    let id = (0..VOCABULARY as u32)
+        .find(|id| tokenizer().token_name(*id) == names[3])
+        .unwrap();
+    let before = names.iter().position(|name| *name == names[3]).unwrap();
+    first.params.stop_token_ids = vec![id];
+    let stopped = run_all(std::slice::from_ref(&first), 1, 128)
+        .await
+        .remove(&first.key)
+        .unwrap();
+    assert_eq!(stopped.usage.completion_tokens as usize, before + 1);
+    assert_eq!(stopped.choices[0].finish_reason, Some(FinishReason::Stop));
+    let listed = stopped.choices[0].logprobs.as_ref().unwrap();
+    assert_eq!(listed.tokens, names[..=before]);
+    let shown: Vec<u8> = free.choices[0].text.bytes().collect();
+    assert!(
+        shown.starts_with(
+            stopped.choices[0]
+                .text
+                .trim_end_matches(char::REPLACEMENT_CHARACTER)
+                .as_bytes()
+        )
+    );
+}
+
+#[tokio::test]
+async fn log_probabilities_are_listed_for_every_token_and_do_not_change_the_text() {
+    let mut job = job(4);
+    (
+        job.params.temperature,
+        job.params.n,
+        job.params.stop,
+        job.params.stop_token_ids,
+    ) = (1.0, 1, vec![], vec![]);
+    job.params.logprobs = None;
+    let bare = run_all(std::slice::from_ref(&job), 1, 128)
+        .await
+        .remove(&job.key)
+        .unwrap();
+    job.params.logprobs = Some(3);
+    let listing = run_all(std::slice::from_ref(&job), 1, 128)
+        .await
+        .remove(&job.key)
+        .unwrap();
+    let (bare, choice) = (&bare.choices[0], &listing.choices[0]);
+    assert_eq!((bare.logprobs.as_ref(), &bare.text), (None, &choice.text));
+    let listed = choice.logprobs.as_ref().unwrap();
+    let count = listing.usage.completion_tokens as usize;
+    assert_eq!((listed.tokens.len(), listed.token_logprobs.len()), (count, count));
+    assert_eq!((listed.top_logprobs.len(), listed.text_offset.len()), (count, count));
+    for (place, top) in listed.top_logprobs.iter().enumerate() {
+        assert!(
+            (3..=4).contains(&top.len()),
+            "three, and the drawn one if it is not among them"
+        );
+        assert_eq!(
+            top[&listed.tokens[place]].to_bits(),
+            listed.token_logprobs[place].to_bits()
+        );
+        assert!(listed.token_logprobs[place] <= 0.0);
+    }
+    assert_eq!(listed.text_offset[0], 0);
+    assert!(listed.text_offset.is_sorted());
+    assert!(*listed.text_offset.last().unwrap() as usize <= choice.text.chars().count());
+}
+
+#[tokio::test]
 async fn generation_ends_where_the_context_does() {
     let mut job = job(2);
     (
@@ -169,8 +255,13 @@ async fn generation_ends_where_the_context_does() {
 #[tokio::test]
 async fn a_prompt_that_this_model_cannot_take_fails_alone() {
     let (engine, mut events) = start(model(2), 128);
-    for prompt in [vec![], vec![1; 64], vec![9999]] {
-        let bad = EngineJob { prompt, ..job(3) };
+    let mut biased = job(3);
+    biased.params.logit_bias = [(9999, 1.0)].into();
+    for prompt in [Some(vec![]), Some(vec![1; 64]), Some(vec![9999]), None] {
+        let bad = match prompt {
+            Some(prompt) => EngineJob { prompt, ..job(3) },
+            None => biased.clone(),
+        };
         engine.submit(bad.clone()).await.unwrap();
         let (key, ending) = next_ending(&mut events).await;
         assert_eq!(key, bad.key);
@@ -240,6 +331,7 @@ fn plain_job(token: u32, max_tokens: u32) -> EngineJob {
         top_k: None,
         top_p: 1.0,
         seed: 0,
+        ..GenerationParams::default()
     };
     job
 }

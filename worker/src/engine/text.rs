@@ -37,6 +37,11 @@ impl TextStream {
         }
     }
 
+    /// Whole characters so far.
+    pub(super) fn characters(&self) -> u32 {
+        self.text.chars().count() as u32
+    }
+
     pub(super) fn into_string(self) -> String {
         self.text
     }

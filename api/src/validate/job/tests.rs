@@ -38,7 +38,9 @@ fn an_absent_field_takes_its_documented_default() {
 #[test]
 fn null_counts_as_absent() {
     let nulls = json!({"prompt": "hi", "max_tokens": null, "temperature": null, "stop": null, "seed": null,
-        "metadata": null, "top_k": null, "model": null, "n": null, "top_p": null, "scheduled_at": null});
+        "metadata": null, "top_k": null, "model": null, "n": null, "top_p": null, "scheduled_at": null,
+        "min_p": null, "repetition_penalty": null, "presence_penalty": null, "frequency_penalty": null,
+        "logit_bias": null, "logprobs": null, "stop_token_ids": null});
     assert_eq!(submit(&nulls).unwrap().params.max_tokens, 100);
 }
 
@@ -60,6 +62,13 @@ fn every_limit_holds_at_both_ends() {
         ("top_p", json!([0, 1])),
         ("top_k", json!([1, 50257])),
         ("n", json!([1, 5])),
+        ("min_p", json!([0, 0.05, 1])),
+        ("repetition_penalty", json!([0.01, 1.3, 10])),
+        ("presence_penalty", json!([-2, 0.5, 2])),
+        ("frequency_penalty", json!([-2, 0.5, 2])),
+        ("logit_bias", json!([{}, {"0": -100, "999": 100}])),
+        ("logprobs", json!([0, 5])),
+        ("stop_token_ids", json!([[], [0, 999]])),
         ("stop", json!(["x", ["a", "b", "c", "d"], []])),
         ("seed", json!([i64::MIN, i64::MAX])),
         ("scheduled_at", json!([NOW + 1])),
@@ -75,6 +84,10 @@ fn every_limit_holds_at_both_ends() {
 fn every_value_beyond_a_limit_is_refused_by_field_and_limit() {
     let many: Value = (0..17)
         .map(|i| (i.to_string(), json!("v")))
+        .collect::<serde_json::Map<_, _>>()
+        .into();
+    let biases: Value = (0..301)
+        .map(|id| (id.to_string(), json!(1)))
         .collect::<serde_json::Map<_, _>>()
         .into();
     for (field, bad, param, says) in [
@@ -94,6 +107,22 @@ fn every_value_beyond_a_limit_is_refused_by_field_and_limit() {
         ("top_k", json!(0), "top_k", "from 1"),
         ("n", json!(6), "n", "1 to 5"),
         ("n", json!(1.5), "n", "1 to 5"),
+        ("min_p", json!(1.1), "min_p", "0 to 1"),
+        ("repetition_penalty", json!(0), "repetition_penalty", "0.01 to 10"),
+        ("repetition_penalty", json!(10.1), "repetition_penalty", "0 to 10"),
+        ("presence_penalty", json!(-2.1), "presence_penalty", "-2 to 2"),
+        ("frequency_penalty", json!(2.1), "frequency_penalty", "-2 to 2"),
+        ("logit_bias", json!({"5": 101}), "logit_bias.5", "-100 to 100"),
+        ("logit_bias", json!({"1000": 1}), "logit_bias.1000", "0 to 999"),
+        ("logit_bias", json!({"05": 1}), "logit_bias", "under token ids"),
+        ("logit_bias", json!({"the": 1}), "logit_bias", "under token ids"),
+        ("logit_bias", biases, "logit_bias", "at most 300"),
+        ("logit_bias", json!([1]), "logit_bias", "an object"),
+        ("logprobs", json!(6), "logprobs", "0 to 5"),
+        ("logprobs", json!(true), "logprobs", "0 to 5"),
+        ("stop_token_ids", json!([1000]), "stop_token_ids[0]", "0 to 999"),
+        ("stop_token_ids", json!([-1]), "stop_token_ids[0]", "whole number"),
+        ("stop_token_ids", json!(vec![1; 17]), "stop_token_ids", "at most 16"),
         ("stop", json!(["a", "b", "c", "d", "e"]), "stop", "at most 4"),
         ("stop", json!([""]), "stop[0]", "1 to 256"),
         ("stop", json!({}), "stop", "at most 4"),
