@@ -12,7 +12,7 @@ postgres_launch() {
   say "starting postgres"
   launch_as_server postgres "$DATA/postgres.log" "$(postgres_bin)/postgres" -D "$DATA/postgres" \
     -p "$(port_of postgres)" -c listen_addresses=127.0.0.1 -c unix_socket_directories= \
-    -c max_connections=300 -c fsync=on -c synchronous_commit=on -c full_page_writes=on -c logging_collector=off
+    -c max_connections=300 -c track_activity_query_size=16384 -c fsync=on -c synchronous_commit=on -c full_page_writes=on -c logging_collector=off
 }
 
 # Sessions whose postmaster was killed linger for a moment and would keep a new one from starting.

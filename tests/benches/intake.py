@@ -16,6 +16,7 @@ from pathlib import Path
 import asyncpg
 import jwt
 
+import light
 import noop_model
 from processes import Child, cpu_seconds
 
@@ -32,6 +33,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--large", type=int, default=1_000_000, help="rows of the large table; 0 leaves it out")
+    parser.add_argument("--light", type=int, default=300, help="jobs of the measurement at light load, one at a time")
     parser.add_argument("--json", type=Path, help="writes every measurement to this file")
     return parser.parse_args()
 
@@ -258,7 +260,7 @@ async def run(wanted: argparse.Namespace, folder: Path) -> dict:
         "PEER_AMQP_URL": os.environ["AMQP_URL"], "PEER_REDIS_URL": os.environ["REDIS_URL"], "PEER_SECRET": PEER_SECRET,
     }
     peer_token = await peer_ready(wanted, peer_environment)
-    found: dict = {"ours": [], "peer": [], "large": [], "half": []}
+    found: dict = {"ours": [], "peer": [], "large": [], "half": [], "light": {}}
     return await with_children(Ours(folder), wanted, folder, peer_environment, port, peer_token, found)
 
 
@@ -281,6 +283,8 @@ async def with_children(ours, wanted, folder, peer_environment, port, peer_token
             found["half"].append(await measure_ours(ours, token, db, wanted, half))
         table("At half load", ["submitted/s", "p50 ms", "p99 ms", "pickup p50 ms", "pickup p99 ms"],
               [[f"{half}"] + [f"{median(found['half'], name):.1f}" for name in ("p50", "p99", "pickup_p50", "pickup_p99")]])
+        found["light"] = await light.measure(ours.url, token, PROMPT, wanted.light)
+        at_light_load(found["light"])
         if wanted.large:
             await fill(db, wanted.large)
             await measure_ours(ours, token, db, warm)
@@ -300,6 +304,14 @@ def comparison(found: dict) -> None:
     ratios = [a["a_second"] / b["a_second"] for a, b in zip(found["ours"], found["peer"])]
     print(f"\nratio: {statistics.median(ratios):.1f} × (rounds: {', '.join(f'{ratio:.1f}' for ratio in ratios)})")
     print(f"our p99 is {median(found['ours'], 'p99') / median(found['peer'], 'p50'):.2f} of the peer's p50", flush=True)
+
+
+def at_light_load(found: dict[str, list[float]]) -> None:
+    rows = [[name] + [light.percentile(found[key], share) for share in (0.5, 0.99)]
+            for name, key in (("a job, submit to result", "job"), ("three flushes and a lone confirm", "floor"))]
+    rows.append(["added", *(ours - least for ours, least in zip(rows[0][1:], rows[1][1:]))])
+    table("One job at a time, in alternation with its floor", ["", "p50 ms", "p99 ms"],
+          [[row[0], *(f"{value:.1f}" for value in row[1:])] for row in rows])
 
 
 def main() -> None:

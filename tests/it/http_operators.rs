@@ -244,7 +244,7 @@ async fn a_waiting_job_has_a_place_by_the_fair_order_and_an_eta_once_there_is_a_
             place(&ada, &urgent).await["position"].is_null(),
             "it does not wait any more"
         );
-        claimcheck_common::store::lease::mark_started(&world.pool, vec![key])
+        claimcheck_common::store::lease::mark_started(&world.pool, vec![(key, std::time::Instant::now())])
             .await
             .unwrap();
         settle_completed(&world.pool, key, "a text").await;

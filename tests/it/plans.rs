@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use claimcheck_common::domain::{Class, JobId, JobKey, JobStatus, ProjectId, QueueName, WorkerId};
 use claimcheck_common::store::jobs::{JobFilter, Page};
+use claimcheck_common::store::settle::{self, Settlement};
 use claimcheck_common::store::{self, Pool, claim, jobs, lease, outbox};
 use claimcheck_tests::{World, in_world};
 
+use crate::store::completion;
 use data::{CLAIMED, MODEL, OTHER_MODEL, RELEASED, job_id};
 use explain::{Explained, Explainer};
 
@@ -36,8 +38,9 @@ async fn claim_poll_list_and_relay_cost_the_same_at_a_million_jobs_as_at_a_thous
         let allowed = GROWTH * small.plan.pages.max(LEAST_PAGES);
         assert!(
             large.plan.pages <= allowed,
-            "{} touches {} pages at {MANY} jobs and {} at {FEW}:\n{}",
+            "{} ({:?}) touches {} pages at {MANY} jobs and {} at {FEW}:\n{}",
             large.name,
+            large.mode,
             large.plan.pages,
             small.plan.pages,
             large.plan.tree
@@ -59,7 +62,7 @@ async fn plans(world: &World, jobs: u64) -> Vec<Explained> {
     // One connection: what the store prepares on it can be explained on it.
     database.pool_size = 1;
     let pool = store::connect(&database).unwrap();
-    let mut explainer = Explainer::new(pool.clone());
+    let mut explainer = Explainer::new(pool.clone(), world.pool.clone()).await;
     running(&mut explainer, &pool, jobs).await;
     reading(&mut explainer, &pool, project, jobs).await;
     relaying(&mut explainer, &pool).await;
@@ -88,6 +91,33 @@ async fn running(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
     let arguments = format!("{}, '{{{fences}}}', '10 seconds', '10 minutes'", array(&held));
     explainer
         .explain("heartbeat of 20 jobs", "beat AS", &arguments, 0)
+        .await;
+
+    explainer.forget().await;
+    let endings: Vec<_> = keys
+        .iter()
+        .map(|key| Settlement::completed(*key, completion("a text")))
+        .collect();
+    let mut transaction = pool.begin().await.unwrap();
+    let settled = settle::settle(&mut transaction, &endings, "worker:test").await.unwrap();
+    transaction.rollback().await.unwrap();
+    assert_eq!(settled.len(), keys.len());
+    let arguments = format!("{}, '{{{fences}}}'", array(&held));
+    explainer
+        .explain("settle 20 jobs: lock", "AS attempts_left", &arguments, GROUP)
+        .await;
+    let all = |value: &str| format!("'{{{}}}'", vec![value; keys.len()].join(","));
+    let events: Vec<_> = keys.iter().map(|_| JobId::new()).collect();
+    let arguments = format!(
+        "{}, '{{{fences}}}', {}, {none}, {}, {none}, {}, 'worker:test', '1 day', {none}",
+        array(&held),
+        all("completed"),
+        all("0"),
+        array(&events),
+        none = all("NULL"),
+    );
+    explainer
+        .explain("settle 20 jobs: end", "ending AS MATERIALIZED", &arguments, 0)
         .await;
 }
 
@@ -139,7 +169,7 @@ async fn reading(explainer: &mut Explainer, pool: &Pool, project: ProjectId, job
             quoted(model.map(str::to_owned)),
             quoted(after.map(|id| id.uuid().to_string())),
         );
-        explainer.explain(name, "ORDER BY j.id DESC", &arguments, rows).await;
+        explainer.explain_last(name, &arguments, rows).await;
     }
 }
 
@@ -194,11 +224,11 @@ fn write_down(few: &[Explained], many: &[Explained]) {
     };
     let mut page = format!("| statement | pages at {FEW} jobs | pages at {MANY} jobs |\n|---|---|---|\n");
     for (small, large) in few.iter().zip(many) {
-        let name = large.name;
+        let name = large.title();
         writeln!(page, "| {name} | {} | {} |", small.plan.pages, large.plan.pages).unwrap();
     }
     for large in many {
-        let name = large.name;
+        let name = large.title();
         write!(page, "\n{name}, at {MANY} jobs:\n\n```\n{}```\n", large.plan.tree).unwrap();
     }
     std::fs::write(path, page).unwrap();

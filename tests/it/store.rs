@@ -1,7 +1,7 @@
 //! The delivery protocol, statement by statement, against the real Postgres and RabbitMQ.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use claimcheck_api::relay::Relay;
 use claimcheck_common::domain::{
@@ -211,7 +211,9 @@ async fn a_job_goes_from_submit_through_the_broker_to_its_settled_output() {
         assert_eq!(claimed.prompt, Prompt::Text("Once upon a time".to_owned()));
         assert_eq!(claimed.params, new_job(&account(pool).await).params);
         assert_eq!(claimed.key.fence, 1);
-        lease::mark_started(pool, vec![claimed.key]).await.unwrap();
+        lease::mark_started(pool, vec![(claimed.key, Instant::now())])
+            .await
+            .unwrap();
         assert_eq!(settle_completed(pool, claimed.key, "there was").await, [claimed.key]);
         delivery.acker.ack().await.unwrap();
 

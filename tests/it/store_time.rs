@@ -1,7 +1,7 @@
 //! Deadlines, failed attempts, dead letters, erasing and doing again: what time and misfortune do to a job.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use claimcheck_common::domain::{JobError, JobId, JobKey, JobStatus, ProjectId, WorkerId};
 use claimcheck_common::store::erase::{self, Erased};
@@ -324,6 +324,37 @@ async fn a_worker_that_was_given_up_ends_nothing_while_its_job_waits_not_even_af
         );
         assert_eq!(view(pool, id).await.status, JobStatus::Queued);
         assert_eq!(expire::expire_waiting(pool).await.unwrap(), 1, "its own time ends it");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_ending_brings_the_start_that_nobody_wrote_down_and_changes_no_other() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let began = Instant::now().checked_sub(Duration::from_secs(5)).unwrap();
+        let starts = async |key: JobKey| {
+            let ending = Settlement {
+                started: Some(began),
+                ..Settlement::completed(key, completion("a text"))
+            };
+            settle::settle_group(pool, vec![ending], ACTOR.to_owned())
+                .await
+                .unwrap();
+            view(pool, key.id).await.started_at.unwrap()
+        };
+        let (early, late) = (claimed(pool).await, claimed(pool).await);
+        let known = OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
+        sqlx::query("UPDATE jobs SET started_at = $2 WHERE id = $1")
+            .bind(early.id.uuid())
+            .bind(known)
+            .execute(pool)
+            .await
+            .unwrap();
+        assert_eq!(starts(early).await, known);
+        let ended = OffsetDateTime::now_utc();
+        let age = (ended - starts(late).await).as_seconds_f64();
+        assert!((4.9..began.elapsed().as_secs_f64() + 0.1).contains(&age), "{age}");
     })
     .await;
 }

@@ -3,8 +3,9 @@
 //! Results are held in memory while the database is away, and the bounded channel to the engine is the back pressure.
 //! Must never ack before the commit, and never settle what the heartbeat found lost.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use claimcheck_common::backoff::Backoff;
 use claimcheck_common::domain::{JobError, JobKey, JobStatus, WorkerId};
@@ -19,6 +20,9 @@ use crate::in_flight::{InFlight, StopReason};
 
 /// Most events that share one commit.
 const GROUP: usize = 256;
+
+/// A start is written after this time. A job that has ended by then has it written with its ending: one write less.
+const START_LINGERS: Duration = Duration::from_millis(100);
 
 /// A connection that died in silence is given up after this time.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -44,14 +48,25 @@ impl Results {
     /// Records events until the engine is gone and everything that it said is committed.
     pub async fn record(self, mut events: mpsc::Receiver<EngineEvent>) {
         let mut ready = Vec::with_capacity(GROUP);
-        while events.recv_many(&mut ready, GROUP).await > 0 {
-            let (started, ended) = sort(ready.drain(..));
-            self.mark_started(started).await;
-            let ours = ended.into_iter().filter_map(|(key, ending)| {
+        let mut starts = Starts::default();
+        loop {
+            let all_said = tokio::select! {
+                count = events.recv_many(&mut ready, GROUP) => count == 0,
+                () = starts.ripe() => false,
+            };
+            if all_said {
+                break;
+            }
+            let ended = starts.sort(ready.drain(..));
+            let ours = ended.into_iter().filter_map(|(key, ending, started)| {
                 let reason = self.in_flight.stop_reason(key);
-                self.in_flight.end(key).then(|| settlement(key, ending, reason))
+                self.in_flight.end(key).then(|| Settlement {
+                    started,
+                    ..settlement(key, ending, reason)
+                })
             });
             self.settle(ours.collect()).await;
+            self.mark_started(starts.take_ripe()).await;
         }
     }
 
@@ -74,10 +89,46 @@ impl Results {
         acks::spend(ackers).await;
     }
 
-    async fn mark_started(&self, keys: Vec<JobKey>) {
-        if !keys.is_empty() {
-            until_answered(|| lease::mark_started(&self.pool, keys.clone())).await;
+    async fn mark_started(&self, begun: Vec<(JobKey, Instant)>) {
+        if !begun.is_empty() {
+            until_answered(|| lease::mark_started(&self.pool, begun.clone())).await;
         }
+    }
+}
+
+/// Starts that are not written down yet, the earliest first.
+#[derive(Default)]
+struct Starts(VecDeque<(JobKey, Instant)>);
+
+impl Starts {
+    /// Keeps the starts among `events`, and answers which jobs ended, in the order of the events, each with its start if
+    /// that is still to be written.
+    fn sort(&mut self, events: impl Iterator<Item = EngineEvent>) -> Vec<(JobKey, Ending, Option<Instant>)> {
+        let mut ended = Vec::new();
+        for event in events {
+            match event {
+                EngineEvent::Started(key) => self.0.push_back((key, Instant::now())),
+                EngineEvent::Ended(key, ending) => {
+                    let place = self.0.iter().position(|(started, _)| *started == key);
+                    let started = place.and_then(|place| self.0.remove(place));
+                    ended.push((key, ending, started.map(|(_, began)| began)));
+                }
+            }
+        }
+        ended
+    }
+
+    /// Waits until one is due to be written, for ever if there is none.
+    async fn ripe(&self) {
+        match self.0.front() {
+            Some((_, began)) => tokio::time::sleep_until((*began + START_LINGERS).into()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn take_ripe(&mut self) -> Vec<(JobKey, Instant)> {
+        let ripe = self.0.partition_point(|(_, began)| began.elapsed() >= START_LINGERS);
+        self.0.drain(..ripe).collect()
     }
 }
 
@@ -116,18 +167,6 @@ fn count(group: &[Settlement], settled: &[Settled]) {
             tracing::info!(job = %key.id, fence = key.fence, "settle refused: a newer claim owns the job, or it has ended");
         }
     }
-}
-
-/// Which jobs began and how others ended, each in the order of the events.
-fn sort(events: impl Iterator<Item = EngineEvent>) -> (Vec<JobKey>, Vec<(JobKey, Ending)>) {
-    let (mut started, mut ended) = (Vec::new(), Vec::new());
-    for event in events {
-        match event {
-            EngineEvent::Started(key) => started.push(key),
-            EngineEvent::Ended(key, ending) => ended.push((key, ending)),
-        }
-    }
-    (started, ended)
 }
 
 fn settlement(key: JobKey, ending: Ending, reason: Option<StopReason>) -> Settlement {
@@ -172,15 +211,33 @@ mod tests {
     }
 
     #[test]
-    fn starts_are_kept_apart_from_endings() {
-        let (begun, done) = (key(), key());
+    fn a_start_is_written_with_its_jobs_end_or_when_it_is_ripe() {
+        let (begun, done, older) = (key(), key(), key());
+        let mut starts = Starts::default();
+        let ended = |key| EngineEvent::Ended(key, Ending::Completed(completion()));
         let events = [
             EngineEvent::Started(begun),
-            EngineEvent::Ended(done, Ending::Completed(completion())),
+            EngineEvent::Started(done),
+            ended(done),
+            ended(older),
         ];
-        let (started, ended) = sort(events.into_iter());
-        assert_eq!(started, [begun]);
-        assert_eq!(ended, [(done, Ending::Completed(completion()))]);
+        let sorted = starts.sort(events.into_iter());
+        let said: Vec<_> = sorted
+            .iter()
+            .map(|(key, _, started)| (*key, started.is_some()))
+            .collect();
+        assert_eq!(
+            said,
+            [(done, true), (older, false)],
+            "the older one's start was written before"
+        );
+        assert_eq!(starts.take_ripe(), []);
+        starts.0[0].1 -= START_LINGERS;
+        assert_eq!(
+            starts.take_ripe().iter().map(|(key, _)| *key).collect::<Vec<_>>(),
+            [begun]
+        );
+        assert_eq!(starts.take_ripe(), [], "once");
     }
 
     #[test]

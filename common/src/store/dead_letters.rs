@@ -68,6 +68,8 @@ pub async fn list(
     .bind(project.map(Id::uuid))
     .bind(page.after.map(Id::uuid))
     .bind(i64::from(page.limit))
+    // Planned anew for what is asked, as in `selection.rs`.
+    .persistent(false)
     .fetch_all(executor)
     .await?;
     rows.iter().map(letter).collect()
@@ -105,6 +107,7 @@ pub async fn redrive(
             .bind(filter.created_before)
             .bind(filter.after.map(Id::uuid))
             .bind(CHUNK)
+            .persistent(false)
             .fetch_all(&mut *connection)
             .await?;
             let old: Vec<JobId> = ids(&rows, "job_id")?;

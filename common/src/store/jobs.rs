@@ -196,6 +196,8 @@ pub async fn list(
     .bind(filter.model.as_deref())
     .bind(page.after.map(Id::uuid))
     .bind(i64::from(page.limit))
+    // Planned anew for what is asked: one plan for every status walks the whole list for the rare one.
+    .persistent(false)
     .fetch_all(executor)
     .await?;
     rows.iter().map(view).collect()

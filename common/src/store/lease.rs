@@ -1,9 +1,10 @@
 //! Leases: a worker keeps its jobs by beating, learns which of them to drop, and hands back what it will not finish.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::{PgExecutor, Row};
 
+use super::row::column;
 use super::{Pool, StoreResult, notify, transaction};
 use crate::domain::{Id, JobKey};
 
@@ -73,22 +74,26 @@ pub async fn heartbeat(
     Ok(beat)
 }
 
-/// Records that the first prefill of these claims began just now.
-pub async fn mark_started(pool: &Pool, keys: Vec<JobKey>) -> StoreResult<()> {
+/// Records when the first prefill of these claims began.
+pub async fn mark_started(pool: &Pool, begun: Vec<(JobKey, Instant)>) -> StoreResult<()> {
     transaction(pool, move |connection| {
-        let keys = keys.clone();
+        let begun = begun.clone();
         Box::pin(async move {
+            let keys: Vec<_> = begun.iter().map(|(key, _)| *key).collect();
             let (ids, fences) = columns(&keys);
             sqlx::query(
                 "WITH started AS MATERIALIZED (
-                     SELECT j.id FROM jobs j JOIN unnest($1::uuid[], $2::bigint[]) AS held (id, fence) USING (id, fence)
+                     SELECT j.id, held.ago FROM jobs j
+                     JOIN unnest($1::uuid[], $2::bigint[], $3::float8[]) AS held (id, fence, ago) USING (id, fence)
                      WHERE j.status IN ('in_progress', 'cancelling') AND j.started_at IS NULL
                      ORDER BY j.id FOR NO KEY UPDATE OF j
                  )
-                 UPDATE jobs j SET started_at = now() FROM started WHERE j.id = started.id",
+                 UPDATE jobs j SET started_at = now() - make_interval(secs => started.ago)
+                 FROM started WHERE j.id = started.id",
             )
             .bind(ids)
             .bind(fences)
+            .bind(column(&begun, |(_, began)| began.elapsed().as_secs_f64()))
             .execute(&mut *connection)
             .await?;
             let changed: Vec<_> = keys.iter().map(|key| key.id).collect();

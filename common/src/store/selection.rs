@@ -84,6 +84,8 @@ pub(super) async fn lock_chunk(
     .bind(selection.created_before)
     .bind(selection.after.map(Id::uuid))
     .bind(CHUNK)
+    // Planned anew for what is asked: one plan for all filters would walk the whole table.
+    .persistent(false)
     .fetch_all(connection)
     .await?;
     Ok(rows)

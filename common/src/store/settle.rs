@@ -4,7 +4,7 @@
 //! job) and by the legal transitions of [`JobStatus`]. A key that is not in the answer was refused: discard its result.
 
 use std::collections::HashMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 
@@ -29,6 +29,8 @@ pub struct Settlement {
     pub completion_tokens: u32,
     /// Why it failed.
     pub error: Option<JobError>,
+    /// When its first prefill began, if nobody wrote that down yet.
+    pub started: Option<Instant>,
     /// Another attempt may do better: while the job has one left it goes back to the outbox, after a pause.
     pub again: bool,
 }
@@ -96,8 +98,14 @@ impl Settlement {
             choices: None,
             completion_tokens: 0,
             error: None,
+            started: None,
             again: false,
         }
+    }
+
+    /// Seconds since the start that nobody wrote down yet.
+    fn started_ago(&self) -> Option<f64> {
+        self.started.map(|began| began.elapsed().as_secs_f64())
     }
 
     fn with(self, completion: Completion) -> Self {
@@ -183,11 +191,13 @@ async fn end(
     let (ids, fences) = columns(&keys);
     sqlx::query(
         "WITH ending AS MATERIALIZED (
-             SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::jsonb[], $5::int[], $6::jsonb[], $7::uuid[])
-                 AS ending (id, fence, status, choices, completion_tokens, error, event_id)
+             SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::jsonb[], $5::int[], $6::jsonb[], $7::uuid[],
+                     $10::float8[])
+                 AS ending (id, fence, status, choices, completion_tokens, error, event_id, started_ago)
          ), settled AS (
              UPDATE jobs j SET status = e.status, error = e.error, completion_tokens = e.completion_tokens,
                  finished_at = now(), lease_expires_at = NULL, dispatched_at = NULL,
+                 started_at = coalesce(started_at, now() - make_interval(secs => e.started_ago)),
                  cancel_requested_at = CASE e.status WHEN 'cancelled' THEN coalesce(cancel_requested_at, now()) END,
                  erase_at = now() + coalesce(ttl, CASE WHEN NOT store THEN $9::interval END)
              FROM ending e WHERE j.id = e.id AND j.fence = e.fence
@@ -229,9 +239,10 @@ async fn end(
             .map(|ending| ending.error.as_ref().map(sqlx::types::Json))
             .collect::<Vec<_>>(),
     )
-    .bind(endings.map(|_| EventId::new().uuid()).collect::<Vec<_>>())
+    .bind(endings.clone().map(|_| EventId::new().uuid()).collect::<Vec<_>>())
     .bind(actor)
     .bind(UNFETCHED_KEPT)
+    .bind(endings.map(Settlement::started_ago).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())
@@ -251,10 +262,12 @@ async fn try_again(
     sqlx::query(
         // From a second to five minutes; the jitter keeps jobs that failed together from coming back together.
         "WITH failure AS MATERIALIZED (
-             SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::jsonb[]) AS failure (id, fence, error)
+             SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::jsonb[], $5::float8[])
+                 AS failure (id, fence, error, started_ago)
          ), queued AS (
              UPDATE jobs j SET status = 'queued', last_error = f.error, worker_id = NULL, lease_expires_at = NULL,
                  available_at = now() + interval '1 second' * least(300, power(2, attempt - 1)) * (0.5 + random()),
+                 started_at = coalesce(started_at, now() - make_interval(secs => f.started_ago)),
                  dispatched_at = NULL, dispatches = 0
              FROM failure f WHERE j.id = f.id AND j.fence = f.fence
              RETURNING j.*
@@ -269,10 +282,12 @@ async fn try_again(
     .bind(fences)
     .bind(
         failures
+            .clone()
             .map(|failure| failure.error.as_ref().map(sqlx::types::Json))
             .collect::<Vec<_>>(),
     )
     .bind(actor)
+    .bind(failures.map(Settlement::started_ago).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())

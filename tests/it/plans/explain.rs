@@ -12,7 +12,17 @@ const FEW_ROWS: [&str; 3] = ["workers", "pauses", "tenant_limits"];
 pub(super) struct Explained {
     /// What it does.
     pub name: &'static str,
+    pub mode: Mode,
     pub plan: Plan,
+}
+
+/// For what a plan is made: the server itself chooses the one or the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mode {
+    /// One execution.
+    Custom,
+    /// All executions.
+    Generic,
 }
 
 /// What the executor did.
@@ -25,17 +35,32 @@ pub(super) struct Plan {
     pub tree: String,
 }
 
+impl Explained {
+    pub(super) fn title(&self) -> String {
+        match self.mode {
+            Mode::Custom => self.name.to_owned(),
+            Mode::Generic => format!("{}, by a kept plan", self.name),
+        }
+    }
+}
+
 /// Explains on a pool of one connection.
 pub(super) struct Explainer {
     pool: Pool,
+    pid: i32,
+    /// Sees what the other one runs.
+    witness: Pool,
     pub explained: Vec<Explained>,
 }
 
 impl Explainer {
-    pub(super) fn new(pool: Pool) -> Self {
+    pub(super) async fn new(pool: Pool, witness: Pool) -> Self {
         assert_eq!(pool.options().get_max_connections(), 1);
+        let pid = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&pool).await;
         Self {
             pool,
+            pid: pid.unwrap(),
+            witness,
             explained: Vec::new(),
         }
     }
@@ -49,15 +74,42 @@ impl Explainer {
     /// Runs the prepared statement that has `marker` in its text again and rolls it back. `rows` is what it
     /// must answer.
     pub(super) async fn explain(&mut self, name: &'static str, marker: &str, arguments: &str, rows: u64) {
-        let mut transaction = self.pool.begin().await.unwrap();
         let statement: String =
             sqlx::query_scalar("SELECT name FROM pg_prepared_statements WHERE strpos(statement, $1) > 0")
                 .bind(marker)
-                .fetch_one(&mut *transaction)
+                .fetch_one(&self.pool)
                 .await
                 .unwrap_or_else(|error| panic!("{name}: {error}"));
+        for mode in [Mode::Custom, Mode::Generic] {
+            self.explain_as(mode, name, &statement, arguments, rows).await;
+        }
+    }
+
+    /// As `explain`, for what the store ran last and did not keep: it is planned for one execution.
+    pub(super) async fn explain_last(&mut self, name: &'static str, arguments: &str, rows: u64) {
+        let text: String = sqlx::query_scalar("SELECT query FROM pg_stat_activity WHERE pid = $1")
+            .bind(self.pid)
+            .fetch_one(&self.witness)
+            .await
+            .unwrap();
+        for sql in ["DEALLOCATE ALL", &format!("PREPARE last AS {text}")] {
+            let done = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&self.pool).await;
+            done.unwrap_or_else(|error| panic!("{name}: {error}"));
+        }
+        self.explain_as(Mode::Custom, name, "last", arguments, rows).await;
+    }
+
+    async fn explain_as(&mut self, mode: Mode, name: &'static str, statement: &str, arguments: &str, rows: u64) {
+        let mut transaction = self.pool.begin().await.unwrap();
+        sqlx::query(match mode {
+            Mode::Custom => "SET LOCAL plan_cache_mode = force_custom_plan",
+            Mode::Generic => "SET LOCAL plan_cache_mode = force_generic_plan",
+        })
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
         let call = if arguments.is_empty() {
-            statement
+            statement.to_owned()
         } else {
             format!("{statement}({arguments})")
         };
@@ -79,7 +131,7 @@ impl Explainer {
             tree: String::new(),
         };
         plan.walk(root, 0);
-        self.explained.push(Explained { name, plan });
+        self.explained.push(Explained { name, mode, plan });
     }
 }
 
