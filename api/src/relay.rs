@@ -95,7 +95,7 @@ impl Relay {
 
     /// One transaction: take what the window has room for, publish, delete what was confirmed.
     async fn relay_batch(&mut self, queue: &QueueName) -> Result<usize, RelayError> {
-        let mut transaction = self.pool.begin().await.map_err(StoreError::from)?;
+        let mut transaction = outbox::begin(&self.pool).await?;
         let rows = outbox::take(&mut transaction, queue, self.config.release_window, BATCH).await?;
         if rows.is_empty() {
             return Ok(0);

@@ -3,7 +3,7 @@
 //! The relay's transaction stays open while it publishes, for five seconds at most: a relay that dies gives its rows
 //! back by itself.
 
-use sqlx::{PgConnection, Row};
+use sqlx::{PgConnection, Postgres, Row, Transaction};
 
 use super::row::{get, parse};
 use super::{Pool, StoreResult};
@@ -18,6 +18,13 @@ pub struct OutboxRow {
     pub job_id: JobId,
     /// W3C trace context of the request that made it.
     pub traceparent: Option<String>,
+}
+
+/// Begins a relay's transaction. It is not flushed at its commit: what a crash undoes is published once more, and a message that
+/// comes twice finds nothing to claim.
+pub async fn begin(pool: &Pool) -> StoreResult<Transaction<'static, Postgres>> {
+    let words = "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL synchronous_commit = off";
+    Ok(pool.begin_with(words).await?)
 }
 
 /// The queues that have rows, due or not.

@@ -13,6 +13,9 @@ use crate::config::DatabaseConfig;
 /// The pool that every store function takes.
 pub type Pool = PgPool;
 
+/// A connection that rested for longer is asked whether it lives before it is used.
+const TRUSTED: Duration = Duration::from_secs(1);
+
 /// How often a transaction is repeated after a deadlock before the caller hears of it.
 const REPEATS: usize = 5;
 
@@ -38,8 +41,22 @@ pub fn connect(config: &DatabaseConfig) -> StoreResult<Pool> {
     Ok(PgPoolOptions::new()
         .max_connections(config.pool_size)
         .acquire_timeout(Duration::from_secs(5))
+        // Asking each connection whether it lives would double the way of every short statement.
+        .test_before_acquire(false)
+        .before_acquire(|connection, seen| {
+            Box::pin(async move {
+                if seen.idle_for > TRUSTED {
+                    connection.ping().await?;
+                }
+                Ok(true)
+            })
+        })
         .connect_lazy_with(options(&config.url)?))
 }
+
+/// Begins a transaction whose statements run by plans that are made once: for those that every job passes through, and whose
+/// plan is the same whatever they are given.
+pub(super) const BEGIN_WITH_KEPT_PLANS: &str = "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan";
 
 /// Brings the schema of the database at `url` up to date, as its owner.
 pub async fn migrate(url: &str) -> StoreResult<()> {

@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 
 use super::idempotency::{self, Before, Claim, Render};
 use super::jobs::{self, JobInput, JobView};
-use super::pool::transaction_begun_by;
+use super::pool::{BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{column, get};
 use super::{Pool, StoreError, StoreResult, quota};
 use crate::domain::{
@@ -123,8 +123,11 @@ pub enum Patience {
 impl Patience {
     const fn begin(self) -> &'static str {
         match self {
-            Self::Short => "BEGIN; SET LOCAL lock_timeout = '200ms'; SET LOCAL statement_timeout = '2s'",
-            Self::Full => "BEGIN",
+            Self::Short => {
+                "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL lock_timeout = '200ms';
+                 SET LOCAL statement_timeout = '2s'"
+            }
+            Self::Full => BEGIN_WITH_KEPT_PLANS,
         }
     }
 }
