@@ -152,7 +152,7 @@ impl App {
         self.listener.local_addr().unwrap_or(self.config.api.http_addr)
     }
 
-    /// Serves, relays and listens until `stop`; then drains requests, and only then ends the rest.
+    /// Serves, relays and listens until `stop`; then says so, drains requests, and only then ends the rest.
     pub async fn run_until_stopped(self, stop: CancellationToken) {
         let Self {
             listener,
@@ -166,10 +166,15 @@ impl App {
             async move { changes.listen(pool, stop).await }
         });
         tasks.spawn(supervise_relay(state.clone(), config.clone(), background.clone()));
-        let stopping = state.stopping.clone();
-        let forward = tokio::spawn(async move {
-            stop.cancelled().await;
-            stopping.cancel();
+        let (stopping, closing) = (state.stopping.clone(), CancellationToken::new());
+        let forward = tokio::spawn({
+            let closing = closing.clone();
+            async move {
+                stop.cancelled().await;
+                stopping.cancel();
+                tokio::time::sleep(config.api.stop_notice).await;
+                closing.cancel();
+            }
         });
         let limits = ServeLimits {
             head: HEAD_TIME,
@@ -177,7 +182,7 @@ impl App {
             drain: config.api.drain,
         };
         let router = crate::router::router(state.clone());
-        serve(listener, router, limits, state.stopping.clone()).await;
+        serve(listener, router, limits, closing).await;
         // What was accepted in the drain is still relayed, if not here then by another replica or the next start.
         background.cancel();
         tasks.close();

@@ -12,6 +12,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use claimcheck_common::domain::UserId;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -66,6 +67,16 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         HeaderValue::from_str(&format!("{seconds:.6}")).unwrap_or(HeaderValue::from_static("0")),
     );
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+/// Once the process is stopping, each answer is its connection's last: who comes again comes to another process.
+pub async fn part(State(stopping): State<CancellationToken>, request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    if stopping.is_cancelled() {
+        let close = HeaderValue::from_static("close");
+        response.headers_mut().insert(header::CONNECTION, close);
+    }
     response
 }
 

@@ -42,6 +42,7 @@ pub fn router(state: AppState) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(middleware::panicked))
         .layer(from_fn(middleware::observe))
+        .layer(from_fn_with_state(state.stopping.clone(), middleware::part))
         .with_state(state)
 }
 

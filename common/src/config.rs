@@ -207,7 +207,11 @@ pub struct ApiConfig {
     /// `CLAIMCHECK_MAX_QUEUED`: most jobs of a tenant that may wait, unless it has a limit of its own. Unset sets none.
     #[serde(default)]
     pub max_queued: Option<u32>,
-    /// `CLAIMCHECK_DRAIN`: how long open requests may go on after a stop signal (20 s).
+    /// `CLAIMCHECK_STOP_NOTICE`: for so long after a stop signal requests are still taken, while `/readyz` already tells the
+    /// balancer to send no more (0 s).
+    #[serde(default, with = "humantime_serde")]
+    pub stop_notice: Duration,
+    /// `CLAIMCHECK_DRAIN`: how long open requests may go on after that (20 s).
     #[serde(default = "default_drain", with = "humantime_serde")]
     pub drain: Duration,
 }

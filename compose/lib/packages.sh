@@ -12,6 +12,7 @@ has_program() {
     postgres) [[ -n $(postgres_bin) ]] ;;
     rabbitmq) [[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ]] ;;
     redis) command -v redis-server >/dev/null ;;
+    haproxy) [[ -x /usr/sbin/haproxy ]] ;;
     *) command -v "$1" >/dev/null ;;
   esac
 }

@@ -6,6 +6,7 @@ mod delivery;
 mod fence;
 mod operators;
 mod outages;
+mod rolling;
 mod windows;
 
 use std::time::Duration;

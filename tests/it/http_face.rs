@@ -92,6 +92,7 @@ pub(crate) fn config(world: &World) -> Config {
             jwt_secret: "a secret of at least thirty-two bytes".to_owned().into(),
             token_ttl: Duration::from_mins(10),
             max_queued: None,
+            stop_notice: Duration::ZERO,
             drain: Duration::from_secs(5),
         },
         database: world.database.clone(),

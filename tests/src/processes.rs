@@ -62,15 +62,39 @@ impl Installation {
 
     /// An API, ready to answer.
     pub async fn api(&self) -> Process {
+        self.api_with("claimcheck-api", []).await
+    }
+
+    /// An API with a name of its own in the logs and `more` in its environment.
+    pub async fn api_with<const N: usize>(&self, name: &str, more: [(&str, String); N]) -> Process {
         let address = free_address();
-        let api = self.process(
-            "claimcheck-api",
-            &[],
-            [("CLAIMCHECK_HTTP_ADDR", address.to_string())],
-            address,
-        );
+        let mut api = self.prepare("claimcheck-api", name, &[], more, address);
+        api.environment
+            .push(("CLAIMCHECK_HTTP_ADDR".to_owned(), address.to_string()));
+        api.start();
         api.answers("/readyz").await;
         api
+    }
+
+    /// The balancer of `compose/haproxy.cfg`, in front of two APIs that are ready: the process, which tells of itself at its
+    /// address, and where it listens.
+    ///
+    /// # Panics
+    /// If it is not installed.
+    pub async fn balancer(&self, apis: [&Process; 2]) -> (Process, SocketAddr) {
+        let (address, stats) = (free_address(), free_address());
+        let configuration = concat!(env!("CARGO_MANIFEST_DIR"), "/../compose/haproxy.cfg");
+        let more = [
+            ("CLAIMCHECK_PROXY_ADDR", address.to_string()),
+            ("CLAIMCHECK_PROXY_STATS_ADDR", stats.to_string()),
+            ("CLAIMCHECK_API_1", apis[0].address.to_string()),
+            ("CLAIMCHECK_API_2", apis[1].address.to_string()),
+        ];
+        let mut balancer = self.prepare("haproxy", "haproxy", &["-db", "-f", configuration], more, stats);
+        balancer.binary = "/usr/sbin/haproxy".into();
+        balancer.start();
+        balancer.answers("/metrics").await;
+        (balancer, address)
     }
 
     /// A worker with all its roles, ready to run jobs. `name` tells the logs apart, `more` is added to its environment.
@@ -98,18 +122,6 @@ impl Installation {
         worker.start();
         worker.answers("/readyz").await;
         worker
-    }
-
-    fn process<const N: usize>(
-        &self,
-        binary: &str,
-        arguments: &[&str],
-        more: [(&str, String); N],
-        address: SocketAddr,
-    ) -> Process {
-        let mut process = self.prepare(binary, binary, arguments, more, address);
-        process.start();
-        process
     }
 
     fn prepare<const N: usize>(
