@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use claimcheck_common::domain::UserId;
 use claimcheck_common::store::accounts::{self, Account};
 use claimcheck_common::store::models::{self, Alias};
-use claimcheck_common::store::{Pool, StoreError, StoreResult};
+use claimcheck_common::store::{Pool, StoreError, StoreResult, within};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::groups::{self, Limits};
@@ -20,6 +21,9 @@ const LIMITS: Limits = Limits {
     group: 256,
     lanes: 1,
 };
+
+/// A read that takes longer waits for a server that is gone.
+const READ_LIMIT: Duration = Duration::from_secs(5);
 
 type Asked<K, V> = (K, oneshot::Sender<StoreResult<V>>);
 
@@ -38,7 +42,7 @@ impl AccountReads {
             let pool = reader.clone();
             async move {
                 let ids: BTreeSet<UserId> = group.iter().map(|(id, _)| *id).collect();
-                let found = accounts::find_many(&pool, ids.into_iter().collect()).await;
+                let found = within(READ_LIMIT, accounts::find_many(&pool, ids.into_iter().collect())).await;
                 let found = found.map(|found| -> HashMap<_, _> {
                     found.into_iter().map(|account| (account.user_id, account)).collect()
                 });
@@ -71,7 +75,7 @@ impl ModelReads {
         let door = groups::open(LIMITS, move |group: Vec<Asked<(), Arc<[Alias]>>>, _lane| {
             let pool = reader.clone();
             async move {
-                let found: StoreResult<Arc<[Alias]>> = models::aliases(&pool).await.map(Into::into);
+                let found: StoreResult<Arc<[Alias]>> = within(READ_LIMIT, models::aliases(&pool)).await.map(Into::into);
                 answer_all(group, found.as_ref(), |found, ()| found.clone());
             }
         });

@@ -4,6 +4,7 @@
 //! stays until its message was confirmed: messages may be doubled, never lost. Next: the worker's `consumer.rs`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use claimcheck_common::backoff::Backoff;
 use claimcheck_common::config::DeliveryConfig;
@@ -14,6 +15,8 @@ use claimcheck_common::store::{Pool, StoreError, outbox};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+/// A turn that takes longer waits for a server that is gone, or has so much to do that it can as well begin anew.
+const TURN_TIME: Duration = Duration::from_secs(30);
 /// Most messages in one transaction, so that its confirms come well within its time limit.
 const BATCH: u32 = 512;
 
@@ -23,6 +26,8 @@ enum RelayError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Queue(#[from] QueueError),
+    #[error("a turn took longer than {TURN_TIME:?}")]
+    Late,
 }
 
 /// Moves due outbox rows to the broker.
@@ -59,8 +64,8 @@ impl Relay {
     pub async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
         while !stop.is_cancelled() {
-            // Never dropped half-way: a batch is bounded by the publisher's and the database's time limits.
-            match self.relay_due().await {
+            let turn = tokio::time::timeout(TURN_TIME, self.relay_due()).await;
+            match turn.unwrap_or_else(|_| Err(RelayError::Late)) {
                 Ok(()) => {
                     backoff.reset();
                     self.wait_for_work(&stop).await;

@@ -8,6 +8,7 @@ mod operators;
 mod outages;
 mod rolling;
 mod windows;
+mod wires;
 
 use std::time::Duration;
 

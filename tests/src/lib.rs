@@ -8,6 +8,7 @@ mod model;
 mod processes;
 pub mod promises;
 mod stack;
+mod wire;
 mod world;
 
 pub use eventually::eventually;
@@ -15,4 +16,5 @@ pub use gate::{Gate, Moment};
 pub use model::{TINY_CONTEXT, save_tiny_model};
 pub use processes::{Installation, Process, TINY, setting};
 pub use stack::{Server, Stack};
+pub use wire::Wire;
 pub use world::{Servers, World, in_world, in_world_on};

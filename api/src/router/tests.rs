@@ -17,6 +17,7 @@ fn state() -> AppState {
             jwt_secret: "a secret of at least thirty-two bytes".to_owned().into(),
             token_ttl: Duration::from_mins(1),
             max_queued: None,
+            stop_notice: Duration::ZERO,
             drain: Duration::from_secs(1),
         },
         database: DatabaseConfig {

@@ -4,11 +4,15 @@ use std::time::Duration;
 
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::types::{AMQPValue, FieldTable};
+use lapin::uri::AMQPUri;
 use lapin::{Channel, Connection, ConnectionProperties};
 
 use crate::config::BrokerConfig;
 use crate::domain::QueueName;
 
+/// Seconds between two signs of life, unless the URL says otherwise (`?heartbeat=`). Either end takes the other for gone after
+/// two of them; the broker itself would suggest a minute.
+const HEARTBEAT: u16 = 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The broker waits for a leader first, and only then removes a queue that has none.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -19,6 +23,9 @@ pub enum QueueError {
     /// The broker or the connection said no.
     #[error("the broker failed: {0}")]
     Broker(#[from] lapin::Error),
+    /// The broker's URL does not read.
+    #[error("the broker's URL is wrong: {0}")]
+    Address(String),
     /// No answer in time; a broker alarm looks like this.
     #[error("the broker did not answer within {0:?}")]
     TimedOut(Duration),
@@ -50,7 +57,9 @@ impl Broker {
     /// A new connection. Its name shows in the broker's management pages.
     pub async fn connect(&self, name: &str) -> Result<Connection, QueueError> {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        within(CONNECT_TIMEOUT, Connection::connect(&self.config.url, properties)).await
+        let mut address: AMQPUri = self.config.url.parse().map_err(QueueError::Address)?;
+        address.query.heartbeat.get_or_insert(HEARTBEAT);
+        within(CONNECT_TIMEOUT, Connection::connect_uri(address, properties)).await
     }
 
     /// Messages that are ready in a queue. Those in workers' hands are not counted; an absent queue holds none.

@@ -2,6 +2,8 @@
 //!
 //! The push is a hint, like every notification: what is lost while nobody listens comes with the next heartbeat.
 
+use std::time::Duration;
+
 use sqlx::PgConnection;
 use sqlx::postgres::{PgListener, PgRow};
 use tokio_util::sync::CancellationToken;
@@ -15,6 +17,8 @@ use crate::backoff::Backoff;
 use crate::domain::{Id, JobId, JobKey, JobStatus, ProjectId};
 
 const CHANNEL: &str = "claimcheck_cancels";
+/// After so long without a push, the connection is asked whether it lives.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Asks a job to stop: a waiting one ends at once, a running one becomes `cancelling`, an ended one stays as it is.
 ///
@@ -94,9 +98,12 @@ async fn listen_once(pool: &Pool, heard: &(impl Fn(JobId) + Send), backoff: &mut
     let mut listener = PgListener::connect_with(pool).await?;
     listener.listen(CHANNEL).await?;
     loop {
-        // `None`: the connection was made anew, and what came in between is left to the heartbeat.
-        if let Some(notification) = listener.try_recv().await? {
-            notify::told(notification.payload()).for_each(heard);
+        match tokio::time::timeout(SILENCE, listener.try_recv()).await {
+            Ok(Ok(Some(notification))) => notify::told(notification.payload()).for_each(heard),
+            // The connection was made anew, and what came in between is left to the heartbeat.
+            Ok(Ok(None)) => {}
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => notify::still_there(&mut listener).await?,
         }
         backoff.reset();
     }

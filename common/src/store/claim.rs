@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sqlx::postgres::PgRow;
 
-use super::pool::{BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
+use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{get, json, parse, present, unsigned};
 use super::{Pool, StoreResult, notify};
 use crate::domain::{GenerationParams, Id, JobId, JobKey, Prompt, Share, WorkerId};
@@ -29,7 +29,7 @@ pub struct ClaimedJob {
 /// A job that is queued but must not run yet (its time has not come, or it is paused) gets its outbox row back in the same
 /// statement, so that dropping its message loses nothing.
 pub async fn claim(pool: &Pool, worker: WorkerId, ids: Vec<JobId>, lease: Duration) -> StoreResult<Vec<ClaimedJob>> {
-    transaction_begun_by(pool, BEGIN_WITH_KEPT_PLANS, move |connection| {
+    transaction_begun_by(pool, BEGIN_WITH_KEPT_PLANS, ANSWER_LIMIT, move |connection| {
         let ids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
         Box::pin(async move {
             let rows = sqlx::query(

@@ -35,4 +35,4 @@ pub mod settle;
 pub mod submit;
 
 pub use error::{StoreError, StoreResult};
-pub use pool::{Pool, connect, migrate, ping, transaction};
+pub use pool::{Pool, connect, migrate, ping, transaction, within};

@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sqlx::postgres::PgListener;
-use sqlx::{PgConnection, Row};
+use sqlx::{Executor, PgConnection, Row};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{Pool, StoreResult};
+use super::{Pool, StoreResult, within};
 use crate::backoff::Backoff;
 use crate::domain::JobId;
 
@@ -21,6 +21,7 @@ const CHANNEL: &str = "claimcheck_jobs";
 /// Ids in one payload: 33 bytes each, under Postgres' limit of 8,000.
 const IDS_PER_PAYLOAD: usize = 200;
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 
 /// Tells every process that these jobs changed, at the commit of the caller's transaction.
 pub async fn jobs_changed(connection: &mut PgConnection, ids: &[JobId]) -> StoreResult<()> {
@@ -38,6 +39,15 @@ pub(super) async fn tell(connection: &mut PgConnection, channel: &str, ids: &[Jo
             .await?;
     }
     Ok(())
+}
+
+/// A connection that only listens would never notice that nobody is at its other end.
+pub(super) async fn still_there(listener: &mut PgListener) -> StoreResult<()> {
+    within(ANSWER_LIMIT, async {
+        listener.execute("SELECT 1").await?;
+        Ok(())
+    })
+    .await
 }
 
 /// The ids that [`tell`] wrote.
@@ -123,7 +133,8 @@ impl JobChanges {
         let mut listener = PgListener::connect_with(pool).await?;
         listener.listen(CHANNEL).await?;
         loop {
-            self.look(pool).await?;
+            still_there(&mut listener).await?;
+            within(ANSWER_LIMIT, self.look(pool)).await?;
             backoff.reset();
             let look_again = tokio::time::sleep(LOOK_AGAIN);
             tokio::pin!(look_again);

@@ -15,6 +15,10 @@ pub type Pool = PgPool;
 
 /// A connection that rested for longer is asked whether it lives before it is used.
 const TRUSTED: Duration = Duration::from_secs(1);
+/// A connection that does not answer at once within this is closed.
+const PING_LIMIT: Duration = Duration::from_secs(1);
+/// A transaction that takes longer waits for a server that is gone: longer than any statement may take.
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(35);
 
 /// How often a transaction is repeated after a deadlock before the caller hears of it.
 const REPEATS: usize = 5;
@@ -46,12 +50,38 @@ pub fn connect(config: &DatabaseConfig) -> StoreResult<Pool> {
         .before_acquire(|connection, seen| {
             Box::pin(async move {
                 if seen.idle_for > TRUSTED {
-                    connection.ping().await?;
+                    alive(connection).await?;
                 }
                 Ok(true)
             })
         })
+        // Whoever was dropped while waiting for an answer leaves a connection that may never give one.
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                alive(connection).await?;
+                Ok(true)
+            })
+        })
         .connect_lazy_with(options(&config.url)?))
+}
+
+/// What `work` answers, unless nobody is there to answer it: a connection that died in silence is given up after `limit`.
+pub async fn within<T>(limit: Duration, work: impl Future<Output = StoreResult<T>>) -> StoreResult<T> {
+    let answer = tokio::time::timeout(limit, work).await;
+    answer.unwrap_or_else(|_| Err(silent(limit).into()))
+}
+
+async fn alive(connection: &mut PgConnection) -> sqlx::Result<()> {
+    let answer = tokio::time::timeout(PING_LIMIT, connection.ping()).await;
+    answer.unwrap_or_else(|_| Err(silent(PING_LIMIT)))
+}
+
+/// The failure of a connection that does not answer: the server's machine is gone, or the way to it.
+fn silent(limit: Duration) -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(
+        std::io::ErrorKind::TimedOut,
+        format!("no answer within {limit:?}"),
+    ))
 }
 
 /// Begins a transaction whose statements run by plans that are made once: for those that every job passes through, and whose
@@ -84,11 +114,16 @@ where
     T: Send + 'static,
     F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Send + Sync + 'static,
 {
-    transaction_begun_by(pool, "BEGIN", work).await
+    transaction_begun_by(pool, "BEGIN", ANSWER_LIMIT, work).await
 }
 
-/// As [`transaction`], begun by other words: settings may follow the `BEGIN` at no cost.
-pub(super) async fn transaction_begun_by<T, F>(pool: &Pool, begin: &'static str, work: F) -> StoreResult<T>
+/// As [`transaction`], begun by other words (settings may follow the `BEGIN` at no cost) and given up after `limit`.
+pub(super) async fn transaction_begun_by<T, F>(
+    pool: &Pool,
+    begin: &'static str,
+    limit: Duration,
+    work: F,
+) -> StoreResult<T>
 where
     T: Send + 'static,
     F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Send + Sync + 'static,
@@ -97,7 +132,7 @@ where
     let task = tokio::spawn(async move {
         let mut repeats = REPEATS;
         loop {
-            match attempt(&pool, begin, &work).await {
+            match attempt(&pool, begin, limit, &work).await {
                 Err(StoreError::Retry(cause)) if repeats > 0 => {
                     tracing::debug!(%cause, "transaction repeated");
                     repeats -= 1;
@@ -110,12 +145,20 @@ where
         .unwrap_or_else(|panicked| Err(StoreError::contradiction(panicked)))
 }
 
-async fn attempt<T, F>(pool: &Pool, begin: &'static str, work: &F) -> StoreResult<T>
+async fn attempt<T, F>(pool: &Pool, begin: &'static str, limit: Duration, work: &F) -> StoreResult<T>
 where
     F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>>,
 {
-    let mut transaction = pool.begin_with(begin).await?;
-    let value = work(&mut transaction).await?;
-    transaction.commit().await?;
-    Ok(value)
+    let mut connection = pool.acquire().await?;
+    let outcome = tokio::time::timeout(limit, async {
+        let mut transaction = connection.begin_with(begin).await?;
+        let value = work(&mut transaction).await?;
+        transaction.commit().await?;
+        Ok(value)
+    });
+    if let Ok(outcome) = outcome.await {
+        return outcome;
+    }
+    connection.close_on_drop();
+    Err(silent(limit).into())
 }

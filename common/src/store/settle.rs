@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use sqlx::PgConnection;
 
 use super::lease::columns;
-use super::pool::{BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
+use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{get, parse};
 use super::{Pool, StoreError, StoreResult, notify};
 use crate::domain::{Choice, Completion, EventId, Id, JobError, JobKey, JobStatus};
@@ -151,7 +151,7 @@ pub async fn settle_group(pool: &Pool, group: Vec<Settlement>, actor: String) ->
 }
 
 async fn settle_in_one(pool: &Pool, group: Vec<Settlement>, actor: String) -> StoreResult<Vec<Settled>> {
-    transaction_begun_by(pool, BEGIN_WITH_KEPT_PLANS, move |connection| {
+    transaction_begun_by(pool, BEGIN_WITH_KEPT_PLANS, ANSWER_LIMIT, move |connection| {
         let (group, actor) = (group.clone(), actor.clone());
         Box::pin(async move { settle(connection, &group, &actor).await })
     })

@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 
 use super::idempotency::{self, Before, Claim, Render};
 use super::jobs::{self, JobInput, JobView};
-use super::pool::{BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
+use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{column, get};
 use super::{Pool, StoreError, StoreResult, quota};
 use crate::domain::{
@@ -130,6 +130,13 @@ impl Patience {
             Self::Full => BEGIN_WITH_KEPT_PLANS,
         }
     }
+
+    const fn limit(self) -> Duration {
+        match self {
+            Self::Short => Duration::from_secs(5),
+            Self::Full => ANSWER_LIMIT,
+        }
+    }
 }
 
 /// Records a job in a transaction of its own. `render` makes the answer that a repeated request will be shown.
@@ -149,7 +156,7 @@ pub async fn submit_group(
     render: Render,
 ) -> StoreResult<Vec<Submitted>> {
     let jobs = group.clone();
-    let outcome = transaction_begun_by(pool, patience.begin(), move |connection| {
+    let outcome = transaction_begun_by(pool, patience.begin(), patience.limit(), move |connection| {
         let group = group.clone();
         Box::pin(async move { submit_all(connection, &group, render).await })
     });

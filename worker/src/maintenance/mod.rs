@@ -23,12 +23,17 @@ use self::rescue::Rescue;
 use self::retention::Retention;
 use self::sweep::Sweep;
 
+/// A turn that takes longer waits for a server that is gone.
+const TURN_TIME: Duration = Duration::from_mins(1);
+
 #[derive(Debug, thiserror::Error)]
 enum MaintenanceError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
     Queue(#[from] QueueError),
+    #[error("a turn took longer than {TURN_TIME:?}")]
+    Late,
 }
 
 /// A task of the common loop.
@@ -60,7 +65,8 @@ async fn repeat(mut task: impl Task, stop: CancellationToken) {
     let mut backoff = Backoff::default();
     let turns = async {
         loop {
-            match task.run().await {
+            let turn = tokio::time::timeout(TURN_TIME, task.run()).await;
+            match turn.unwrap_or_else(|_| Err(MaintenanceError::Late)) {
                 Ok(()) => {
                     backoff.reset();
                     tokio::time::sleep(task.period()).await;

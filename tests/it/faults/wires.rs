@@ -1,0 +1,112 @@
+//! Connections that break in the middle of work, and such as fall silent without breaking, as when a machine vanishes.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use claimcheck_tests::{Installation, Wire, World, eventually, in_world};
+
+use super::{COMPLETED, Caller, LIMIT, assert_each_settled_once, count, hurry, job, until_count};
+
+const JOBS: usize = 400;
+const CALLERS: usize = 8;
+/// A blow each time so many more jobs have ended.
+const STRIDE: usize = 40;
+
+/// Wires to Postgres and RabbitMQ, by which all processes go that are started after this; the test itself does not.
+async fn lay(world: &mut World) -> (Wire, Wire) {
+    let database = Wire::to(&world.database.url).await;
+    let broker = Wire::to(&world.broker.url).await;
+    world.database.url = database.by(&world.database.url);
+    world.broker.url = broker.by(&world.broker.url);
+    (database, broker)
+}
+
+/// Submits the jobs from several tasks at once.
+async fn submit_all(caller: &Caller) {
+    let next = AtomicUsize::new(0);
+    let submitting = (0..CALLERS).map(|_| async {
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= JOBS {
+                return;
+            }
+            caller
+                .submit(&format!("job-{number}"), &job(number, 2 + number % 16))
+                .await;
+        }
+    });
+    futures::future::join_all(submitting).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_cut_in_the_middle_of_work_lose_no_job() {
+    in_world(async |world| {
+        hurry(world);
+        let (database, broker) = lay(world).await;
+        let installation = Installation::of(world);
+        let api = installation.api().await;
+        let _worker = installation.worker("worker", []).await;
+        let caller = Caller::of(&api, "ada").await;
+        let blows = async {
+            for blow in 0..JOBS / STRIDE - 1 {
+                eventually("more jobs end", LIMIT, async || {
+                    (count(world, COMPLETED).await >= (blow * STRIDE) as i64).then_some(())
+                })
+                .await;
+                if blow % 2 == 0 { database.cut() } else { broker.cut() }
+            }
+        };
+        tokio::join!(submit_all(&caller), blows);
+        until_count(world, JOBS, COMPLETED).await;
+        assert_each_settled_once(world, JOBS).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_falls_silent_is_noticed_and_the_jobs_go_on() {
+    in_world(async |world| {
+        hurry(world);
+        let (_database, broker) = lay(world).await;
+        let installation = Installation::of(world);
+        let api = installation.api().await;
+        let _worker = installation.worker("worker", []).await;
+        let caller = Caller::of(&api, "ada").await;
+        caller.submit("before", &job(0, 4)).await;
+        until_count(world, 1, COMPLETED).await;
+        broker.silence();
+        caller.submit("after", &job(1, 4)).await;
+        until_count(world, 2, COMPLETED).await;
+        assert_each_settled_once(world, 2).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_falls_silent_is_noticed_and_no_result_is_lost() {
+    in_world(async |world| {
+        hurry(world);
+        let (database, _broker) = lay(world).await;
+        let installation = Installation::of(world);
+        let api = installation.api().await;
+        let _worker = installation.worker("worker", []).await;
+        let caller = Caller::of(&api, "ada").await;
+        for number in 0..CALLERS {
+            caller.submit(&format!("before-{number}"), &job(number, 400)).await;
+        }
+        until_count(
+            world,
+            1,
+            "SELECT least(count(*), 1) FROM jobs WHERE status = 'in_progress'",
+        )
+        .await;
+        database.silence();
+        let late = (0..CALLERS).map(|number| {
+            let caller = caller.clone();
+            async move { caller.submit(&format!("after-{number}"), &job(number, 4)).await }
+        });
+        futures::future::join_all(late).await;
+        until_count(world, 2 * CALLERS, COMPLETED).await;
+        assert_each_settled_once(world, 2 * CALLERS).await;
+    })
+    .await;
+}
