@@ -4,6 +4,7 @@ mod batching;
 mod chaos;
 mod delivery;
 mod fence;
+mod full_disk;
 mod operators;
 mod outages;
 mod rolling;
