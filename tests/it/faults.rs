@@ -13,7 +13,7 @@ mod wires;
 
 use std::time::Duration;
 
-use claimcheck_tests::{Process, TINY, World, eventually};
+use claimcheck_tests::{Installation, Process, TINY, Wire, World, eventually};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
@@ -25,6 +25,26 @@ fn hurry(world: &mut World) {
     world.delivery.heartbeat = Duration::from_millis(500);
     world.delivery.maintenance_interval = Duration::from_millis(250);
     world.delivery.reemit_after = Duration::from_secs(3);
+}
+
+/// What the processes go by to reach the servers.
+struct Wires {
+    database: Wire,
+    broker: Wire,
+}
+
+/// An installation whose processes reach Postgres and RabbitMQ by wires; the test itself goes straight to them.
+async fn wired(world: &mut World) -> (Installation, Wires) {
+    let wires = Wires {
+        database: Wire::to(&world.database.url).await,
+        broker: Wire::to(&world.broker.url).await,
+    };
+    let straight = (world.database.url.clone(), world.broker.url.clone());
+    world.database.url = wires.database.by(&straight.0);
+    world.broker.url = wires.broker.by(&straight.1);
+    let installation = Installation::of(world);
+    (world.database.url, world.broker.url) = straight;
+    (installation, wires)
 }
 
 /// A user of the API who does not give up: what failed without an answer, or with 503, is sent again.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use claimcheck_common::domain::{Class, QueueName};
-use claimcheck_tests::{Installation, Process, Server, Stack, TINY, World, eventually, in_world_on, setting};
+use claimcheck_tests::{Process, Server, Stack, TINY, World, eventually, in_world_on, setting};
 use futures::future::join_all;
 use lapin::options::QueuePurgeOptions;
 use rand::prelude::*;
@@ -16,7 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
-use super::{COMPLETED, Caller, LIMIT, assert_each_settled_once, count, hurry, job};
+use super::{COMPLETED, Caller, LIMIT, Wires, assert_each_settled_once, count, hurry, job, wired};
 
 const CALLERS: usize = 6;
 
@@ -33,6 +33,8 @@ enum Blow {
     Freeze(usize),
     /// The broker loses what is in the queue.
     Purge,
+    /// Every connection of every process to Postgres and RabbitMQ is reset.
+    Cut,
 }
 
 /// How much of it.
@@ -53,6 +55,7 @@ impl Plan {
             Blow::Freeze(1),
             Blow::Server(Server::Postgres),
             Blow::Worker(0),
+            Blow::Cut,
         ];
         Self { jobs: 2000, blows }
     }
@@ -75,6 +78,7 @@ impl Plan {
             Blow::Freeze(0),
             Blow::Freeze(1),
             Blow::Purge,
+            Blow::Cut,
         ];
         let blows = (0..number("CHAOS_KILLS", 50))
             .map(|_| *kinds.choose(&mut random).expect("some kinds"))
@@ -95,10 +99,13 @@ impl Plan {
 struct Victims<'a> {
     world: &'a World,
     stack: &'a Stack,
+    wires: Wires,
     api: Process,
     workers: [Process; 2],
     /// When a worker died or fell asleep.
     losses: Vec<OffsetDateTime>,
+    /// When Postgres died: nobody is rescued until it has been back for a lease.
+    outages: Vec<OffsetDateTime>,
 }
 
 impl Victims<'_> {
@@ -115,6 +122,9 @@ impl Victims<'_> {
             }
             Blow::Server(server) => {
                 self.stack.kill(server).await;
+                if server == Server::Postgres {
+                    self.outages.push(OffsetDateTime::now_utc());
+                }
                 self.stack.start(server).await;
             }
             Blow::Freeze(number) => {
@@ -127,6 +137,10 @@ impl Victims<'_> {
                 })
                 .await;
                 self.workers[number].signal("CONT");
+            }
+            Blow::Cut => {
+                self.wires.database.cut();
+                self.wires.broker.cut();
             }
             Blow::Purge => eventually("the queue is purged", LIMIT, async || self.purge().await.ok()).await,
         }
@@ -172,7 +186,7 @@ async fn run(plan: &Plan) {
     in_world_on(stack.servers(), async |world| {
         hurry(world);
         let began = Instant::now();
-        let installation = Installation::of(world);
+        let (installation, wires) = wired(world).await;
         let api = installation.api().await;
         let workers = [
             installation.worker("worker", []).await,
@@ -185,9 +199,11 @@ async fn run(plan: &Plan) {
         let mut victims = Victims {
             world,
             stack: &stack,
+            wires,
             api,
             workers,
             losses: Vec::new(),
+            outages: Vec::new(),
         };
         let (open, accepted) = (watch::Sender::new(plan.share()), AtomicUsize::new(0));
         let shares = callers
@@ -254,6 +270,10 @@ async fn report(victims: &Victims<'_>, plan: &Plan, began: Instant) {
         .iter()
         .filter_map(|claimed| {
             let silence = victims.losses.iter().filter(|time| *time < claimed).max()?;
+            let meanwhile = |time: &OffsetDateTime| *time > *silence - world.delivery.lease * 3 && time < claimed;
+            if victims.outages.iter().any(meanwhile) {
+                return None;
+            }
             Some((*claimed - *silence).as_seconds_f64())
         })
         .collect();
@@ -274,7 +294,7 @@ async fn report(victims: &Victims<'_>, plan: &Plan, began: Instant) {
         eprintln!("| jobs with {attempt} attempt(s) | {jobs} |");
     }
     eprintln!(
-        "| jobs that ran again after a worker's silence | {} |",
+        "| jobs that ran again after a worker's silence (Postgres up all the while) | {} |",
         recoveries.len()
     );
     eprintln!(

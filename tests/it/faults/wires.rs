@@ -2,23 +2,14 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use claimcheck_tests::{Installation, Wire, World, eventually, in_world};
+use claimcheck_tests::{eventually, in_world};
 
-use super::{COMPLETED, Caller, LIMIT, assert_each_settled_once, count, hurry, job, until_count};
+use super::{COMPLETED, Caller, LIMIT, Wires, assert_each_settled_once, count, hurry, job, until_count, wired};
 
 const JOBS: usize = 400;
 const CALLERS: usize = 8;
 /// A blow each time so many more jobs have ended.
 const STRIDE: usize = 40;
-
-/// Wires to Postgres and RabbitMQ, by which all processes go that are started after this; the test itself does not.
-async fn lay(world: &mut World) -> (Wire, Wire) {
-    let database = Wire::to(&world.database.url).await;
-    let broker = Wire::to(&world.broker.url).await;
-    world.database.url = database.by(&world.database.url);
-    world.broker.url = broker.by(&world.broker.url);
-    (database, broker)
-}
 
 /// Submits the jobs from several tasks at once.
 async fn submit_all(caller: &Caller) {
@@ -41,8 +32,7 @@ async fn submit_all(caller: &Caller) {
 async fn connections_cut_in_the_middle_of_work_lose_no_job() {
     in_world(async |world| {
         hurry(world);
-        let (database, broker) = lay(world).await;
-        let installation = Installation::of(world);
+        let (installation, Wires { database, broker }) = wired(world).await;
         let api = installation.api().await;
         let _worker = installation.worker("worker", []).await;
         let caller = Caller::of(&api, "ada").await;
@@ -66,8 +56,13 @@ async fn connections_cut_in_the_middle_of_work_lose_no_job() {
 async fn a_broker_that_falls_silent_is_noticed_and_the_jobs_go_on() {
     in_world(async |world| {
         hurry(world);
-        let (_database, broker) = lay(world).await;
-        let installation = Installation::of(world);
+        let (
+            installation,
+            Wires {
+                broker,
+                database: _kept,
+            },
+        ) = wired(world).await;
         let api = installation.api().await;
         let _worker = installation.worker("worker", []).await;
         let caller = Caller::of(&api, "ada").await;
@@ -85,8 +80,13 @@ async fn a_broker_that_falls_silent_is_noticed_and_the_jobs_go_on() {
 async fn a_database_that_falls_silent_is_noticed_and_no_result_is_lost() {
     in_world(async |world| {
         hurry(world);
-        let (database, _broker) = lay(world).await;
-        let installation = Installation::of(world);
+        let (
+            installation,
+            Wires {
+                database,
+                broker: _kept,
+            },
+        ) = wired(world).await;
         let api = installation.api().await;
         let _worker = installation.worker("worker", []).await;
         let caller = Caller::of(&api, "ada").await;
