@@ -16,6 +16,7 @@ mod model_files;
 mod parity;
 mod plans;
 mod precision;
+mod same_answer;
 mod store;
 mod store_guards;
 mod store_shares;
