@@ -123,6 +123,9 @@ impl Caller {
     }
 }
 
+/// Tokens of a job that still runs long after it was seen running: nearly all that the model can hold.
+const LONG: usize = 4000;
+
 /// A job with a little text.
 fn job(number: usize, max_tokens: usize) -> Value {
     json!({"model": TINY, "prompt": format!("Story {number}: once upon a time"), "max_tokens": max_tokens, "seed": number})
@@ -142,6 +145,7 @@ async fn until_count(world: &World, wanted: usize, sql: &'static str) {
     .await;
 }
 
+const RUNNING: &str = "SELECT count(*) FROM jobs WHERE status = 'in_progress'";
 const COMPLETED: &str = "SELECT count(*) FROM jobs WHERE status = 'completed'";
 
 /// Every job completed, and it was written down exactly once: one output, one event, one audit row each.

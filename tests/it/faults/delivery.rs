@@ -5,7 +5,7 @@ use claimcheck_tests::{Installation, TINY, World, eventually, in_world};
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions};
 use lapin::types::FieldTable;
 
-use super::{COMPLETED, Caller, LIMIT, assert_each_settled_once, count, hurry, job, until_count};
+use super::{COMPLETED, Caller, LIMIT, LONG, assert_each_settled_once, count, hurry, job, until_count};
 
 const JOBS: usize = 200;
 
@@ -55,7 +55,7 @@ async fn a_worker_told_to_stop_hands_its_jobs_on_at_no_cost() {
         let caller = Caller::of(&api, "ada").await;
         for number in 0..JOBS {
             // Some end at once, some are still running when the drain is over.
-            let length = if number % 10 == 0 { 1500 } else { 8 };
+            let length = if number % 10 == 0 { LONG } else { 8 };
             caller.submit(&format!("job-{number}"), &job(number, length)).await;
         }
         until_count(

@@ -2,10 +2,8 @@
 
 use claimcheck_tests::{Installation, Process, World, in_world};
 
-use super::{Caller, assert_each_settled_once, count, hurry, job, until_count};
+use super::{Caller, LONG, RUNNING, assert_each_settled_once, count, hurry, job, until_count};
 
-/// Long enough to be running when a signal arrives.
-const TOKENS: usize = 1500;
 /// A heart that beats once and then not again during the test, so that no beat tells this worker that it lost its job:
 /// it finds that out, or not, when it settles.
 const SLOW: [(&str, &str); 2] = [("CLAIMCHECK_LEASE", "1h"), ("CLAIMCHECK_HEARTBEAT", "20m")];
@@ -27,8 +25,8 @@ async fn a_sleeper_wakes(world: &World) -> ((f64, f64), (f64, f64)) {
     let caller = Caller::of(&api, "ada").await;
     let slow = || SLOW.map(|(name, value)| (name, value.to_owned()));
     let sleeper = installation.generator("sleeper", slow()).await;
-    caller.submit("once", &job(1, TOKENS)).await;
-    until_count(world, 1, "SELECT count(*) FROM jobs WHERE started_at IS NOT NULL").await;
+    caller.submit("once", &job(1, LONG)).await;
+    until_count(world, 1, RUNNING).await;
     sleeper.signal("STOP");
     assert_eq!(
         count(world, "SELECT count(*) FROM jobs WHERE finished_at IS NOT NULL").await,
@@ -112,9 +110,9 @@ async fn a_worker_whose_lease_lapsed_while_it_was_frozen_is_replaced_and_changes
         let frozen = installation.worker("frozen", []).await;
         let caller = Caller::of(&api, "ada").await;
         for number in 0..4 {
-            caller.submit(&format!("job-{number}"), &job(number, TOKENS)).await;
+            caller.submit(&format!("job-{number}"), &job(number, LONG)).await;
         }
-        until_count(world, 4, "SELECT count(*) FROM jobs WHERE started_at IS NOT NULL").await;
+        until_count(world, 4, RUNNING).await;
         frozen.signal("STOP");
         let _second = installation.worker("second", []).await;
         until_count(world, 4, "SELECT count(*) FROM jobs WHERE fence >= 2").await;

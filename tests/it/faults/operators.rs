@@ -6,9 +6,7 @@ use claimcheck_common::store::{accounts, operators};
 use claimcheck_tests::{Installation, Stack, eventually, in_world_on};
 use serde_json::Value;
 
-use super::{Caller, LIMIT, assert_each_settled_once, count, hurry, job, until_count};
-
-const STARTED: &str = "SELECT count(*) FROM jobs WHERE started_at IS NOT NULL";
+use super::{Caller, LIMIT, LONG, RUNNING, assert_each_settled_once, count, hurry, job, until_count};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_stops_a_running_job_long_before_the_next_heartbeat() {
@@ -21,8 +19,8 @@ async fn a_cancel_stops_a_running_job_long_before_the_next_heartbeat() {
         let api = installation.api().await;
         let worker = installation.worker("worker", []).await;
         let caller = Caller::of(&api, "ada").await;
-        let id = caller.submit("long", &job(0, 4000)).await;
-        until_count(world, 1, STARTED).await;
+        let id = caller.submit("long", &job(0, LONG)).await;
+        until_count(world, 1, RUNNING).await;
         let cancel = caller.post(&format!("/v1/jobs/{id}/cancel")).send().await.unwrap();
         assert_eq!(cancel.json::<Value>().await.unwrap()["status"], "cancelling");
         eventually("it is cancelled", LIMIT, async || {
@@ -30,7 +28,7 @@ async fn a_cancel_stops_a_running_job_long_before_the_next_heartbeat() {
         })
         .await;
         let stopped = caller.job(&id).await["stopped_after_tokens"].as_u64().unwrap();
-        assert!(stopped < 4000, "it stopped after {stopped} tokens");
+        assert!(stopped < LONG as u64, "it stopped after {stopped} tokens");
         assert!((worker.metric("claimcheck_cancel_latency_seconds_count").await - 1.0).abs() < f64::EPSILON);
     })
     .await;
@@ -45,8 +43,8 @@ async fn a_drained_worker_ends_its_job_and_leaves_the_next_one_to_another() {
         let api = installation.api().await;
         let _first = installation.worker("first", []).await;
         let caller = Caller::of(&api, "ada").await;
-        let id = caller.submit("long", &job(0, 600)).await;
-        until_count(world, 1, STARTED).await;
+        let id = caller.submit("long", &job(0, LONG)).await;
+        until_count(world, 1, RUNNING).await;
         let first = operators::workers(&world.pool).await.unwrap()[0].id;
         let root = accounts::find_by_username(&world.pool, "ada")
             .await

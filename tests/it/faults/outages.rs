@@ -5,7 +5,7 @@ use std::time::Duration;
 use claimcheck_tests::{Installation, Server, Stack, eventually, in_world_on};
 use reqwest::StatusCode;
 
-use super::{COMPLETED, Caller, LIMIT, assert_each_settled_once, count, hurry, job, until_count};
+use super::{COMPLETED, Caller, LIMIT, LONG, RUNNING, assert_each_settled_once, count, hurry, job, until_count};
 
 const JOBS: usize = 20;
 
@@ -55,8 +55,8 @@ async fn without_postgres_the_api_answers_503_and_all_parts_recover_without_a_re
         let api = installation.api().await;
         let worker = installation.worker("worker", []).await;
         let caller = Caller::of(&api, "ada").await;
-        caller.submit("long", &job(JOBS, 1500)).await;
-        until_count(world, 1, "SELECT count(*) FROM jobs WHERE started_at IS NOT NULL").await;
+        caller.submit("long", &job(JOBS, LONG)).await;
+        until_count(world, 1, RUNNING).await;
         stack.kill(Server::Postgres).await;
         let refused = caller.post("/v1/jobs").json(&job(0, 8)).send().await.unwrap();
         assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
@@ -91,8 +91,8 @@ async fn under_a_memory_alarm_of_the_broker_jobs_are_accepted_and_running_ones_s
         let api = installation.api().await;
         let worker = installation.worker("worker", []).await;
         let caller = Caller::of(&api, "ada").await;
-        caller.submit("long", &job(JOBS, 1500)).await;
-        until_count(world, 1, "SELECT count(*) FROM jobs WHERE started_at IS NOT NULL").await;
+        caller.submit("long", &job(JOBS, LONG)).await;
+        until_count(world, 1, RUNNING).await;
         stack.memory_alarm(true).await;
         submit(&caller, 0..JOBS).await;
         until_count(world, 1, COMPLETED).await;

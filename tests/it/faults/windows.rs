@@ -11,11 +11,9 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::task::JoinHandle;
 
-use super::{COMPLETED, Caller, LIMIT, assert_each_settled_once, count, hurry, job, until_count};
+use super::{COMPLETED, Caller, LIMIT, LONG, RUNNING, assert_each_settled_once, count, hurry, job, until_count};
 
 const KEY: &str = "once";
-/// Long enough to be running when a worker is killed.
-const LONG: usize = 1500;
 const SHORT: usize = 8;
 
 const CLAIMS: &str = "OLD.status = 'queued' AND NEW.status = 'in_progress'";
@@ -25,7 +23,6 @@ const RESCUES: &str = "OLD.lapses < NEW.lapses";
 const ATTEMPTS: &str = "SELECT attempt::int8 FROM jobs";
 const LAPSES: &str = "SELECT lapses::int8 FROM jobs";
 const OUTBOX: &str = "SELECT count(*) FROM outbox";
-const RUNNING: &str = "SELECT count(*) FROM jobs WHERE status = 'in_progress'";
 const STARTED: &str = "SELECT count(*) FROM jobs WHERE started_at IS NOT NULL";
 const JOBS: &str = "SELECT count(*) FROM jobs";
 
@@ -204,7 +201,7 @@ async fn killed_while_the_job_runs_it_runs_again_after_its_lease() {
         let (installation, _api, caller) = begin(world).await;
         let mut worker = installation.generator("worker", []).await;
         caller.submit(KEY, &job(1, LONG)).await;
-        until_count(world, 1, STARTED).await;
+        until_count(world, 1, RUNNING).await;
         worker.kill();
         assert_eq!(count(world, RUNNING).await, 1, "the kill came in the middle");
         let _second = installation.worker("second", []).await;
@@ -255,7 +252,7 @@ async fn killed_while_rescuing(world: &mut World, moment: Moment, lapses: i64) {
     let (installation, _api, caller) = begin(world).await;
     let mut worker = installation.generator("worker", []).await;
     caller.submit(KEY, &job(1, LONG)).await;
-    until_count(world, 1, STARTED).await;
+    until_count(world, 1, RUNNING).await;
     worker.kill();
     let mut gate = Gate::shut(world, moment, "UPDATE ON jobs", RESCUES).await;
     let mut rescuer = installation.maintainer().await;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use claimcheck_tests::{eventually, in_world};
 
-use super::{COMPLETED, Caller, LIMIT, Wires, assert_each_settled_once, count, hurry, job, until_count, wired};
+use super::{COMPLETED, Caller, LIMIT, LONG, Wires, assert_each_settled_once, count, hurry, job, until_count, wired};
 
 const JOBS: usize = 400;
 const CALLERS: usize = 8;
@@ -91,7 +91,7 @@ async fn a_database_that_falls_silent_is_noticed_and_no_result_is_lost() {
         let _worker = installation.worker("worker", []).await;
         let caller = Caller::of(&api, "ada").await;
         for number in 0..CALLERS {
-            caller.submit(&format!("before-{number}"), &job(number, 400)).await;
+            caller.submit(&format!("before-{number}"), &job(number, LONG)).await;
         }
         until_count(
             world,
