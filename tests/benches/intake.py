@@ -3,14 +3,12 @@ import argparse
 import asyncio
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.parse
-import urllib.request
 from pathlib import Path
 
 import asyncpg
@@ -18,6 +16,7 @@ import jwt
 
 import light
 import noop_model
+from installation import Installation, at, free_port
 from processes import Child, cpu_seconds
 
 PROMPT = {"prompt": "Once upon a time", "max_tokens": 1, "temperature": 0}
@@ -36,16 +35,6 @@ def options() -> argparse.Namespace:
     parser.add_argument("--light", type=int, default=300, help="jobs of the measurement at light load, one at a time")
     parser.add_argument("--json", type=Path, help="writes every measurement to this file")
     return parser.parse_args()
-
-
-def at(url: str, database: str) -> str:
-    return urllib.parse.urlsplit(url)._replace(path=f"/{database}").geturl()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 async def load(url: str, token: str, connections: int, seconds: int, rate: int | None = None) -> dict:
@@ -69,47 +58,12 @@ async def load(url: str, token: str, connections: int, seconds: int, rate: int |
     }
 
 
-class Ours:
-    """The service under test, with a database of its own."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.bin = folder, Path(os.environ["CLAIMCHECK_BIN_DIR"])
-        self.url = f"http://127.0.0.1:{free_port()}"
-        worker = f"127.0.0.1:{free_port()}"
-        self.metrics = f"http://{worker}/metrics"
-        noop_model.write(folder / "noop")
-        environment = {
-            "DATABASE_URL": at(os.environ["DATABASE_URL"], DATABASES["ours"]),
-            "DATABASE_OWNER_URL": at(os.environ["DATABASE_OWNER_URL"], DATABASES["ours"]),
-            "CLAIMCHECK_HTTP_ADDR": self.url.removeprefix("http://"),
-            "CLAIMCHECK_WORKER_HTTP_ADDR": worker,
-            "CLAIMCHECK_JWT_SECRET": "a secret of at least thirty-two bytes",
-            "CLAIMCHECK_TOKEN_TTL": "12h",
-            "CLAIMCHECK_QUEUE_PREFIX": "bench-intake",
-            "CLAIMCHECK_MODEL": str(folder / "noop"),
-            "CLAIMCHECK_SLOTS": "256",
-            "CLAIMCHECK_RELEASE_WINDOW": "2048",
-            # As the peer: no line for each request.
-            "RUST_LOG": "warn",
-        }
-        subprocess.run([self.bin / "claimcheck-api", "migrate"], cwd=folder, env=os.environ | environment, check=True)
-        self.api = Child("api", [str(self.bin / "claimcheck-api")], folder, f"{self.url}/readyz", **environment)
-        command = [str(self.bin / "claimcheck-worker"), "run"]
-        self.worker = Child("worker", command, folder, f"http://{worker}/readyz", **environment)
-        self.children = [self.api, self.worker]
-
-    def token(self) -> str:
-        account = {"username": "bench", "email": "bench@example.org", "password": "correct horse battery"}
-        send(f"{self.url}/v1/auth/register", json.dumps(account).encode(), "application/json")
-        form = urllib.parse.urlencode({"grant_type": "password", **{k: account[k] for k in ("username", "password")}})
-        answer = send(f"{self.url}/v1/auth/token", form.encode(), "application/x-www-form-urlencoded")
-        return answer["access_token"]
-
-
-def send(url: str, body: bytes, media: str) -> dict:
-    request = urllib.request.Request(url, body, {"content-type": media})
-    with urllib.request.urlopen(request, timeout=10) as answer:
-        return json.load(answer)
+def ours_in(folder: Path) -> Installation:
+    """The service under test, whose worker runs a model that costs next to nothing."""
+    noop_model.write(folder / "noop")
+    return Installation(
+        folder, DATABASES["ours"], folder / "noop", CLAIMCHECK_SLOTS="256", CLAIMCHECK_RELEASE_WINDOW="2048",
+    )
 
 
 async def fresh_databases() -> None:
@@ -166,7 +120,7 @@ class Watch:
 
 
 async def measure_ours(
-    ours: Ours, token: str, db: asyncpg.Connection, wanted: argparse.Namespace, rate: int | None = None
+    ours: Installation, token: str, db: asyncpg.Connection, wanted: argparse.Namespace, rate: int | None = None
 ) -> dict:
     """One load, from the first submit to the last settle."""
     watch = Watch(db)
@@ -262,7 +216,7 @@ async def run(wanted: argparse.Namespace, folder: Path) -> dict:
     }
     peer_token = await peer_ready(wanted, peer_environment)
     found: dict = {"ours": [], "peer": [], "large": [], "half": [], "light": {}}
-    return await with_children(Ours(folder), wanted, folder, peer_environment, port, peer_token, found)
+    return await with_children(ours_in(folder), wanted, folder, peer_environment, port, peer_token, found)
 
 
 async def with_children(ours, wanted, folder, peer_environment, port, peer_token, found) -> dict:
@@ -284,7 +238,7 @@ async def with_children(ours, wanted, folder, peer_environment, port, peer_token
             found["half"].append(await measure_ours(ours, token, db, wanted, half))
         table("At half load", ["submitted/s", "p50 ms", "p99 ms", "pickup p50 ms", "pickup p99 ms"],
               [[f"{half}"] + [f"{median(found['half'], name):.1f}" for name in ("p50", "p99", "pickup_p50", "pickup_p99")]])
-        found["light"] = await light.measure(ours.url, ours.metrics, token, PROMPT, wanted.light)
+        found["light"] = await light.measure(ours, token, PROMPT, wanted.light)
         at_light_load(found["light"])
         if wanted.large:
             await fill(db, wanted.large)

@@ -4,12 +4,15 @@ import json
 import os
 import time
 import urllib.parse
-import urllib.request
 
 import aio_pika
 import asyncpg
 
+from installation import Installation
+
 QUEUE = "bench-intake-floor"
+# How long the engine's steps took so far, all together.
+ENGINE = "claimcheck_engine_step_duration_seconds_sum"
 
 
 class Floor:
@@ -65,26 +68,19 @@ class Client:
         return took
 
 
-def engine_seconds(metrics: str) -> float:
-    """How long the engine's steps took so far, all together."""
-    with urllib.request.urlopen(metrics, timeout=10) as answer:
-        lines = answer.read().decode().splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("claimcheck_engine_step_duration_seconds_sum"))
-
-
-async def measure(url: str, metrics: str, token: str, job: dict, jobs: int) -> dict[str, list[float]]:
+async def measure(ours: Installation, token: str, job: dict, jobs: int) -> dict[str, list[float]]:
     """Milliseconds of each job, from the submit to the result in hand, and of the floor, in alternation; and of the engine's
     own steps, a job's share of all."""
-    client, found = Client(url, token, job), {"job": [], "floor": []}
+    client, found = Client(ours.url, token, job), {"job": [], "floor": []}
     async with Floor() as floor:
         for _ in range(20):
             await floor.measure()
             client.measure()
-        before = engine_seconds(metrics)
+        before = ours.counts()[ENGINE]
         for _ in range(jobs):
             found["floor"].append(await floor.measure())
             found["job"].append(client.measure())
-    found["engine"] = [(engine_seconds(metrics) - before) / jobs * 1e3]
+    found["engine"] = [(ours.counts()[ENGINE] - before) / jobs * 1e3]
     return found
 
 

@@ -1,0 +1,97 @@
+"""The measurements of `tests/benches/service`, which prepares servers, binaries and weights and then runs this."""
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from installation import Installation, send
+
+DATABASE = "bench_service"
+SLOTS, PROMPT, NEW = 32, 64, 64
+TOKENS = "claimcheck_engine_tokens_generated_total"
+STEPS = "claimcheck_engine_step_duration_seconds_sum"
+SETTLED = "claimcheck_jobs_settled_total"
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--dtype", default="f32")
+    parser.add_argument("--jobs", type=int, default=320)
+    parser.add_argument("--rounds", type=int, default=3)
+    return parser.parse_args()
+
+
+def fresh_database() -> None:
+    for statement in (f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)", f"CREATE DATABASE {DATABASE}"):
+        command = ["psql", "-q", os.environ["DATABASE_OWNER_URL"], "-c", statement]
+        subprocess.run(command, check=True, env=os.environ | {"PGOPTIONS": "--client-min-messages=warning"})
+
+
+def engine_alone(wanted: argparse.Namespace) -> float:
+    """New tokens a second of the engine by itself, prefill and decode together."""
+    command = [Path(os.environ["CLAIMCHECK_BIN_DIR"]) / "claimcheck-worker", "bench", "--model", str(wanted.model)]
+    command += ["--dtype", wanted.dtype, "--batch", str(SLOTS), "--prompt-tokens", str(PROMPT), "--new-tokens", str(NEW)]
+    said = subprocess.run([*command, "--rounds", "1", "--json"], check=True, stdout=subprocess.PIPE).stdout
+    figures = json.loads(said)
+    figures = figures[0] if isinstance(figures, list) else figures
+    prefill, decode = figures["prefill_tokens_per_second"], figures["decode_tokens_per_second"]
+    return SLOTS * NEW / (SLOTS * PROMPT / prefill + SLOTS * NEW / decode)
+
+
+def submit(ours: Installation, token: str, jobs: int) -> None:
+    draw = random.Random(1)
+    bodies = [
+        {"prompt": [draw.randrange(50_000) for _ in range(PROMPT)], "max_tokens": NEW, "temperature": 1, "seed": number}
+        for number in range(jobs)
+    ]
+    with ThreadPoolExecutor(16) as pool:
+        for _ in pool.map(
+            lambda body: send(f"{ours.url}/v1/jobs", json.dumps(body).encode(), "application/json", token), bodies
+        ):
+            pass
+
+
+def await_settled(ours: Installation, jobs: float) -> tuple[float, dict[str, float]]:
+    """When so many jobs had settled, and the counters then."""
+    while (counts := ours.counts()).get(SETTLED, 0.0) < jobs:
+        time.sleep(0.05)
+    return time.monotonic(), counts
+
+
+def through_the_service(ours: Installation, token: str, jobs: int) -> dict[str, float]:
+    """Tokens a second while all slots are taken and more jobs wait."""
+    before = ours.counts().get(SETTLED, 0.0)
+    submit(ours, token, jobs)
+    began, first = await_settled(ours, before + SLOTS)
+    ended, last = await_settled(ours, before + jobs - 2 * SLOTS)
+    await_settled(ours, before + jobs)
+    took = ended - began
+    return {"tokens": (last[TOKENS] - first[TOKENS]) / took, "steps": (last[STEPS] - first[STEPS]) / took}
+
+
+def main() -> None:
+    wanted = options()
+    fresh_database()
+    with tempfile.TemporaryDirectory(prefix="claimcheck-bench-") as folder:
+        ours = Installation(Path(folder), DATABASE, wanted.model, CLAIMCHECK_SLOTS=str(SLOTS), CLAIMCHECK_DTYPE=wanted.dtype)
+        with ours.api, ours.worker:
+            token, ratios = ours.token(), []
+            through_the_service(ours, token, 4 * SLOTS)
+            print("| round | engine alone, tokens/s | through the service, tokens/s | ratio | time within steps |")
+            print("|---|---|---|---|---|")
+            for number in range(1, wanted.rounds + 1):
+                alone, service = engine_alone(wanted), through_the_service(ours, token, wanted.jobs)
+                ratios.append(service["tokens"] / alone)
+                print(f"| {number} | {alone:,.0f} | {service['tokens']:,.0f} | {ratios[-1]:.2f} | {service['steps']:.0%} |", flush=True)
+            print(f"\nmedian ratio: {statistics.median(ratios):.2f} (wanted: 0.92)")
+
+
+if __name__ == "__main__":
+    main()
