@@ -10,3 +10,4 @@ pub mod shutdown;
 pub mod store;
 pub mod telemetry;
 pub mod tokenizer;
+pub mod view;

@@ -2,6 +2,7 @@
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use claimcheck_common::store::jobs::JobView;
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::JobBody;
@@ -18,7 +19,11 @@ pub struct Rendered {
 impl Rendered {
     /// The job as a body.
     pub fn new(job: &JobView) -> Result<Self, serde_json::Error> {
-        let body = serde_json::to_vec(&JobBody::from(job))?;
+        Self::of(&JobBody::from(job))
+    }
+
+    fn of(body: &impl Serialize) -> Result<Self, serde_json::Error> {
+        let body = serde_json::to_vec(body)?;
         let etag = format!("\"{}\"", hex::encode(&Sha256::digest(&body)[..16]));
         Ok(Self { body, etag })
     }
@@ -62,6 +67,14 @@ impl IfNoneMatch {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_validator_changes_with_the_body_and_only_then() {
+        let tag = |attempt: u32| Rendered::of(&serde_json::json!({"attempt": attempt})).unwrap().etag;
+        assert_eq!(tag(0), tag(0));
+        assert_ne!(tag(0), tag(1));
+        assert!(tag(0).starts_with('"') && tag(0).ends_with('"'));
+    }
 
     #[test]
     fn if_none_match_reads_lists_weak_tags_and_the_star() {

@@ -1,21 +1,16 @@
-//! How a job looks to its owner.
+//! How a job looks to its owner, over HTTP and in webhooks.
 //!
 //! The body depends on the stored job alone, so that equal bodies mean an unchanged job. Times are Unix seconds; what is
 //! absent is null. `output` has the shape that OpenAI's `/v1/completions` answers.
 
-mod bulk;
-mod validator;
-
 use std::collections::BTreeMap;
 
-use claimcheck_common::domain::{Choice, GenerationParams, JobError, JobStatus, Logprobs, Usage};
-use claimcheck_common::store::jobs::{JobView, WaitingReason};
 use serde::Serialize;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-pub use bulk::BulkBody;
-pub use validator::{IfNoneMatch, Rendered};
+use crate::domain::{Choice, GenerationParams, JobError, JobStatus, Logprobs, Usage};
+use crate::store::jobs::{JobView, WaitingReason};
 
 /// A job.
 #[derive(Debug, Serialize, ToSchema)]
@@ -176,7 +171,7 @@ pub struct ChoiceBody {
     pub index: u32,
     /// `stop` or `length`; null for a choice that was cancelled on its way.
     #[schema(required, value_type = Option<String>)]
-    pub finish_reason: Option<claimcheck_common::domain::FinishReason>,
+    pub finish_reason: Option<crate::domain::FinishReason>,
     /// Null unless they were asked for.
     #[schema(required)]
     pub logprobs: Option<LogprobsBody>,
@@ -354,9 +349,9 @@ fn decimal(value: f32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use claimcheck_common::domain::{Class, FinishReason, JobId, JobKey, ModelRef, Prompt};
-    use claimcheck_common::store::jobs::JobInput;
-    use claimcheck_common::store::submit::JobOptions;
+    use crate::domain::{Class, FinishReason, JobId, JobKey, ModelRef, Prompt};
+    use crate::store::jobs::JobInput;
+    use crate::store::submit::JobOptions;
 
     fn job() -> JobView {
         let at = OffsetDateTime::from_unix_timestamp(1_800_000_000).unwrap();
@@ -403,7 +398,7 @@ mod tests {
     }
 
     fn json(job: &JobView) -> serde_json::Value {
-        serde_json::from_slice(&Rendered::new(job).unwrap().body).unwrap()
+        serde_json::to_value(JobBody::from(job)).unwrap()
     }
 
     #[test]
@@ -469,15 +464,5 @@ mod tests {
                 "text_offset": [0, 0]
             })
         );
-    }
-
-    #[test]
-    fn the_validator_changes_with_the_body_and_only_then() {
-        let mut job = job();
-        let before = Rendered::new(&job).unwrap().etag;
-        assert_eq!(before, Rendered::new(&job).unwrap().etag);
-        job.attempt = 1;
-        assert_ne!(before, Rendered::new(&job).unwrap().etag);
-        assert!(before.starts_with('"') && before.ends_with('"'));
     }
 }
