@@ -10,6 +10,7 @@ use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use claimcheck_common::store::StoreError;
+pub use claimcheck_common::validate::Problem;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -25,35 +26,6 @@ pub const RETRY_AFTER_OUTAGE: u32 = 2;
 const RETRY_AFTER_QUOTA: u32 = 5;
 
 type Cause = Box<dyn StdError + Send + Sync>;
-
-/// What a caller is told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
-    /// One sentence, naming the field and its limit.
-    pub message: String,
-    /// The field, header or parameter at fault.
-    pub param: Option<String>,
-    /// A stable word for programs.
-    pub code: &'static str,
-}
-
-impl Problem {
-    /// A problem of the request as a whole.
-    pub fn new(code: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            param: None,
-            code,
-        }
-    }
-
-    /// The same problem, blamed on one field, header or parameter.
-    #[must_use]
-    pub fn at(mut self, param: impl Into<String>) -> Self {
-        self.param = Some(param.into());
-        self
-    }
-}
 
 /// Everything that a request can fail with.
 #[derive(Debug, thiserror::Error)]
@@ -134,7 +106,7 @@ pub struct ErrorDetail {
 impl ApiError {
     /// 400 for one field.
     pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
-        Self::Invalid(Problem::new("invalid_value", message).at(param))
+        Self::Invalid(Problem::invalid(param, message))
     }
 
     /// 500, with what is to be logged.
@@ -230,6 +202,12 @@ impl ApiError {
                 "Something went wrong on our side. Try again, and quote the x-request-id header if it stays.",
             ),
         }
+    }
+}
+
+impl From<Problem> for ApiError {
+    fn from(problem: Problem) -> Self {
+        Self::Invalid(problem)
     }
 }
 

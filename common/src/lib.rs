@@ -11,3 +11,4 @@ pub mod store;
 pub mod telemetry;
 pub mod tokenizer;
 pub mod view;
+pub mod validate;

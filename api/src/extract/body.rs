@@ -96,14 +96,6 @@ fn header_text(value: &axum::http::HeaderValue) -> &str {
     value.to_str().unwrap_or_default()
 }
 
-/// The text of a body, or where it stops being UTF-8.
-pub fn utf8(raw: &[u8]) -> Result<&str, ApiError> {
-    std::str::from_utf8(raw).map_err(|error| {
-        let message = format!("The request body is not UTF-8: byte {} is wrong.", error.valid_up_to());
-        ApiError::Invalid(Problem::new("invalid_utf8", message))
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

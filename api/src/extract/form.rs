@@ -3,6 +3,7 @@
 //! RFC 6749 asks to ignore parameters that are not known and to refuse those that are given twice.
 
 use axum::extract::{FromRequest, Request};
+use claimcheck_common::validate::json;
 
 use super::body;
 use crate::error::{ApiError, Problem};
@@ -21,7 +22,7 @@ impl Form {
     }
 
     fn parse(raw: &[u8]) -> Result<Self, ApiError> {
-        body::utf8(raw)?;
+        json::utf8(raw, "The request body")?;
         let mut form = Self::default();
         for (name, value) in url::form_urlencoded::parse(raw) {
             if form.0.iter().any(|(known, _)| *known == name) {

@@ -6,7 +6,6 @@
 
 pub mod account;
 pub mod idempotency;
-pub mod job;
-pub mod number;
 pub mod selection;
-pub mod text;
+
+pub use claimcheck_common::validate::{job, number, text};

@@ -4,17 +4,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use claimcheck_common::domain::{Class, GenerationParams, Prompt};
-use claimcheck_common::store::submit::JobOptions;
 use rand::RngExt;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
+use super::Problem;
 use super::number::{Between, UpTo, Whole};
 use super::text::{Text, check};
-use crate::error::{ApiError, Problem};
+use crate::domain::{Class, GenerationParams, Prompt};
+use crate::store::submit::JobOptions;
 
 const PROMPT_MAX: usize = 10_000;
 const STOPS_MAX: usize = 4;
@@ -175,7 +175,7 @@ pub struct ValidJob {
 impl SubmitJob {
     /// Checks what depends on the model, on the clock and on several fields. `prompt_tokens` is the encoded length of a
     /// text prompt (an array of ids is its own length), `now` is in Unix seconds.
-    pub fn into_valid(self, prompt_tokens: u32, limits: ModelLimits, now: i64) -> Result<ValidJob, ApiError> {
+    pub fn into_valid(self, prompt_tokens: u32, limits: ModelLimits, now: i64) -> Result<ValidJob, Problem> {
         self.check_vocabulary(limits.vocab_size)?;
         let max_tokens = self.max_tokens.map_or(100, |value| value.get() as u32);
         check_context(prompt_tokens, max_tokens, limits.context_length)?;
@@ -208,12 +208,12 @@ impl SubmitJob {
         })
     }
 
-    fn options(&self, scheduled_at: Option<OffsetDateTime>, now: i64) -> Result<JobOptions, ApiError> {
+    fn options(&self, scheduled_at: Option<OffsetDateTime>, now: i64) -> Result<JobOptions, Problem> {
         let deadline_at = ahead("deadline_at", self.deadline_at, now)?;
         let start_by = ahead("start_by", self.start_by, now)?;
         for (name, time) in [("deadline_at", deadline_at), ("start_by", start_by)] {
             if time.is_some_and(|time| Some(time) <= scheduled_at) {
-                return Err(ApiError::invalid(
+                return Err(Problem::invalid(
                     name,
                     format!("`{name}` must be after `scheduled_at`."),
                 ));
@@ -232,10 +232,10 @@ impl SubmitJob {
         })
     }
 
-    fn repetition_penalty(&self) -> Result<f32, ApiError> {
+    fn repetition_penalty(&self) -> Result<f32, Problem> {
         let value = self.repetition_penalty.map_or(1.0, UpTo::get);
         if value < REPETITION_PENALTY_MIN {
-            return Err(ApiError::invalid(
+            return Err(Problem::invalid(
                 "repetition_penalty",
                 format!("`repetition_penalty` must be a number from {REPETITION_PENALTY_MIN} to 10."),
             ));
@@ -243,7 +243,7 @@ impl SubmitJob {
         Ok(value)
     }
 
-    fn check_vocabulary(&self, vocab_size: u32) -> Result<(), ApiError> {
+    fn check_vocabulary(&self, vocab_size: u32) -> Result<(), Problem> {
         let prompt: &[u32] = match &self.prompt.0 {
             Prompt::Tokens(ids) => ids,
             Prompt::Text(_) => &[],
@@ -268,13 +268,13 @@ impl SubmitJob {
                     "`{place}` is not a token of the model; its ids go from 0 to {}.",
                     vocab_size - 1
                 );
-                Err(ApiError::invalid(place, message))
+                Err(Problem::invalid(place, message))
             }
         }
     }
 }
 
-fn check_context(prompt_tokens: u32, max_tokens: u32, context: u32) -> Result<(), ApiError> {
+fn check_context(prompt_tokens: u32, max_tokens: u32, context: u32) -> Result<(), Problem> {
     if u64::from(prompt_tokens) + u64::from(max_tokens) <= u64::from(context) {
         return Ok(());
     }
@@ -283,25 +283,23 @@ fn check_context(prompt_tokens: u32, max_tokens: u32, context: u32) -> Result<()
         "This model's context holds {context} tokens, but {total} were asked for ({prompt_tokens} in `prompt` and \
          {max_tokens} in `max_tokens`). Shorten the prompt or lower `max_tokens`."
     );
-    Err(ApiError::Invalid(
-        Problem::new("context_length_exceeded", message).at("max_tokens"),
-    ))
+    Err(Problem::new("context_length_exceeded", message).at("max_tokens"))
 }
 
 /// A time that lies ahead, but not too far.
-fn ahead(name: &'static str, at: Option<Whole<0, { i64::MAX }>>, now: i64) -> Result<Option<OffsetDateTime>, ApiError> {
+fn ahead(name: &'static str, at: Option<Whole<0, { i64::MAX }>>, now: i64) -> Result<Option<OffsetDateTime>, Problem> {
     let Some(at) = at.map(Whole::get) else {
         return Ok(None);
     };
     if at <= now || at - now > AHEAD_SECONDS {
-        return Err(ApiError::invalid(
+        return Err(Problem::invalid(
             name,
             format!("`{name}` must be Unix seconds in the future, at most 366 days ahead; now it is {now}."),
         ));
     }
     OffsetDateTime::from_unix_timestamp(at)
         .map(Some)
-        .map_err(ApiError::internal)
+        .map_err(|_| Problem::invalid(name, format!("`{name}` is not a time.")))
 }
 
 fn draw_seed() -> i64 {

@@ -1,5 +1,5 @@
+use super::super::json;
 use super::*;
-use crate::extract::json::parse;
 use serde_json::{Value, json};
 
 const LIMITS: ModelLimits = ModelLimits {
@@ -8,8 +8,8 @@ const LIMITS: ModelLimits = ModelLimits {
 };
 const NOW: i64 = 1_800_000_000;
 
-fn submit(body: &Value) -> Result<ValidJob, ApiError> {
-    let request: SubmitJob = parse(body.to_string().as_bytes())?;
+fn submit(body: &Value) -> Result<ValidJob, Problem> {
+    let request: SubmitJob = json::parse(body.to_string().as_bytes(), "The request body")?;
     let tokens = match &request.prompt.0 {
         Prompt::Text(text) => text.len() as u32 / 4 + 1,
         Prompt::Tokens(ids) => ids.len() as u32,
@@ -19,8 +19,8 @@ fn submit(body: &Value) -> Result<ValidJob, ApiError> {
 
 fn refusal(body: &Value) -> Problem {
     match submit(body) {
-        Err(ApiError::Invalid(problem)) => problem,
-        other => panic!("{body} was not refused as invalid: {other:?}"),
+        Err(problem) => problem,
+        Ok(job) => panic!("{body} was not refused: {job:?}"),
     }
 }
 
@@ -161,10 +161,7 @@ fn unknown_missing_and_repeated_fields_are_named() {
         (missing.param.as_deref(), missing.code),
         (Some("prompt"), "missing_field")
     );
-    let twice = parse::<SubmitJob>(br#"{"prompt": "a", "prompt": "b"}"#).unwrap_err();
-    let ApiError::Invalid(twice) = twice else {
-        panic!("{twice:?}")
-    };
+    let twice = json::parse::<SubmitJob>(br#"{"prompt": "a", "prompt": "b"}"#, "The request body").unwrap_err();
     assert_eq!(
         (twice.param.as_deref(), twice.code),
         (Some("prompt"), "duplicate_field")
