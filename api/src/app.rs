@@ -18,12 +18,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::token::Key;
-use crate::auth::{Keyring, Passwords, TokenIssuer};
+use crate::auth::{Doorkeeper, KeyUses, Keyring, Passwords, TokenIssuer};
 use crate::catalog::Catalog;
 use crate::health::Health;
 use crate::intake::Intake;
 use crate::promises::Promises;
-use crate::reads::AccountReads;
+use crate::reads::{AccountReads, KeyReads};
 use crate::relay::Relay;
 use crate::routes::submit_job::render;
 use crate::serve::{ServeLimits, serve};
@@ -75,7 +75,9 @@ pub struct AppState {
     /// Hashes and checks passwords.
     pub passwords: Passwords,
     /// Who callers are.
-    pub accounts: AccountReads,
+    pub doorkeeper: Arc<Doorkeeper>,
+    /// What API keys are used for.
+    pub key_uses: KeyUses,
     /// The served models.
     pub catalog: Catalog,
     /// Wakes who waits for a job.
@@ -105,11 +107,19 @@ impl AppState {
             TOKEN_AUDIENCE.to_owned(),
             config.api.token_ttl,
         );
+        let (tokens, key_uses) = (Arc::new(tokens), KeyUses::default());
+        let doorkeeper = Doorkeeper::new(
+            tokens.clone(),
+            AccountReads::open(pool.clone()),
+            KeyReads::open(pool.clone()),
+            key_uses.clone(),
+        );
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         Ok(Self {
-            tokens: Arc::new(tokens),
+            tokens,
             passwords: Passwords::new(cores, PASSWORDS_WAITING)?,
-            accounts: AccountReads::open(pool.clone()),
+            doorkeeper: Arc::new(doorkeeper),
+            key_uses,
             catalog: Catalog::new(pool.clone()),
             changes: JobChanges::default(),
             intake: Intake::open(pool.clone(), render),
@@ -165,6 +175,7 @@ impl App {
             let (changes, pool, stop) = (state.changes.clone(), state.pool.clone(), background.clone());
             async move { changes.listen(pool, stop).await }
         });
+        tasks.spawn(state.key_uses.clone().write(state.pool.clone(), background.clone()));
         tasks.spawn(supervise_relay(state.clone(), config.clone(), background.clone()));
         let (stopping, closing) = (state.stopping.clone(), CancellationToken::new());
         let forward = tokio::spawn({

@@ -5,7 +5,8 @@ use axum::extract::Request;
 use axum::http::StatusCode;
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
-use utoipa::openapi::security::{Flow, OAuth2, Password, Scopes, SecurityScheme};
+use claimcheck_common::domain::Scope;
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, Flow, OAuth2, Password, Scopes, SecurityScheme};
 use utoipa::{IntoResponses, Modify, OpenApi};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
@@ -25,25 +26,28 @@ use crate::error::{ApiError, ErrorBody, Problem};
         (name = "Jobs", description = "Submit, watch, list and cancel."),
         (name = "Operators", description = "Pause, drain, limit, redrive; for admins."),
         (name = "Models", description = "What can be asked for."),
-        (name = "Accounts", description = "Register and get an access token."),
+        (name = "Accounts", description = "Register, get an access token, keep API keys."),
         (name = "Service", description = "Probes, metrics, version."),
     )
 )]
 pub struct ApiDoc;
 
-/// The name of the security scheme in the document.
+/// The name of a security scheme in the document: an access token, or an API key in its place.
 pub const BEARER: &str = "bearer";
+/// The name of a security scheme in the document: an API key in a header of its own.
+pub const API_KEY: &str = "api_key";
 
 struct Security;
 
 impl Modify for Security {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         // As an OAuth 2 flow, so that the reading pages can log in by themselves.
-        let password = Flow::Password(Password::new("/v1/auth/token", Scopes::new()));
-        document
-            .components
-            .get_or_insert_default()
-            .add_security_scheme(BEARER, SecurityScheme::OAuth2(OAuth2::new([password])));
+        let scopes = Scopes::from_iter(Scope::ALL.map(|scope| (scope.as_str(), "")));
+        let password = Flow::Password(Password::new("/v1/auth/token", scopes));
+        let key = ApiKey::Header(ApiKeyValue::new("X-API-Key"));
+        let components = document.components.get_or_insert_default();
+        components.add_security_scheme(BEARER, SecurityScheme::OAuth2(OAuth2::new([password])));
+        components.add_security_scheme(API_KEY, SecurityScheme::ApiKey(key));
     }
 }
 
@@ -67,15 +71,15 @@ pub enum BadBody {
 /// Answers of every route that needs a token.
 #[derive(IntoResponses)]
 pub enum NeedsToken {
-    /// The access token is missing, bad or expired, or the account is not active.
+    /// The access token or API key is missing, bad, expired or revoked, or the account is not active.
     #[response(status = 401, headers(("WWW-Authenticate" = String, description = "`Bearer …`")))]
     Unauthenticated(ErrorBody),
 }
 
-/// Answers of every route that is, or has parts, for admins.
+/// Answers of every route that needs a role or a scope.
 #[derive(IntoResponses)]
 pub enum NeedsAdmin {
-    /// The account is no admin's.
+    /// The account lacks the role, or the API key the scope (`insufficient_scope`).
     #[response(status = 403)]
     Forbidden(ErrorBody),
 }

@@ -30,6 +30,7 @@ pub fn asker(
     what: &str,
     raw: &[u8],
 ) -> Result<Asker, ApiError> {
+    caller.may_repeat()?;
     let claim = validate::key(headers)?.map(|key| Claim {
         user_id: caller.user_id,
         project_id: caller.project_id,

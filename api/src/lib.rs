@@ -4,6 +4,7 @@
 //! [`relay`], which carries what was committed to the broker. Owns everything that knows HTTP. Must never contain SQL
 //! (that is `common::store`), publish to the broker other than by the relay, or touch a tensor.
 
+pub mod access;
 pub mod app;
 pub mod auth;
 pub mod catalog;

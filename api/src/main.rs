@@ -3,6 +3,7 @@
 use anyhow::Context;
 use claimcheck_api::{App, Config};
 use claimcheck_common::config::{DatabaseConfig, TelemetryConfig, load_dotenv};
+use claimcheck_common::domain::Role;
 use claimcheck_common::{shutdown, store, telemetry};
 use clap::{Parser, Subcommand};
 
@@ -25,8 +26,8 @@ enum Command {
         /// The user's name.
         username: String,
         /// What they may do.
-        #[arg(value_parser = ["user", "auditor", "admin"])]
-        role: String,
+        #[arg(value_parser = str::parse::<Role>)]
+        role: Role,
     },
 }
 
@@ -38,7 +39,7 @@ async fn main() -> anyhow::Result<()> {
     match cli.command.unwrap_or(Command::Serve) {
         Command::Serve => serve().await,
         Command::Migrate => migrate().await,
-        Command::Role { username, role } => set_role(&username, &role).await,
+        Command::Role { username, role } => set_role(&username, role).await,
     }
 }
 
@@ -60,10 +61,10 @@ async fn migrate() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn set_role(username: &str, role: &str) -> anyhow::Result<()> {
+async fn set_role(username: &str, role: Role) -> anyhow::Result<()> {
     let pool = store::connect(&DatabaseConfig::from_env()?)?;
     let known = store::accounts::set_role(&pool, username, role).await?;
     anyhow::ensure!(known, "there is no user {username}");
-    tracing::info!(username, role, "the role is changed");
+    tracing::info!(username, %role, "the role is changed");
     Ok(())
 }

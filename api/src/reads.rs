@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use claimcheck_common::domain::UserId;
 use claimcheck_common::store::accounts::{self, Account};
+use claimcheck_common::store::api_keys::{self, Digest, Holder};
 use claimcheck_common::store::models::{self, Alias};
 use claimcheck_common::store::{Pool, StoreError, StoreResult, within};
 use tokio::sync::{mpsc, oneshot};
@@ -57,6 +58,43 @@ impl AccountReads {
         match ask(&self.door, id).await {
             Some(found) => found,
             None => accounts::find(&self.pool, id).await,
+        }
+    }
+}
+
+/// Whom API keys stand for.
+#[derive(Clone)]
+pub struct KeyReads {
+    pool: Pool,
+    door: mpsc::Sender<Asked<Digest, Option<Holder>>>,
+}
+
+impl KeyReads {
+    /// Must be called within a runtime.
+    pub fn open(pool: Pool) -> Self {
+        let reader = pool.clone();
+        let door = groups::open(LIMITS, move |group: Vec<Asked<Digest, Option<Holder>>>, _lane| {
+            let pool = reader.clone();
+            async move {
+                let digests: BTreeSet<Digest> = group.iter().map(|(digest, _)| *digest).collect();
+                let found = within(READ_LIMIT, api_keys::holders(&pool, digests.into_iter().collect())).await;
+                let found = found.map(HashMap::from_iter);
+                answer_all(group, found.as_ref(), |found: &HashMap<Digest, Holder>, digest| {
+                    found.get(&digest).cloned()
+                });
+            }
+        });
+        Self { pool, door }
+    }
+
+    /// Whom the key stands for, if it holds now.
+    pub async fn find(&self, digest: Digest) -> StoreResult<Option<Holder>> {
+        match ask(&self.door, digest).await {
+            Some(found) => found,
+            None => Ok(api_keys::holders(&self.pool, vec![digest])
+                .await?
+                .pop()
+                .map(|(_, holder)| holder)),
         }
     }
 }

@@ -1,26 +1,29 @@
 //! Every route and every layer, on one page. The OpenAPI document is generated from this same list.
 //!
 //! From the outside in: name, measure and log the request ([`middleware::observe`]) → catch panics → refuse beyond the
-//! room for open requests → give up after the time limit → handler (authenticate, validate, one change, reply).
+//! room for open requests → give up after the time limit → recognise the caller and ask for what the route needs
+//! ([`crate::access`]) → handler (validate, one change, reply).
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::middleware::{from_fn, from_fn_with_state};
+use axum::{Extension, Router};
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::access::Need::{Admin, Auditor, Credential, JobsRead, JobsWrite, Keys, Nothing};
+use crate::access::Needs;
 use crate::app::AppState;
 use crate::docs::{self, ApiDoc};
 use crate::error::{ApiError, Problem};
 use crate::middleware;
 use crate::routes::{
-    bulk_jobs, cancel_job, dead_letters, delete_job, get_job, get_model, get_place, health, list_jobs, list_models,
-    metrics, openapi, operators, put_job, register, retry_job, root, submit_job, token,
+    api_keys, bulk_jobs, cancel_job, dead_letters, delete_job, get_job, get_model, get_place, health, list_jobs,
+    list_models, metrics, openapi, operators, put_job, register, retry_job, root, submit_job, token,
 };
 
 /// A request is given up after this.
@@ -40,6 +43,7 @@ pub fn router(state: AppState) -> Router {
         .merge(docs::pages())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
+        .layer(Extension(state.doorkeeper.clone()))
         .layer(CatchPanicLayer::custom(middleware::panicked))
         .layer(from_fn(middleware::observe))
         .layer(from_fn_with_state(state.stopping.clone(), middleware::part))
@@ -51,46 +55,50 @@ pub fn document() -> utoipa::openapi::OpenApi {
     documented().into_openapi()
 }
 
+// Each route says what it needs of its caller (`access.rs`); one that says nothing is found by a test.
 fn documented() -> OpenApiRouter<AppState> {
     // Who this is and how it is; open to everybody.
     let service = OpenApiRouter::new()
-        .routes(routes!(root::root))
-        .routes(routes!(root::version))
-        .routes(routes!(health::healthz))
-        .routes(routes!(health::readyz))
-        .routes(routes!(health::startupz))
-        .routes(routes!(metrics::metrics))
+        .routes(routes!(root::root).needs(Nothing))
+        .routes(routes!(root::version).needs(Nothing))
+        .routes(routes!(health::healthz).needs(Nothing))
+        .routes(routes!(health::readyz).needs(Nothing))
+        .routes(routes!(health::startupz).needs(Nothing))
+        .routes(routes!(metrics::metrics).needs(Nothing))
         .layer(from_fn_with_state(TIME_LIMIT, middleware::time_limit));
 
     let accounts = OpenApiRouter::new()
-        .routes(routes!(register::register))
-        .routes(routes!(token::token));
+        .routes(routes!(register::register).needs(Nothing))
+        .routes(routes!(token::token).needs(Nothing))
+        .routes(routes!(api_keys::create_key, api_keys::list_keys).needs(Keys))
+        .routes(routes!(api_keys::get_key, api_keys::revoke_key).needs(Keys))
+        .routes(routes!(api_keys::rotate_key).needs(Keys));
 
     let jobs = OpenApiRouter::new()
-        .routes(routes!(submit_job::submit_job, list_jobs::list_jobs))
-        .routes(routes!(put_job::put_job))
-        .routes(routes!(cancel_job::cancel_job))
-        .routes(routes!(get_place::get_place))
-        .routes(routes!(retry_job::retry_job))
-        .routes(routes!(bulk_jobs::cancel_jobs))
-        .routes(routes!(bulk_jobs::retry_jobs))
-        .routes(routes!(dead_letters::list_dead_letters));
+        .routes(routes!(submit_job::submit_job).needs(JobsWrite))
+        .routes(routes!(list_jobs::list_jobs).needs(JobsRead))
+        .routes(routes!(put_job::put_job).needs(JobsWrite))
+        .routes(routes!(cancel_job::cancel_job).needs(JobsWrite))
+        .routes(routes!(get_place::get_place).needs(JobsRead))
+        .routes(routes!(retry_job::retry_job).needs(JobsWrite))
+        .routes(routes!(bulk_jobs::cancel_jobs).needs(JobsWrite))
+        .routes(routes!(bulk_jobs::retry_jobs).needs(JobsWrite))
+        .routes(routes!(dead_letters::list_dead_letters).needs(JobsRead));
 
-    // For admins: each handler asks for the role first.
     let operators = OpenApiRouter::new()
-        .routes(routes!(dead_letters::redrive))
-        .routes(routes!(operators::list_pauses))
-        .routes(routes!(operators::pause, operators::resume))
-        .routes(routes!(operators::list_workers))
-        .routes(routes!(operators::drain_worker))
-        .routes(routes!(operators::set_limits));
+        .routes(routes!(dead_letters::redrive).needs(Admin))
+        .routes(routes!(operators::list_pauses).needs(Auditor))
+        .routes(routes!(operators::pause, operators::resume).needs(Admin))
+        .routes(routes!(operators::list_workers).needs(Auditor))
+        .routes(routes!(operators::drain_worker).needs(Admin))
+        .routes(routes!(operators::set_limits).needs(Admin));
 
     let models = OpenApiRouter::new()
-        .routes(routes!(list_models::list_models))
-        .routes(routes!(get_model::get_model))
+        .routes(routes!(list_models::list_models).needs(Credential))
+        .routes(routes!(get_model::get_model).needs(Credential))
         .route(
             "/v1/models/{owner}/{name}",
-            axum::routing::get(get_model::get_owned_model),
+            axum::routing::get(get_model::get_owned_model).needs(Credential),
         );
 
     let quick = accounts
@@ -104,7 +112,8 @@ fn documented() -> OpenApiRouter<AppState> {
         ));
 
     let waiting = OpenApiRouter::new()
-        .routes(routes!(get_job::get_job, delete_job::delete_job))
+        .routes(routes!(get_job::get_job).needs(JobsRead))
+        .routes(routes!(delete_job::delete_job).needs(JobsWrite))
         .layer(from_fn_with_state(WAITING_TIME_LIMIT, middleware::time_limit))
         .layer(from_fn_with_state(
             Arc::new(Semaphore::new(WAITING_REQUESTS)),

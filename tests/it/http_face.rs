@@ -182,9 +182,20 @@ pub(crate) const PASSWORD: &str = "correct horse";
 
 impl Session {
     pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client
-            .request(method, format!("{}{path}", self.base))
-            .bearer_auth(&self.token)
+        self.anonymous(method, path).bearer_auth(&self.token)
+    }
+
+    /// A request without a credential.
+    pub(crate) fn anonymous(&self, method: Method, path: &str) -> RequestBuilder {
+        self.client.request(method, format!("{}{path}", self.base))
+    }
+
+    /// The same user with another credential.
+    pub(crate) fn with_token(&self, token: &str) -> Self {
+        Self {
+            token: token.to_owned(),
+            ..self.clone()
+        }
     }
 
     pub(crate) fn get(&self, path: &str) -> RequestBuilder {

@@ -1,6 +1,6 @@
 //! Erasing, doing again, changing many jobs, and what only operators may do, over HTTP.
 
-use claimcheck_common::domain::{JobError, JobId, WorkerId};
+use claimcheck_common::domain::{JobError, JobId, Role, WorkerId};
 use claimcheck_common::store::models::{self, Seen};
 use claimcheck_common::store::settle::{self, Settlement};
 use claimcheck_common::store::{Pool, accounts, claim};
@@ -35,7 +35,7 @@ pub(crate) async fn fail(pool: &Pool, id: &str) {
 
 pub(crate) async fn admin(world: &World, session: Session) -> Session {
     assert!(
-        accounts::set_role(&world.pool, &session.username, "admin")
+        accounts::set_role(&world.pool, &session.username, Role::Admin)
             .await
             .unwrap()
     );

@@ -12,6 +12,8 @@ mod http_sent_twice;
 mod http_slow;
 mod http_waiting;
 mod hub;
+mod identity_keys;
+mod identity_routes;
 mod model_files;
 mod parity;
 mod plans;

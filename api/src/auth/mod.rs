@@ -1,10 +1,17 @@
-//! Who is calling: passwords become hashes ([`password`]), a proven password becomes a token ([`token`]), and a token
-//! becomes a caller (`extract/caller.rs`).
+//! Who is calling: passwords become hashes ([`password`]), a proven password becomes a token ([`token`]), API keys are
+//! secrets with a checksum ([`secret`]), and the [`doorkeeper`] makes a caller of what a request shows.
 //!
-//! Must never log a password or a token, and must never answer faster for a user that does not exist.
+//! Must never log a password, a token or a key, and must never answer faster for a user that does not exist. What a caller
+//! may do is decided in `access.rs`.
 
+pub mod doorkeeper;
+pub mod key_uses;
 pub mod password;
+pub mod secret;
 pub mod token;
 
+pub use doorkeeper::Doorkeeper;
+pub use key_uses::KeyUses;
 pub use password::{PasswordError, Passwords};
+pub use secret::{Secret, SecretKind};
 pub use token::{Claims, Keyring, TokenError, TokenIssuer};

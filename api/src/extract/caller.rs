@@ -1,17 +1,14 @@
-//! Who is calling: `Authorization: Bearer`, checked against the keys and against the account as it is now.
-//!
-//! The account is read for every request, so that a deactivated user is out at once; requests that come together share
-//! the look-up.
+//! Who is calling, as handlers see it. The layer in `access.rs` has recognised the caller before; a handler that takes one
+//! on a route which states no need is a mistake of ours and answers 500, never a way in.
 
-use axum::extract::{FromRef, FromRequestParts};
+use std::sync::Arc;
+
+use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
-use claimcheck_common::domain::{ProjectId, TenantId, UserId};
+use claimcheck_common::domain::{ApiKeyId, ProjectId, Role, Scope, TenantId, UserId};
+use claimcheck_common::store::api_keys::Grant;
 
-use crate::app::AppState;
-use crate::auth::TokenError;
 use crate::error::{ApiError, Problem};
-use crate::middleware::RequestNotes;
 
 /// An authenticated, active user.
 #[derive(Debug, Clone)]
@@ -20,10 +17,30 @@ pub struct Caller {
     pub user_id: UserId,
     /// The organization that the user belongs to.
     pub tenant_id: TenantId,
-    /// Where the user's jobs go.
+    /// Where the caller's jobs go.
     pub project_id: ProjectId,
-    /// `user`, `auditor` or `admin`.
-    pub role: String,
+    /// What the user may do.
+    pub role: Role,
+    /// What the request showed.
+    pub credential: Credential,
+}
+
+/// What a request was authenticated by.
+#[derive(Debug, Clone)]
+pub enum Credential {
+    /// An access token: the user in person, with every scope.
+    Token,
+    /// An API key.
+    Key(Arc<KeyGrant>),
+}
+
+/// An API key and what it is good for.
+#[derive(Debug, Clone)]
+pub struct KeyGrant {
+    /// Which key.
+    pub id: ApiKeyId,
+    /// Scopes, models, largest request.
+    pub grant: Grant,
 }
 
 impl Caller {
@@ -32,92 +49,129 @@ impl Caller {
         format!("user:{}", self.user_id.uuid())
     }
 
-    /// 403 for everybody else.
+    /// The API key that the request showed, if it was one.
+    pub fn key(&self) -> Option<&KeyGrant> {
+        match &self.credential {
+            Credential::Token => None,
+            Credential::Key(key) => Some(key),
+        }
+    }
+
+    /// Whether the credential is good for `scope`.
+    pub fn has(&self, scope: Scope) -> bool {
+        self.key().is_none_or(|key| key.grant.scopes.contain(scope))
+    }
+
+    /// 403 for everybody else. For parts of a route; whole ones state their need in `router.rs`.
     pub fn must_be_admin(&self) -> Result<(), ApiError> {
-        if self.role == "admin" {
-            Ok(())
-        } else {
-            Err(ApiError::Forbidden(Problem::new(
-                "admin_only",
-                "This needs the role `admin`.",
-            )))
+        if self.role < Role::Admin {
+            return Err(forbidden("admin_only", "This needs the role `admin`."));
+        }
+        self.must_have(Scope::Admin)
+    }
+
+    /// 403 if the credential is not good for `scope`.
+    pub fn must_have(&self, scope: Scope) -> Result<(), ApiError> {
+        if self.has(scope) {
+            return Ok(());
+        }
+        let message = format!("This API key lacks the scope `{scope}`.");
+        Err(forbidden("insufficient_scope", message))
+    }
+
+    /// 403 if the API key may not use the model, or not for so many tokens. Asked by everything that starts a generation.
+    pub fn may_generate(&self, model: &str, max_tokens: u32) -> Result<(), ApiError> {
+        let Some(KeyGrant { grant, .. }) = self.key() else {
+            return Ok(());
+        };
+        if let Some(models) = &grant.models
+            && !models.iter().any(|known| known == model)
+        {
+            let message = format!("This API key may use {} only.", models.join(", "));
+            return Err(ApiError::Forbidden(
+                Problem::new("model_not_allowed", message).at("model"),
+            ));
+        }
+        match grant.max_tokens {
+            Some(most) if max_tokens > most => {
+                let message = format!("This API key may ask for at most {most} tokens; send `max_tokens`.");
+                Err(ApiError::Forbidden(
+                    Problem::new("max_tokens_not_allowed", message).at("max_tokens"),
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// 403 for API keys with such limits: what is done again may have been asked for without them.
+    pub fn may_repeat(&self) -> Result<(), ApiError> {
+        match self.key() {
+            Some(KeyGrant { grant, .. }) if grant.models.is_some() || grant.max_tokens.is_some() => {
+                let message = "This API key is limited to models or tokens and cannot repeat jobs; submit them anew.";
+                Err(forbidden("limited_key", message))
+            }
+            _ => Ok(()),
         }
     }
 }
 
-impl<S> FromRequestParts<S> for Caller
-where
-    AppState: FromRef<S>,
-    S: Send + Sync,
-{
+fn forbidden(code: &'static str, message: impl Into<String>) -> ApiError {
+    ApiError::Forbidden(Problem::new(code, message))
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let state = AppState::from_ref(state);
-        let claims = state.tokens.verify(bearer(&parts.headers)?).map_err(|error| {
-            refuse(
-                "invalid_token",
-                match error {
-                    TokenError::Expired => "The access token has expired; get a new one from /v1/auth/token.",
-                    _ => "The access token is not valid; get one from /v1/auth/token.",
-                },
-            )
-        })?;
-        let account = state.accounts.find(claims.sub).await?;
-        let Some(account) = account.filter(|account| account.is_active) else {
-            return Err(refuse("invalid_token", "This account is not active."));
-        };
-        if let Some(notes) = parts.extensions.get::<RequestNotes>() {
-            notes.set_user(account.user_id);
-        }
-        Ok(Self {
-            user_id: account.user_id,
-            tenant_id: account.tenant_id,
-            project_id: account.project_id,
-            role: account.role,
-        })
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
+        let caller = parts.extensions.get::<Self>().cloned();
+        caller.ok_or_else(|| ApiError::internal("a route that states no need asks for its caller"))
     }
-}
-
-fn bearer(headers: &HeaderMap) -> Result<&str, ApiError> {
-    let missing = || {
-        refuse(
-            "missing_token",
-            "This request needs an `Authorization: Bearer` header with an access token.",
-        )
-    };
-    let value = headers.get(header::AUTHORIZATION).ok_or_else(missing)?;
-    let (scheme, token) = value
-        .to_str()
-        .ok()
-        .and_then(|text| text.split_once(' '))
-        .ok_or_else(missing)?;
-    if scheme.eq_ignore_ascii_case("bearer") {
-        Ok(token.trim())
-    } else {
-        Err(missing())
-    }
-}
-
-fn refuse(code: &'static str, message: &str) -> ApiError {
-    ApiError::Unauthenticated(Problem::new(code, message))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn with(value: &str) -> HeaderMap {
-        HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())])
+    fn caller(credential: Credential) -> Caller {
+        Caller {
+            user_id: UserId::new(),
+            tenant_id: TenantId::new(),
+            project_id: ProjectId::new(),
+            role: Role::Admin,
+            credential,
+        }
+    }
+
+    fn keyed(scopes: &[Scope], models: Option<&[&str]>, max_tokens: Option<u32>) -> Caller {
+        let models = models.map(|models| models.iter().map(ToString::to_string).collect());
+        caller(Credential::Key(Arc::new(KeyGrant {
+            id: ApiKeyId::new(),
+            grant: Grant {
+                scopes: scopes.iter().copied().collect(),
+                models,
+                max_tokens,
+            },
+        })))
     }
 
     #[test]
-    fn the_scheme_is_read_in_any_case_and_others_are_refused() {
-        assert_eq!(bearer(&with("Bearer abc")).unwrap(), "abc");
-        assert_eq!(bearer(&with("bEARER  abc")).unwrap(), "abc");
-        for bad in ["abc", "Basic abc", "Bearer"] {
-            assert!(bearer(&with(bad)).is_err(), "{bad}");
+    fn a_key_of_an_admin_is_no_admin_without_the_scope() {
+        assert!(caller(Credential::Token).must_be_admin().is_ok());
+        assert!(keyed(&[Scope::Admin], None, None).must_be_admin().is_ok());
+        assert!(
+            keyed(&[Scope::JobsRead, Scope::JobsWrite], None, None)
+                .must_be_admin()
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn a_key_keeps_to_its_models_and_its_largest_request() {
+        assert!(caller(Credential::Token).may_generate("any", 4096).is_ok());
+        let narrow = keyed(&[], Some(&["tiny"]), Some(50));
+        assert!(narrow.may_generate("tiny", 50).is_ok());
+        for (model, tokens) in [("tiny", 51), ("gpt2", 1)] {
+            assert!(narrow.may_generate(model, tokens).is_err(), "{model} {tokens}");
         }
-        assert!(bearer(&HeaderMap::new()).is_err());
     }
 }

@@ -4,7 +4,6 @@
 
 pub mod body;
 pub mod caller;
-
 pub mod form;
 pub mod json;
 pub mod path;
@@ -14,5 +13,5 @@ pub mod trace;
 pub use caller::Caller;
 pub use form::Form;
 pub use json::{Json, RawJson};
-pub use path::JobIdPath;
+pub use path::{IdPath, JobIdPath};
 pub use query::Query;

@@ -2,7 +2,7 @@
 
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
-use claimcheck_common::domain::JobId;
+use claimcheck_common::domain::{Id, IdKind, JobId};
 
 use crate::error::{ApiError, Problem};
 
@@ -27,4 +27,24 @@ impl<S: Send + Sync> FromRequestParts<S> for JobIdPath {
 /// The one answer for jobs that do not exist and for jobs of others.
 pub fn job_not_found() -> ApiError {
     ApiError::NotFound(Problem::new("job_not_found", "There is no such job.").at("id"))
+}
+
+/// The `{id}` of any other route.
+#[derive(Debug, Clone, Copy)]
+pub struct IdPath<T>(pub T);
+
+impl<S: Send + Sync, K: IdKind> FromRequestParts<S> for IdPath<Id<K>> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let text = Path::<String>::from_request_parts(parts, state).await;
+        let id = text.ok().and_then(|Path(text)| text.parse().ok());
+        id.map(Self).ok_or_else(|| {
+            let message = format!(
+                "There is no such thing; an id here is `{}` followed by 26 lower-case letters and digits.",
+                K::PREFIX
+            );
+            ApiError::NotFound(Problem::new("not_found", message).at("id"))
+        })
+    }
 }

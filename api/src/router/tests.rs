@@ -1,6 +1,7 @@
 //! The face as a caller meets it while every server behind it is away.
 
 use super::*;
+use crate::auth::{Secret, SecretKind};
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use claimcheck_common::config::{ApiConfig, BrokerConfig, DatabaseConfig, DeliveryConfig, RedisConfig};
@@ -146,6 +147,40 @@ async fn while_the_database_is_away_requests_are_503_and_the_process_is_alive_bu
     assert_eq!(ready.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(ready.json()["checks"]["postgres"], "down");
     assert_eq!(get("/startupz").await.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_mistyped_api_key_is_refused_without_a_look_into_the_database() {
+    let ask = async |key: &str| {
+        let request = Request::get("/v1/jobs").header("x-api-key", key);
+        send(request.body(Body::empty()).unwrap()).await.status
+    };
+    let key = Secret::draw(SecretKind::ApiKey);
+    assert_eq!(ask(key.expose()).await, StatusCode::SERVICE_UNAVAILABLE);
+    let mistyped = key.expose().replace(&key.expose()[10..11], "u");
+    assert_eq!(ask(&mistyped).await, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn every_route_of_the_document_states_what_it_needs() {
+    let document = serde_json::to_value(document()).unwrap();
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        for (method, operation) in operations.as_object().unwrap() {
+            assert!(
+                operation[crate::access::X_NEEDS].is_string(),
+                "{method} {path} states no need: write `.needs(…)` beside it in router.rs"
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_handler_that_asks_for_its_caller_on_a_route_without_a_need_lets_nobody_in() {
+    async fn handler(_caller: crate::extract::Caller) {}
+    let router = Router::new().route("/", axum::routing::get(handler));
+    let request = Request::get("/").header("authorization", "Bearer x");
+    let answer = send_to(router, request.body(Body::empty()).unwrap()).await;
+    assert_eq!(answer.status, StatusCode::INTERNAL_SERVER_ERROR);
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use crate::view::BulkBody;
 /// Cancel many jobs
 ///
 /// At most 500 in one call, the oldest first; safe to repeat. Go on with `after` while `has_more`.
-#[utoipa::path(post, path = "/v1/jobs/cancel", tag = "Jobs", security(("bearer" = [])), request_body = SelectJobs,
+#[utoipa::path(post, path = "/v1/jobs/cancel", tag = "Jobs", request_body = SelectJobs,
     responses(
         (status = 200, body = BulkBody, description = "How many were cancelled or are being cancelled"),
         BadBody, NeedsToken, NeedsAdmin, Trouble,
@@ -37,7 +37,7 @@ pub async fn cancel_jobs(
 /// with `after` while `has_more`: who starts anew makes new jobs anew. An `Idempotency-Key` makes a call safe to repeat for 24
 /// hours; each call of a series wants a key of its own. It stops before the first job that would exceed the quota of waiting
 /// jobs, and says so in `stopped_by`.
-#[utoipa::path(post, path = "/v1/jobs/retry", tag = "Jobs", security(("bearer" = [])), request_body = SelectJobs,
+#[utoipa::path(post, path = "/v1/jobs/retry", tag = "Jobs", request_body = SelectJobs,
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
     responses(
         (status = 200, body = BulkBody, description = "How many new jobs there are"),

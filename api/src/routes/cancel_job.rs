@@ -15,7 +15,7 @@ use crate::view::JobBody;
 ///
 /// Safe to repeat. A job that has ended stays as it is; one that is running is `cancelling` until its worker has let go
 /// and then always `cancelled`, with what was generated.
-#[utoipa::path(post, path = "/v1/jobs/{id}/cancel", tag = "Jobs", security(("bearer" = [])),
+#[utoipa::path(post, path = "/v1/jobs/{id}/cancel", tag = "Jobs",
     params(("id" = String, Path, description = "The job's id")),
     responses(
         (status = 200, body = JobBody, description = "The job as it is now"),

@@ -16,7 +16,7 @@ use crate::view::JobBody;
 /// Erase a job's texts
 ///
 /// Prompt, parameters, metadata and output go at once and for good. What happened when stays. Safe to repeat.
-#[utoipa::path(delete, path = "/v1/jobs/{id}", tag = "Jobs", security(("bearer" = [])),
+#[utoipa::path(delete, path = "/v1/jobs/{id}", tag = "Jobs",
     params(("id" = String, Path, description = "The ended job's id")),
     responses(
         (status = 200, body = JobBody, description = "What is left of the job"),

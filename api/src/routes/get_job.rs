@@ -26,7 +26,7 @@ const WAIT_MAX: u32 = 60;
 ///
 /// With `wait`, the answer comes when the job has ended, or (if `If-None-Match` is sent) when it has changed, or when
 /// that many seconds have passed.
-#[utoipa::path(get, path = "/v1/jobs/{id}", tag = "Jobs", security(("bearer" = [])),
+#[utoipa::path(get, path = "/v1/jobs/{id}", tag = "Jobs",
     params(
         ("id" = String, Path, description = "The job's id"),
         ("wait" = Option<u32>, Query, minimum = 0, maximum = 60, description = "Seconds to wait for news (0)"),

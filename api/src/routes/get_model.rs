@@ -7,12 +7,11 @@ use crate::app::AppState;
 use crate::catalog::not_found;
 use crate::docs::{NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody};
-use crate::extract::Caller;
 use crate::routes::list_models::ModelBody;
 use crate::validate::text::check;
 
 /// Get a model
-#[utoipa::path(get, path = "/v1/models/{name}", tag = "Models", security(("bearer" = [])),
+#[utoipa::path(get, path = "/v1/models/{name}", tag = "Models",
     params(("name" = String, Path, description = "The model's name")),
     responses(
         (status = 200, body = ModelBody, description = "The model"),
@@ -21,7 +20,6 @@ use crate::validate::text::check;
     ))]
 pub async fn get_model(
     State(state): State<AppState>,
-    _caller: Caller,
     name: Result<Path<String>, axum::extract::rejection::PathRejection>,
 ) -> Result<Json<ModelBody>, ApiError> {
     let Path(name) = name.map_err(|_| not_found("?"))?;
@@ -31,7 +29,6 @@ pub async fn get_model(
 /// The same for `owner/name`.
 pub async fn get_owned_model(
     State(state): State<AppState>,
-    _caller: Caller,
     name: Result<Path<(String, String)>, axum::extract::rejection::PathRejection>,
 ) -> Result<Json<ModelBody>, ApiError> {
     let Path((owner, name)) = name.map_err(|_| not_found("?"))?;

@@ -44,7 +44,7 @@ pub struct PlaceBody {
 /// Get a job's place
 ///
 /// What the present pace of its model and class leads to; a promise to nobody.
-#[utoipa::path(get, path = "/v1/jobs/{id}/queue", tag = "Jobs", security(("bearer" = [])),
+#[utoipa::path(get, path = "/v1/jobs/{id}/queue", tag = "Jobs",
     params(("id" = String, Path, description = "The job's id")),
     responses(
         (status = 200, body = PlaceBody, description = "Where it stands"),

@@ -36,7 +36,7 @@ pub struct JobList {
 }
 
 /// List jobs
-#[utoipa::path(get, path = "/v1/jobs", tag = "Jobs", security(("bearer" = [])),
+#[utoipa::path(get, path = "/v1/jobs", tag = "Jobs",
     params(
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 100, description = "Jobs on a page (20)"),
         ("after" = Option<String>, Query, description = "Only jobs older than this id"),

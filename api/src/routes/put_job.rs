@@ -21,7 +21,7 @@ use crate::view::JobBody;
 ///
 /// Safe to repeat for as long as the job is kept: the same body gets the job as it is by then (200), and no second one.
 /// Elsewhere the job goes by the `id` in the answer.
-#[utoipa::path(put, path = "/v1/jobs/{id}", tag = "Jobs", security(("bearer" = [])), request_body = SubmitJob,
+#[utoipa::path(put, path = "/v1/jobs/{id}", tag = "Jobs", request_body = SubmitJob,
     params(("id" = String, Path, description = "Your id: 1 to 128 of A-Z, a-z, 0-9 and `._~:-`, unique in the project")),
     responses(
         (status = 200, body = JobBody, description = "The job that was made before, as it is now"),

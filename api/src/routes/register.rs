@@ -82,7 +82,7 @@ impl From<Account> for AccountBody {
             object: "user",
             username: account.username,
             email: account.email,
-            role: account.role,
+            role: account.role.to_string(),
             organization_id: account.tenant_id.to_string(),
             project_id: account.project_id.to_string(),
             created_at: account.created_at.unix_timestamp(),

@@ -19,7 +19,7 @@ use crate::view::JobBody;
 ///
 /// Makes a new job with the same prompt, parameters and seed; its `retry_of` names this one. It has all its attempts and
 /// no deadline. With an `Idempotency-Key` a repeated request gets the first answer again for 24 hours, and no second job.
-#[utoipa::path(post, path = "/v1/jobs/{id}/retry", tag = "Jobs", security(("bearer" = [])),
+#[utoipa::path(post, path = "/v1/jobs/{id}/retry", tag = "Jobs",
     params(
         ("id" = String, Path, description = "The ended job's id"),
         ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters"),

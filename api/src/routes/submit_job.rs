@@ -30,7 +30,7 @@ const LOOK_AFTER: &str = "1";
 ///
 /// Answers at once; collect the result at the `Location`. With an `Idempotency-Key` a repeated request gets the first
 /// answer again for 24 hours, and no second job.
-#[utoipa::path(post, path = "/v1/jobs", tag = "Jobs", security(("bearer" = [])), request_body = SubmitJob,
+#[utoipa::path(post, path = "/v1/jobs", tag = "Jobs", request_body = SubmitJob,
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
     responses(
         (status = 202, body = JobBody, description = "Accepted", headers(
@@ -92,6 +92,7 @@ pub(super) async fn accept(
     let prompt_tokens = state.catalog.count_tokens(&served, &request.prompt.0).await?;
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let valid = request.into_valid(prompt_tokens, limits(&served), now)?;
+    caller.may_generate(&served.model.name, valid.params.max_tokens)?;
     let job = new_job(caller, served, valid, state.max_queued, trace::parent(headers));
     let submitted = state.intake.submit(Submission { job, claim }).await?;
     if matches!(submitted, Submitted::Accepted(_)) {

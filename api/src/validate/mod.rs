@@ -5,6 +5,7 @@
 //! depends on several fields and on the model. Nothing behind this door takes the loose form.
 
 pub mod account;
+pub mod api_key;
 pub mod idempotency;
 pub mod selection;
 

@@ -40,6 +40,7 @@ id_kinds! {
     ProjectKind, ProjectId, "proj_", "a project";
     WorkerKind, WorkerId, "worker_", "a worker process";
     EventKind, EventId, "evt_", "an event";
+    ApiKeyKind, ApiKeyId, "key_", "an API key";
 }
 
 /// An id of kind `K`.

@@ -4,17 +4,19 @@
 //! (`api/src/validate.rs`, the store's row decoding), and nothing behind the edge takes the loose form.
 //! Next: `store/` persists these types, `queue/` carries their ids.
 
+mod access;
 mod dtype;
 mod generation;
 mod id;
 mod job;
 mod state;
 
+pub use access::{Role, Scope, Scopes};
 pub use dtype::Dtype;
 pub use generation::{Choice, Completion, FinishReason, GenerationParams, Logprobs, Prompt, Usage};
 pub use id::{
-    EventId, EventKind, Id, IdKind, IdParseError, JobId, JobKind, ProjectId, ProjectKind, TenantId, TenantKind, UserId,
-    UserKind, WorkerId, WorkerKind,
+    ApiKeyId, ApiKeyKind, EventId, EventKind, Id, IdKind, IdParseError, JobId, JobKind, ProjectId, ProjectKind,
+    TenantId, TenantKind, UserId, UserKind, WorkerId, WorkerKind,
 };
 pub use job::{Class, JobError, JobKey, ModelRef, QueueName, Share};
 pub use state::{IllegalTransition, JobStatus};

@@ -2,9 +2,9 @@
 
 use sqlx::{PgConnection, PgExecutor, Row};
 
-use super::row::{column, get};
+use super::row::{column, get, parse};
 use super::{Pool, StoreResult, transaction};
-use crate::domain::{Id, ProjectId, TenantId, UserId};
+use crate::domain::{Id, ProjectId, Role, TenantId, UserId};
 
 /// What registering needs. Name and address were checked, the password is hashed already.
 #[derive(Debug, Clone)]
@@ -32,8 +32,8 @@ pub struct Account {
     pub email: String,
     /// PHC string of argon2id.
     pub password_hash: String,
-    /// `user`, `auditor` or `admin`.
-    pub role: String,
+    /// What they may do.
+    pub role: Role,
     /// A deactivated user keeps their data and loses their access.
     pub is_active: bool,
     /// When they registered.
@@ -103,7 +103,7 @@ pub async fn find_many(executor: impl PgExecutor<'_>, ids: Vec<UserId>) -> Store
     rows.iter().map(account).collect()
 }
 
-fn account(row: &sqlx::postgres::PgRow) -> StoreResult<Account> {
+pub(super) fn account(row: &sqlx::postgres::PgRow) -> StoreResult<Account> {
     Ok(Account {
         user_id: Id::from_uuid(row.try_get("id")?),
         tenant_id: Id::from_uuid(row.try_get("tenant_id")?),
@@ -111,14 +111,14 @@ fn account(row: &sqlx::postgres::PgRow) -> StoreResult<Account> {
         username: get(row, "username")?,
         email: get(row, "email")?,
         password_hash: get(row, "password_hash")?,
-        role: get(row, "role")?,
+        role: parse(row, "role")?,
         is_active: get(row, "is_active")?,
         created_at: get(row, "created_at")?,
     })
 }
 
 /// Gives a user another role, and writes it down. `false` if there is no such user.
-pub async fn set_role(executor: impl PgExecutor<'_>, username: &str, role: &str) -> StoreResult<bool> {
+pub async fn set_role(executor: impl PgExecutor<'_>, username: &str, role: Role) -> StoreResult<bool> {
     let done = sqlx::query(
         "WITH changed AS (
              UPDATE users SET role = $2 WHERE lower(username) = lower($1) RETURNING id, tenant_id
@@ -127,7 +127,7 @@ pub async fn set_role(executor: impl PgExecutor<'_>, username: &str, role: &str)
          SELECT tenant_id, 'operator', 'user.role', id, jsonb_build_object('role', $2) FROM changed",
     )
     .bind(username)
-    .bind(role)
+    .bind(role.as_str())
     .execute(executor)
     .await?;
     Ok(done.rows_affected() > 0)

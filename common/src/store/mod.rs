@@ -8,6 +8,7 @@
 //! [`notify`] for waking who waits.
 
 pub mod accounts;
+pub mod api_keys;
 pub mod cancels;
 pub mod claim;
 pub mod dead_letters;

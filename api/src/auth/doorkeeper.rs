@@ -1,0 +1,203 @@
+//! Who is calling: from the headers of a request to a [`Caller`].
+//!
+//! A request shows one credential: an access token or an API key in `Authorization: Bearer` (RFC 6750, section 2.1), or an
+//! API key in `X-API-Key`. The account is read for every request, with a key in the same statement, so that a deactivated
+//! user or a revoked key is out at once; requests that come together share the read. What a route wants of its caller is
+//! not decided here but in `access.rs`.
+
+use std::sync::Arc;
+
+use axum::http::{HeaderMap, HeaderName, header};
+use claimcheck_common::store::accounts::Account;
+use claimcheck_common::store::api_keys::Holder;
+
+use super::secret::{Secret, SecretKind};
+use super::token::TokenError;
+use super::{KeyUses, TokenIssuer};
+use crate::error::{ApiError, Problem};
+use crate::extract::caller::{Caller, Credential, KeyGrant};
+use crate::reads::{AccountReads, KeyReads};
+
+/// Where an API key may stand besides `Authorization`.
+pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// Tells callers from strangers.
+#[derive(Clone)]
+pub struct Doorkeeper {
+    tokens: Arc<TokenIssuer>,
+    accounts: AccountReads,
+    keys: KeyReads,
+    uses: KeyUses,
+}
+
+/// What a request shows.
+enum Shown<'a> {
+    Token(&'a str),
+    Key(&'a str),
+}
+
+impl Doorkeeper {
+    /// Wires the parts.
+    pub const fn new(tokens: Arc<TokenIssuer>, accounts: AccountReads, keys: KeyReads, uses: KeyUses) -> Self {
+        Self {
+            tokens,
+            accounts,
+            keys,
+            uses,
+        }
+    }
+
+    /// Whose request this is, or 401.
+    pub async fn recognise(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
+        match shown(headers)? {
+            Shown::Token(token) => self.by_token(token).await,
+            Shown::Key(key) => self.by_key(key).await,
+        }
+    }
+
+    async fn by_token(&self, token: &str) -> Result<Caller, ApiError> {
+        let claims = self.tokens.verify(token).map_err(|error| {
+            bad(match error {
+                TokenError::Expired => "The access token has expired; get a new one from /v1/auth/token.",
+                _ => "The access token is not valid; get one from /v1/auth/token.",
+            })
+        })?;
+        let account = active(self.accounts.find(claims.sub).await?)?;
+        Ok(Caller {
+            user_id: account.user_id,
+            tenant_id: account.tenant_id,
+            project_id: account.project_id,
+            role: account.role,
+            credential: Credential::Token,
+        })
+    }
+
+    async fn by_key(&self, text: &str) -> Result<Caller, ApiError> {
+        let Some(secret) = Secret::parse(SecretKind::ApiKey, text) else {
+            return Err(bad(
+                "This is not an API key of this service; it is incomplete or mistyped.",
+            ));
+        };
+        let Some(holder) = self.keys.find(secret.sha256()).await? else {
+            return Err(bad(
+                "The API key is unknown, expired or revoked; make one at /v1/api_keys.",
+            ));
+        };
+        let Holder {
+            id,
+            project_id,
+            grant,
+            account,
+        } = holder;
+        let account = active(Some(account))?;
+        self.uses.note(id);
+        Ok(Caller {
+            user_id: account.user_id,
+            tenant_id: account.tenant_id,
+            project_id,
+            role: account.role,
+            credential: Credential::Key(Arc::new(KeyGrant { id, grant })),
+        })
+    }
+}
+
+fn active(account: Option<Account>) -> Result<Account, ApiError> {
+    account
+        .filter(|account| account.is_active)
+        .ok_or_else(|| bad("This account is not active."))
+}
+
+/// Two credentials in one request are refused: what checked the one and what acts by the other could differ.
+fn shown(headers: &HeaderMap) -> Result<Shown<'_>, ApiError> {
+    let mut bearers = headers.get_all(header::AUTHORIZATION).iter();
+    let mut keys = headers.get_all(X_API_KEY).iter();
+    match (bearers.next(), keys.next(), bearers.next(), keys.next()) {
+        (Some(value), None, None, None) => {
+            let (scheme, shown) = value
+                .to_str()
+                .ok()
+                .and_then(|text| text.split_once(' '))
+                .ok_or_else(missing)?;
+            let shown = shown.trim();
+            if !scheme.eq_ignore_ascii_case("bearer") || shown.is_empty() {
+                return Err(missing());
+            }
+            if shown.starts_with(SecretKind::ApiKey.prefix()) {
+                Ok(Shown::Key(shown))
+            } else {
+                Ok(Shown::Token(shown))
+            }
+        }
+        (None, Some(value), None, None) => value.to_str().map(Shown::Key).map_err(|_| missing()),
+        (None, None, ..) => Err(missing()),
+        _ => Err(bad(
+            "Send one credential: `Authorization` or `X-API-Key`, and that once.",
+        )),
+    }
+}
+
+fn missing() -> ApiError {
+    let message = "This request needs an `Authorization: Bearer` header with an access token or an API key, or an API key \
+                   in `X-API-Key`.";
+    ApiError::Unauthenticated(Problem::new("missing_token", message))
+}
+
+fn bad(message: &str) -> ApiError {
+    ApiError::Unauthenticated(Problem::new("invalid_token", message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(pairs: &[(HeaderName, &str)]) -> HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| (name.clone(), value.parse().unwrap()))
+            .collect()
+    }
+
+    fn code(pairs: &[(HeaderName, &str)]) -> &'static str {
+        match shown(&with(pairs)) {
+            Ok(Shown::Token(_)) => "token",
+            Ok(Shown::Key(_)) => "key",
+            Err(ApiError::Unauthenticated(problem)) => problem.code,
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_scheme_is_read_in_any_case_and_others_are_refused() {
+        for (value, what) in [
+            ("Bearer abc", "token"),
+            ("bEARER  abc", "token"),
+            ("Bearer cck_abc", "key"),
+            ("abc", "missing_token"),
+            ("Basic abc", "missing_token"),
+            ("Bearer", "missing_token"),
+            ("Bearer  ", "missing_token"),
+        ] {
+            assert_eq!(code(&[(header::AUTHORIZATION, value)]), what, "{value}");
+        }
+        assert_eq!(code(&[(X_API_KEY, "cck_abc")]), "key");
+        assert_eq!(code(&[]), "missing_token");
+    }
+
+    #[test]
+    fn two_credentials_in_one_request_are_refused() {
+        let bearer = (header::AUTHORIZATION, "Bearer abc");
+        let key = (X_API_KEY, "cck_abc");
+        for pairs in [
+            [bearer.clone(), key.clone()],
+            [bearer.clone(), bearer],
+            [key.clone(), key],
+        ] {
+            // `collect` would keep the last one alone.
+            let mut headers = HeaderMap::new();
+            for (name, value) in &pairs {
+                headers.append(name, value.parse().unwrap());
+            }
+            assert!(shown(&headers).is_err(), "{headers:?}");
+        }
+    }
+}

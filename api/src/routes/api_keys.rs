@@ -1,0 +1,260 @@
+//! `/v1/api_keys`: a user's keys for programs. A key is shown once, when it is made or rotated.
+
+use axum::Json as Reply;
+use axum::extract::State;
+use axum::http::{HeaderName, StatusCode, header};
+use claimcheck_common::domain::{ApiKeyId, Scope};
+use claimcheck_common::store::api_keys::{self, ApiKey, KEYS_MAX, NewApiKey, Rotation};
+use serde::Serialize;
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+use super::list_jobs::{LIMIT_DEFAULT, LIMIT_MAX};
+use crate::app::AppState;
+use crate::auth::{Secret, SecretKind};
+use crate::docs::{BadBody, Trouble};
+use crate::error::{ApiError, ErrorBody, Problem};
+use crate::extract::{Caller, IdPath, Json, Query};
+use crate::validate::api_key::{NewKey, Rotate};
+use crate::validate::number::from_text;
+
+const BODY_MAX: usize = 16 << 10;
+/// An answer with a secret in it is kept by nobody on the way.
+const NOT_KEPT: [(HeaderName, &str); 1] = [(header::CACHE_CONTROL, "no-store")];
+
+/// An API key.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ApiKeyBody {
+    /// `key_…`
+    pub id: String,
+    /// Always `api_key`.
+    pub object: &'static str,
+    /// What its user calls it.
+    pub name: String,
+    /// Its first characters.
+    pub hint: String,
+    /// The key itself: present in the answer to its making and its rotation, and never again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// What it may do.
+    #[schema(value_type = Vec<String>)]
+    pub scopes: Vec<Scope>,
+    /// The models that it may use; null is any.
+    #[schema(required)]
+    pub models: Option<Vec<String>>,
+    /// Most `max_tokens` of one request; null is the service's own limit.
+    #[schema(required)]
+    pub max_tokens: Option<u32>,
+    /// Where its jobs go.
+    pub project_id: String,
+    /// When it was made.
+    pub created_at: i64,
+    /// When it ends.
+    #[schema(required)]
+    pub expires_at: Option<i64>,
+    /// When it was revoked.
+    #[schema(required)]
+    pub revoked_at: Option<i64>,
+    /// When it was last used; some seconds late.
+    #[schema(required)]
+    pub last_used_at: Option<i64>,
+    /// Requests that it was used for; some seconds late.
+    pub usage_count: u64,
+}
+
+/// A page of API keys.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ApiKeyList {
+    /// Always `list`.
+    pub object: &'static str,
+    /// Newest first.
+    pub data: Vec<ApiKeyBody>,
+    /// The first one's id.
+    #[schema(required)]
+    pub first_id: Option<String>,
+    /// The last one's id: the next page's `after`.
+    #[schema(required)]
+    pub last_id: Option<String>,
+    /// Whether there is a next page.
+    pub has_more: bool,
+}
+
+impl ApiKeyBody {
+    fn of(key: ApiKey, secret: Option<&Secret>) -> Self {
+        let seconds = |at: Option<OffsetDateTime>| at.map(OffsetDateTime::unix_timestamp);
+        Self {
+            id: key.id.to_string(),
+            object: "api_key",
+            name: key.name,
+            hint: key.hint,
+            key: secret.map(|secret| secret.expose().to_owned()),
+            scopes: key.grant.scopes.iter().collect(),
+            models: key.grant.models,
+            max_tokens: key.grant.max_tokens,
+            project_id: key.project_id.to_string(),
+            created_at: key.created_at.unix_timestamp(),
+            expires_at: seconds(key.expires_at),
+            revoked_at: seconds(key.revoked_at),
+            last_used_at: seconds(key.last_used_at),
+            usage_count: key.usage_count,
+        }
+    }
+}
+
+/// Make an API key
+///
+/// The answer holds the key itself; it is shown this once and cannot be had again. Send it as `Authorization: Bearer cck_…` or
+/// as `X-API-Key`.
+#[utoipa::path(post, path = "/v1/api_keys", tag = "Accounts", request_body = NewKey, responses(
+    (status = 201, body = ApiKeyBody, description = "The key"),
+    (status = 409, body = ErrorBody, description = "There are 100 keys that are not revoked (`too_many_keys`)"),
+    BadBody, Trouble,
+))]
+pub async fn create_key(
+    State(state): State<AppState>,
+    caller: Caller,
+    body: Json<NewKey, BODY_MAX>,
+) -> Result<(StatusCode, [(HeaderName, &'static str); 1], Reply<ApiKeyBody>), ApiError> {
+    let secret = Secret::draw(SecretKind::ApiKey);
+    let asked = body.value;
+    let key = NewApiKey {
+        id: ApiKeyId::new(),
+        tenant_id: caller.tenant_id,
+        project_id: caller.project_id,
+        user_id: caller.user_id,
+        name: asked.name.as_str().to_owned(),
+        hint: secret.hint(),
+        sha256: secret.sha256(),
+        expires_at: asked.expiry(OffsetDateTime::now_utc())?,
+        grant: asked.grant(),
+        actor: caller.actor(),
+    };
+    let kept = api_keys::create(&state.pool, key).await?;
+    let kept = kept.ok_or_else(|| {
+        let message = format!("You have {KEYS_MAX} API keys, which is as many as you may; revoke some first.");
+        ApiError::Conflict(Problem::new("too_many_keys", message))
+    })?;
+    Ok((
+        StatusCode::CREATED,
+        NOT_KEPT,
+        Reply(ApiKeyBody::of(kept, Some(&secret))),
+    ))
+}
+
+/// List API keys
+///
+/// The caller's own, those that ended as well; never the keys themselves.
+#[utoipa::path(get, path = "/v1/api_keys", tag = "Accounts",
+    params(
+        ("limit" = Option<u32>, Query, minimum = 1, maximum = 100, description = "Keys on a page (20)"),
+        ("after" = Option<String>, Query, description = "Only keys older than this id"),
+    ),
+    responses(
+        (status = 200, body = ApiKeyList, description = "A page, newest first"),
+        (status = 400, body = ErrorBody, description = "A parameter is unknown or beyond its limit"),
+        Trouble,
+    ))]
+pub async fn list_keys(
+    State(state): State<AppState>,
+    caller: Caller,
+    query: Query,
+) -> Result<Reply<ApiKeyList>, ApiError> {
+    let query = query.only(&["limit", "after"])?;
+    let limit = query
+        .get("limit", |text| from_text(text, 1..=LIMIT_MAX))?
+        .unwrap_or(LIMIT_DEFAULT);
+    let after = query.get("after", |text| {
+        text.parse()
+            .map_err(|_| "must be a key's id, as `last_id` of the page before".to_owned())
+    })?;
+    // One more than asked for tells whether there is a next page.
+    let mut found = api_keys::list(&state.pool, caller.user_id, after, limit + 1).await?;
+    let has_more = found.len() > limit as usize;
+    found.truncate(limit as usize);
+    let data: Vec<_> = found.into_iter().map(|key| ApiKeyBody::of(key, None)).collect();
+    Ok(Reply(ApiKeyList {
+        object: "list",
+        first_id: data.first().map(|key| key.id.clone()),
+        last_id: data.last().map(|key| key.id.clone()),
+        data,
+        has_more,
+    }))
+}
+
+/// Get an API key
+#[utoipa::path(get, path = "/v1/api_keys/{id}", tag = "Accounts",
+    params(("id" = String, Path, description = "The key's id")),
+    responses(
+        (status = 200, body = ApiKeyBody, description = "The key, without its secret"),
+        (status = 404, body = ErrorBody, description = "No such key, or not yours"),
+        Trouble,
+    ))]
+pub async fn get_key(
+    State(state): State<AppState>,
+    caller: Caller,
+    IdPath(id): IdPath<ApiKeyId>,
+    query: Query,
+) -> Result<Reply<ApiKeyBody>, ApiError> {
+    query.only(&[])?;
+    let key = api_keys::get_one(&state.pool, caller.user_id, id).await?;
+    key.map(|key| Reply(ApiKeyBody::of(key, None)))
+        .ok_or_else(key_not_found)
+}
+
+/// Revoke an API key
+///
+/// At once and for good. Safe to repeat.
+#[utoipa::path(delete, path = "/v1/api_keys/{id}", tag = "Accounts",
+    params(("id" = String, Path, description = "The key's id")),
+    responses(
+        (status = 200, body = ApiKeyBody, description = "The key as it ended"),
+        (status = 404, body = ErrorBody, description = "No such key, or not yours"),
+        Trouble,
+    ))]
+pub async fn revoke_key(
+    State(state): State<AppState>,
+    caller: Caller,
+    IdPath(id): IdPath<ApiKeyId>,
+    query: Query,
+) -> Result<Reply<ApiKeyBody>, ApiError> {
+    query.only(&[])?;
+    let key = api_keys::revoke(&state.pool, caller.user_id, id, caller.actor()).await?;
+    key.map(|key| Reply(ApiKeyBody::of(key, None)))
+        .ok_or_else(key_not_found)
+}
+
+/// Rotate an API key
+///
+/// The key keeps its id, its scopes and its counts and gets a new secret, which the answer shows this once. The one in use holds
+/// for `overlap` seconds more, so that programs can be changed over; one that an earlier rotation left ends at once.
+#[utoipa::path(post, path = "/v1/api_keys/{id}/rotate", tag = "Accounts", request_body = Rotate,
+    params(("id" = String, Path, description = "The key's id")),
+    responses(
+        (status = 200, body = ApiKeyBody, description = "The key with its new secret"),
+        (status = 404, body = ErrorBody, description = "No such key, not yours, or revoked"),
+        BadBody, Trouble,
+    ))]
+pub async fn rotate_key(
+    State(state): State<AppState>,
+    caller: Caller,
+    IdPath(id): IdPath<ApiKeyId>,
+    body: Json<Rotate, BODY_MAX>,
+) -> Result<([(HeaderName, &'static str); 1], Reply<ApiKeyBody>), ApiError> {
+    let secret = Secret::draw(SecretKind::ApiKey);
+    let rotation = Rotation {
+        id,
+        user_id: caller.user_id,
+        hint: secret.hint(),
+        sha256: secret.sha256(),
+        overlap: body.value.overlap(),
+        actor: caller.actor(),
+    };
+    let key = api_keys::rotate(&state.pool, rotation)
+        .await?
+        .ok_or_else(key_not_found)?;
+    Ok((NOT_KEPT, Reply(ApiKeyBody::of(key, Some(&secret)))))
+}
+
+fn key_not_found() -> ApiError {
+    ApiError::NotFound(Problem::new("api_key_not_found", "There is no such API key.").at("id"))
+}

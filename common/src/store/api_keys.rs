@@ -1,0 +1,349 @@
+//! API keys: made, listed, rotated, revoked, and found by the digest of what a caller shows.
+//!
+//! Must never see a key itself. Whether one holds is decided here, by the database's clock.
+
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, PgExecutor, Row};
+use time::OffsetDateTime;
+
+use super::accounts::{Account, account};
+use super::row::{column, get};
+use super::{Pool, StoreError, StoreResult, transaction};
+use crate::domain::{ApiKeyId, Id, ProjectId, Scope, Scopes, TenantId, UserId};
+
+/// SHA-256 of a key.
+pub type Digest = [u8; 32];
+
+/// Keys that a user may have at a time; expired ones count until they are revoked.
+pub const KEYS_MAX: i64 = 100;
+
+/// What a key is good for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// What it may do.
+    pub scopes: Scopes,
+    /// The models that it may use; `None` is any.
+    pub models: Option<Vec<String>>,
+    /// Most `max_tokens` of one request.
+    pub max_tokens: Option<u32>,
+}
+
+/// A key to be made.
+#[derive(Debug, Clone)]
+pub struct NewApiKey {
+    /// Its id.
+    pub id: ApiKeyId,
+    /// Its user's organization.
+    pub tenant_id: TenantId,
+    /// Where its jobs go.
+    pub project_id: ProjectId,
+    /// Whom it acts for.
+    pub user_id: UserId,
+    /// What its user calls it.
+    pub name: String,
+    /// The first characters of the key.
+    pub hint: String,
+    /// The key's digest.
+    pub sha256: Digest,
+    /// What it is good for.
+    pub grant: Grant,
+    /// When it ends.
+    pub expires_at: Option<OffsetDateTime>,
+    /// Who makes it, for the audit log.
+    pub actor: String,
+}
+
+/// A key as its user sees it.
+#[derive(Debug, Clone)]
+pub struct ApiKey {
+    /// Its id.
+    pub id: ApiKeyId,
+    /// Where its jobs go.
+    pub project_id: ProjectId,
+    /// What its user calls it.
+    pub name: String,
+    /// The first characters of the key.
+    pub hint: String,
+    /// What it is good for.
+    pub grant: Grant,
+    /// When it was made.
+    pub created_at: OffsetDateTime,
+    /// When it ends.
+    pub expires_at: Option<OffsetDateTime>,
+    /// When it was revoked.
+    pub revoked_at: Option<OffsetDateTime>,
+    /// When it was last used, some seconds late.
+    pub last_used_at: Option<OffsetDateTime>,
+    /// How many requests it was used for, some seconds late.
+    pub usage_count: u64,
+}
+
+/// Whom a key that holds stands for.
+#[derive(Debug, Clone)]
+pub struct Holder {
+    /// The key.
+    pub id: ApiKeyId,
+    /// Where its jobs go.
+    pub project_id: ProjectId,
+    /// What it is good for.
+    pub grant: Grant,
+    /// Its user, who may be deactivated.
+    pub account: Account,
+}
+
+/// Keeps a new key, unless its user has [`KEYS_MAX`]: then `None`.
+pub async fn create(pool: &Pool, key: NewApiKey) -> StoreResult<Option<ApiKey>> {
+    transaction(pool, move |connection| {
+        let key = key.clone();
+        Box::pin(async move { insert(connection, key).await })
+    })
+    .await
+}
+
+async fn insert(connection: &mut PgConnection, key: NewApiKey) -> StoreResult<Option<ApiKey>> {
+    // The user's row is locked, so that two requests cannot both find room for the last one.
+    sqlx::query("SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE")
+        .bind(key.user_id.uuid())
+        .execute(&mut *connection)
+        .await?;
+    let row = sqlx::query(
+        "INSERT INTO api_keys (id, tenant_id, project_id, user_id, name, hint, scopes, models, max_tokens, expires_at)
+         SELECT $1, $2, $3, $4, $5, $6, $7, $8, $9, $10
+         WHERE (SELECT count(*) FROM api_keys WHERE user_id = $4 AND revoked_at IS NULL) < $11
+         RETURNING *",
+    )
+    .bind(key.id.uuid())
+    .bind(key.tenant_id.uuid())
+    .bind(key.project_id.uuid())
+    .bind(key.user_id.uuid())
+    .bind(key.name)
+    .bind(key.hint)
+    .bind(key.grant.scopes.iter().map(Scope::as_str).collect::<Vec<_>>())
+    .bind(key.grant.models)
+    .bind(key.grant.max_tokens.map(u32::cast_signed))
+    .bind(key.expires_at)
+    .bind(KEYS_MAX)
+    .fetch_optional(&mut *connection)
+    .await?;
+    let Some(row) = row else { return Ok(None) };
+    keep_secret(connection, key.id, key.sha256).await?;
+    audit(connection, &key.actor, "api_key.created", key.id).await?;
+    api_key(&row).map(Some)
+}
+
+async fn keep_secret(connection: &mut PgConnection, id: ApiKeyId, sha256: Digest) -> StoreResult<()> {
+    sqlx::query("INSERT INTO api_key_secrets (sha256, api_key_id) VALUES ($1, $2)")
+        .bind(sha256.as_slice())
+        .bind(id.uuid())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+async fn audit(connection: &mut PgConnection, actor: &str, action: &str, id: ApiKeyId) -> StoreResult<()> {
+    sqlx::query(
+        "INSERT INTO audit_log (tenant_id, actor, action, subject)
+         SELECT tenant_id, $2, $3, id FROM api_keys WHERE id = $1",
+    )
+    .bind(id.uuid())
+    .bind(actor)
+    .bind(action)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// A user's keys, the newest first, at most `limit` of those older than `after`.
+pub async fn list(
+    executor: impl PgExecutor<'_>,
+    user: UserId,
+    after: Option<ApiKeyId>,
+    limit: u32,
+) -> StoreResult<Vec<ApiKey>> {
+    let rows = sqlx::query(
+        "SELECT * FROM api_keys WHERE user_id = $1 AND id < coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+         ORDER BY id DESC LIMIT $3",
+    )
+    .bind(user.uuid())
+    .bind(after.map(Id::uuid))
+    .bind(i64::from(limit))
+    .fetch_all(executor)
+    .await?;
+    rows.iter().map(api_key).collect()
+}
+
+/// One of a user's keys.
+pub async fn get_one(executor: impl PgExecutor<'_>, user: UserId, id: ApiKeyId) -> StoreResult<Option<ApiKey>> {
+    let row = sqlx::query("SELECT * FROM api_keys WHERE id = $1 AND user_id = $2")
+        .bind(id.uuid())
+        .bind(user.uuid())
+        .fetch_optional(executor)
+        .await?;
+    row.as_ref().map(api_key).transpose()
+}
+
+/// What to give a key instead of the one that is in use.
+#[derive(Debug, Clone)]
+pub struct Rotation {
+    /// Which key.
+    pub id: ApiKeyId,
+    /// Its user.
+    pub user_id: UserId,
+    /// The first characters of the new one.
+    pub hint: String,
+    /// The new one's digest.
+    pub sha256: Digest,
+    /// Seconds for which the old one still holds.
+    pub overlap: u32,
+    /// Who rotates it, for the audit log.
+    pub actor: String,
+}
+
+/// Gives a key that is not revoked a new secret; the one in use ends after the overlap, older ones at once.
+pub async fn rotate(pool: &Pool, rotation: Rotation) -> StoreResult<Option<ApiKey>> {
+    transaction(pool, move |connection| {
+        let rotation = rotation.clone();
+        Box::pin(async move {
+            let row = sqlx::query(
+                "UPDATE api_keys SET hint = $3 WHERE id = $1 AND user_id = $2 AND revoked_at IS NULL RETURNING *",
+            )
+            .bind(rotation.id.uuid())
+            .bind(rotation.user_id.uuid())
+            .bind(rotation.hint)
+            .fetch_optional(&mut *connection)
+            .await?;
+            let Some(row) = row else { return Ok(None) };
+            sqlx::query("DELETE FROM api_key_secrets WHERE api_key_id = $1 AND expires_at IS NOT NULL")
+                .bind(rotation.id.uuid())
+                .execute(&mut *connection)
+                .await?;
+            sqlx::query(
+                "UPDATE api_key_secrets SET expires_at = now() + make_interval(secs => $2) WHERE api_key_id = $1",
+            )
+            .bind(rotation.id.uuid())
+            .bind(f64::from(rotation.overlap))
+            .execute(&mut *connection)
+            .await?;
+            keep_secret(connection, rotation.id, rotation.sha256).await?;
+            audit(connection, &rotation.actor, "api_key.rotated", rotation.id).await?;
+            api_key(&row).map(Some)
+        })
+    })
+    .await
+}
+
+/// Ends a key at once. Safe to repeat; the first end stands.
+pub async fn revoke(pool: &Pool, user: UserId, id: ApiKeyId, actor: String) -> StoreResult<Option<ApiKey>> {
+    transaction(pool, move |connection| {
+        let actor = actor.clone();
+        Box::pin(async move {
+            let row = sqlx::query(
+                "UPDATE api_keys SET revoked_at = now() WHERE id = $1 AND user_id = $2 AND revoked_at IS NULL RETURNING *",
+            )
+            .bind(id.uuid())
+            .bind(user.uuid())
+            .fetch_optional(&mut *connection)
+            .await?;
+            let Some(row) = row else {
+                return get_one(connection, user, id).await;
+            };
+            sqlx::query("DELETE FROM api_key_secrets WHERE api_key_id = $1")
+                .bind(id.uuid())
+                .execute(&mut *connection)
+                .await?;
+            audit(connection, &actor, "api_key.revoked", id).await?;
+            api_key(&row).map(Some)
+        })
+    })
+    .await
+}
+
+/// Those of the digests that belong to a key that holds now, each with whom it stands for.
+pub async fn holders(executor: impl PgExecutor<'_>, digests: Vec<Digest>) -> StoreResult<Vec<(Digest, Holder)>> {
+    let rows = sqlx::query(
+        "SELECT s.sha256, k.id AS key_id, k.project_id AS key_project_id, k.scopes, k.models, k.max_tokens, u.*
+         FROM api_key_secrets s JOIN api_keys k ON k.id = s.api_key_id JOIN users u ON u.id = k.user_id
+         WHERE s.sha256 = ANY($1) AND k.revoked_at IS NULL
+           AND coalesce(k.expires_at, 'infinity') > now() AND coalesce(s.expires_at, 'infinity') > now()",
+    )
+    .bind(column(&digests, <[u8; 32]>::as_slice))
+    .fetch_all(executor)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let digest: &[u8] = row.try_get("sha256")?;
+            let holder = Holder {
+                id: Id::from_uuid(get(row, "key_id")?),
+                project_id: Id::from_uuid(get(row, "key_project_id")?),
+                grant: grant(row)?,
+                account: account(row)?,
+            };
+            Ok((digest.try_into().map_err(StoreError::contradiction)?, holder))
+        })
+        .collect()
+}
+
+/// How often a key was used since it was last written down.
+#[derive(Debug, Clone, Copy)]
+pub struct KeyUse {
+    /// Which key.
+    pub id: ApiKeyId,
+    /// Requests.
+    pub count: u32,
+    /// The last of them.
+    pub last: OffsetDateTime,
+}
+
+/// Adds up what keys were used for.
+pub async fn note_use(pool: &Pool, mut uses: Vec<KeyUse>) -> StoreResult<()> {
+    uses.sort_unstable_by_key(|one| one.id);
+    transaction(pool, move |connection| {
+        let uses = uses.clone();
+        Box::pin(async move {
+            // Locked in id order: two processes write of the same keys at the same time.
+            sqlx::query(
+                "WITH used AS (SELECT * FROM unnest($1::uuid[], $2::int[], $3::timestamptz[]) AS t (id, count, last)),
+                 locked AS MATERIALIZED (
+                     SELECT id FROM api_keys WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE
+                 )
+                 UPDATE api_keys k SET usage_count = usage_count + used.count,
+                     last_used_at = greatest(last_used_at, used.last)
+                 FROM used, locked WHERE k.id = used.id AND locked.id = used.id",
+            )
+            .bind(column(&uses, |one| one.id.uuid()))
+            .bind(column(&uses, |one| one.count as i32))
+            .bind(column(&uses, |one| one.last))
+            .execute(connection)
+            .await?;
+            Ok(())
+        })
+    })
+    .await
+}
+
+fn grant(row: &PgRow) -> StoreResult<Grant> {
+    let scopes: Vec<String> = get(row, "scopes")?;
+    // A scope that this release does not know opens nothing.
+    let scopes = scopes.iter().filter_map(|scope| scope.parse().ok()).collect();
+    let max_tokens: Option<i32> = get(row, "max_tokens")?;
+    Ok(Grant {
+        scopes,
+        models: get(row, "models")?,
+        max_tokens: max_tokens.map(i32::cast_unsigned),
+    })
+}
+
+fn api_key(row: &PgRow) -> StoreResult<ApiKey> {
+    Ok(ApiKey {
+        id: Id::from_uuid(get(row, "id")?),
+        project_id: Id::from_uuid(get(row, "project_id")?),
+        name: get(row, "name")?,
+        hint: get(row, "hint")?,
+        grant: grant(row)?,
+        created_at: get(row, "created_at")?,
+        expires_at: get(row, "expires_at")?,
+        revoked_at: get(row, "revoked_at")?,
+        last_used_at: get(row, "last_used_at")?,
+        usage_count: get::<i64, _>(row, "usage_count")?.cast_unsigned(),
+    })
+}
