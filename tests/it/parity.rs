@@ -7,7 +7,7 @@ use claimcheck_common::config::HubConfig;
 use claimcheck_common::domain::{Dtype, GenerationParams, JobId, JobKey, Share};
 use claimcheck_common::tokenizer::Tokenizer;
 use claimcheck_worker::engine::{Ending, Engine, EngineConfig, EngineEvent, EngineJob};
-use claimcheck_worker::gpt2::{Cpu, Gpt2, Gpt2Runner, ModelFiles, StepModel, StepRow};
+use claimcheck_worker::gpt2::{BLOCK, Cpu, Gpt2, Gpt2Runner, ModelFiles, StepModel, StepRow};
 use claimcheck_worker::served_model::{ModelChoice, ServedModel};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -68,14 +68,20 @@ fn read<T: DeserializeOwned>(path: &Path) -> T {
     serde_json::from_slice(&text).unwrap()
 }
 
-/// Slot 1 of 3, so that a mistake in the addressing of the cache shows.
 pub(crate) fn runner(files: &ModelFiles) -> impl StepModel + use<> {
-    Gpt2Runner::new(Gpt2::<Cpu>::load(files, Dtype::F32, &FlexDevice).unwrap(), 3)
+    let model = Gpt2::<Cpu>::load(files, Dtype::F32, &FlexDevice).unwrap();
+    let context = model.config().n_positions;
+    Gpt2Runner::new(model, 2 * context.div_ceil(BLOCK))
+}
+
+/// Every other block, from the last to the first, so that a mistake in the addressing of the cache shows.
+fn blocks(model: &impl StepModel) -> Vec<u32> {
+    (0..model.blocks() as u32).rev().step_by(2).collect()
 }
 
 fn step(model: &mut impl StepModel, position: usize, tokens: &[u32]) -> Vec<f32> {
     let row = StepRow {
-        slot: 1,
+        blocks: blocks(model),
         position,
         tokens: tokens.to_vec(),
         wants_logits: true,

@@ -13,8 +13,9 @@ fn runner(files: &ModelFiles, dtype: Dtype) -> impl StepModel + use<> {
 
 /// The logits after each of `tokens`, a row a token.
 fn logits(model: &mut impl StepModel, tokens: &[u32]) -> Vec<Vec<f32>> {
+    let blocks: Vec<u32> = (0..model.blocks() as u32).collect();
     let row = |(position, token)| StepRow {
-        slot: 0,
+        blocks: blocks.clone(),
         position,
         tokens: vec![token],
         wants_logits: true,

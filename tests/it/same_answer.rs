@@ -7,7 +7,7 @@ use burn::backend::flex::FlexDevice;
 use claimcheck_common::domain::{Completion, Dtype, GenerationParams, JobId, JobKey, Share};
 use claimcheck_common::tokenizer::Tokenizer;
 use claimcheck_worker::engine::{Ending, Engine, EngineConfig, EngineEvent, EngineJob};
-use claimcheck_worker::gpt2::{Cpu, Gpt2, Gpt2Runner, ModelFiles};
+use claimcheck_worker::gpt2::{BLOCK, Cpu, Gpt2, Gpt2Runner, ModelFiles};
 use rand::prelude::*;
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::mpsc;
@@ -36,7 +36,8 @@ impl Model {
         let model = Gpt2::<Cpu>::load(&self.files, dtype, &FlexDevice).unwrap();
         let (sender, mut events) = mpsc::channel(64);
         let config = EngineConfig { token_budget: budget };
-        let runner = Box::new(Gpt2Runner::new(model, slots));
+        let blocks = slots * model.config().n_positions.div_ceil(BLOCK);
+        let runner = Box::new(Gpt2Runner::new(model, blocks));
         let engine = Engine::start(runner, self.tokenizer.clone(), config, sender);
         let mut answers = Answers::new();
         for group in jobs.chunks(together) {

@@ -13,7 +13,7 @@ use claimcheck_common::tokenizer::{Tokenizer, TokenizerError};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use crate::gpt2::{Cpu, Gpt2, Gpt2Runner, LoadError, ModelFiles, StepModel, hub};
+use crate::gpt2::{BLOCK, Cpu, Gpt2, Gpt2Runner, LoadError, ModelFiles, StepModel, hub};
 
 /// Why there is nothing to serve.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +105,8 @@ pub fn find(source: &str, revision: Option<&str>, config: &HubConfig) -> Result<
 fn load(choice: ModelChoice) -> Result<ServedModel, ServeError> {
     let files = find(&choice.source, choice.revision.as_deref(), &choice.hub)?;
     let weights = Gpt2::<Cpu>::load(&files, choice.dtype, &FlexDevice)?;
-    let model: Box<dyn StepModel> = Box::new(Gpt2Runner::new(weights, usize::from(choice.slots)));
+    let blocks = usize::from(choice.slots) * weights.config().n_positions.div_ceil(BLOCK);
+    let model: Box<dyn StepModel> = Box::new(Gpt2Runner::new(weights, blocks));
     let bytes = std::fs::read(&files.tokenizer).map_err(|cause| LoadError::Unreadable {
         path: files.tokenizer.clone(),
         cause,

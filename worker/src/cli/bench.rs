@@ -19,7 +19,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use crate::gpt2::{Cpu, Gpt2, Gpt2Config, Gpt2Runner, StepModel, StepRow, save_random};
+use crate::gpt2::{BLOCK, Cpu, Gpt2, Gpt2Config, Gpt2Runner, StepModel, StepRow, save_random};
 use crate::served_model;
 
 /// Random weights and prompts are the same in every run.
@@ -105,7 +105,8 @@ fn measure_all(args: &BenchArgs) -> anyhow::Result<()> {
         prompt + new <= context,
         "--prompt-tokens {prompt} and --new-tokens {new} are more than the model's context of {context}"
     );
-    let mut runner = Gpt2Runner::new(weights, usize::from(slots));
+    let of_sequence = (prompt + new).div_ceil(BLOCK);
+    let mut runner = Gpt2Runner::new(weights, usize::from(slots) * of_sequence);
     let mut all = Vec::new();
     for batch in &args.batch {
         let figures = measure(&mut runner, usize::from(*batch), prompt, new, args.rounds as usize)?;
@@ -149,9 +150,10 @@ fn measure(
     let (mut prefill, mut decode) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
     for _ in 0..rounds {
         let mut rows = |position, len| -> Vec<StepRow> {
-            (0..batch)
-                .map(|slot| StepRow {
-                    slot,
+            let of_sequence = (prompt + new).div_ceil(BLOCK) as u32;
+            (0..batch as u32)
+                .map(|row| StepRow {
+                    blocks: (row * of_sequence..(row + 1) * of_sequence).collect(),
                     position,
                     tokens: (0..len).map(|_| random.random_range(0..vocabulary)).collect(),
                     wants_logits: true,

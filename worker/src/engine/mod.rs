@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 
 pub use handle::{Ending, EngineConfig, EngineEvent, EngineHandle, EngineJob, EngineStopped};
 
-use crate::gpt2::{StepModel, StepRow};
+use crate::gpt2::{BLOCK, StepModel, StepRow};
 use compute::RowOutcome;
 use handle::Inbox;
 use job::{Job, SequenceId};
@@ -53,7 +53,7 @@ impl Engine {
         config: EngineConfig,
         events: mpsc::Sender<EngineEvent>,
     ) -> EngineHandle {
-        let slots = model.slots();
+        let slots = model.blocks() / model.context_length().div_ceil(BLOCK);
         let scheduler = Scheduler::new(slots, config.token_budget);
         metrics::slots(slots);
         handle::spawn(slots, move |inbox| {
@@ -141,8 +141,10 @@ impl Engine {
 
     fn row(&self, planned: &Planned) -> StepRow {
         let tokens = self.jobs[&planned.id.key].tokens(planned.id.choice, planned.tokens.clone());
+        let of_sequence = self.model.context_length().div_ceil(BLOCK);
+        let first = planned.slot * of_sequence;
         StepRow {
-            slot: planned.slot,
+            blocks: (first as u32..(first + of_sequence) as u32).collect(),
             position: planned.tokens.start,
             tokens,
             wants_logits: planned.complete,

@@ -13,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 use tokio::sync::mpsc;
 
 use super::{Ending, Engine, EngineConfig, EngineEvent, EngineHandle, EngineJob};
-use crate::gpt2::{Cpu, Gpt2, Gpt2Config, Gpt2Runner, StepError, StepModel, StepRow, byte_tokenizer_json};
+use crate::gpt2::{BLOCK, Cpu, Gpt2, Gpt2Config, Gpt2Runner, StepError, StepModel, StepRow, byte_tokenizer_json};
 
 const LIMIT: Duration = Duration::from_mins(1);
 const VOCABULARY: usize = 260;
@@ -32,9 +32,10 @@ fn model(slots: usize) -> Box<dyn StepModel> {
         n_head: 2,
         ..Gpt2Config::named("tiny").unwrap()
     };
+    let blocks = slots * config.n_positions.div_ceil(BLOCK);
     Box::new(Gpt2Runner::new(
         Gpt2::<Cpu>::random(config, 3, Dtype::F32, &FlexDevice),
-        slots,
+        blocks,
     ))
 }
 
@@ -287,8 +288,8 @@ impl StepModel for Scripted {
         self.inner.context_length()
     }
 
-    fn slots(&self) -> usize {
-        self.inner.slots()
+    fn blocks(&self) -> usize {
+        self.inner.blocks()
     }
 
     fn step(&mut self, rows: &[StepRow]) -> Result<Vec<f32>, StepError> {

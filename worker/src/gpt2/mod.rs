@@ -29,7 +29,7 @@ pub use config::{Activation, Gpt2Config};
 pub use cpu::Cpu;
 pub use files::{LoadError, ModelFiles};
 pub use model::Gpt2;
-pub use ops::{CacheShape, Gpt2Backend, Span};
+pub use ops::{BLOCK, CacheShape, Gpt2Backend, Span};
 pub use runner::Gpt2Runner;
 pub use save::save_random;
 pub use step::{StepError, StepModel, StepRow};

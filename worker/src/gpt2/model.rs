@@ -53,22 +53,29 @@ impl<B: Gpt2Backend> Gpt2<B> {
         &self.config
     }
 
-    /// An empty cache for so many sequences side by side.
-    pub fn new_cache(&self, slots: usize) -> B::Cache {
-        let shape = CacheShape {
+    /// An empty cache of so many blocks.
+    pub fn new_cache(&self, blocks: usize) -> B::Cache {
+        B::new_cache(self.cache_shape(blocks), &self.device)
+    }
+
+    /// Bytes of one block of the cache.
+    pub fn block_bytes(&self) -> usize {
+        B::block_bytes(self.cache_shape(1))
+    }
+
+    const fn cache_shape(&self, blocks: usize) -> CacheShape {
+        CacheShape {
             layers: self.config.n_layer,
-            slots,
-            positions: self.config.n_positions,
+            blocks,
             heads: self.config.n_head,
             head_dim: self.config.head_dim(),
             dtype: self.dtype,
-        };
-        B::new_cache(shape, &self.device)
+        }
     }
 
     /// Runs `tokens [T]`, the concatenation of `spans`, and answers the logits `[wanted.len(), vocab_size]` of the tokens
     /// whose places in the step are `wanted`.
-    pub fn forward(&self, tokens: &[u32], spans: &[Span], wanted: &[usize], cache: &mut B::Cache) -> Tensor<B, 2> {
+    pub fn forward(&self, tokens: &[u32], spans: &[Span<'_>], wanted: &[usize], cache: &mut B::Cache) -> Tensor<B, 2> {
         let places = spans.iter().flat_map(|span| span.position..span.position + span.len);
         let at = self.indices(places);
         let mut x = B::embed(&self.tokens, tokens, &self.device) + self.positions.clone().select(0, at);

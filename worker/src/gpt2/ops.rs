@@ -9,12 +9,17 @@ use claimcheck_common::domain::Dtype;
 
 use super::Activation;
 
-/// Consecutive tokens of one slot within a step.
+/// Tokens of a block, the unit in which the cache is given out: as many as a panel of the CPU's kernels has columns.
+pub const BLOCK: usize = 32;
+
+/// Consecutive tokens of one sequence within a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
-    /// The slot they belong to.
-    pub slot: usize,
-    /// Position of the first one in its sequence.
+pub struct Span<'a> {
+    /// The blocks of the cache that hold the sequence, [`BLOCK`] tokens each, from its first token on: enough of them for the
+    /// last token of the span. Blocks before the one of `position` may belong to other sequences as well; those from there on
+    /// are written, and no other span of the step names them.
+    pub blocks: &'a [u32],
+    /// Position of the first token in its sequence.
     pub position: usize,
     /// How many.
     pub len: usize,
@@ -25,11 +30,9 @@ pub struct Span {
 pub struct CacheShape {
     /// Transformer blocks.
     pub layers: usize,
-    /// Sequences side by side.
-    pub slots: usize,
-    /// Tokens of one sequence.
-    pub positions: usize,
-    /// Heads of a block.
+    /// How many blocks of [`BLOCK`] tokens.
+    pub blocks: usize,
+    /// Heads of a layer.
     pub heads: usize,
     /// Width of a head.
     pub head_dim: usize,
@@ -41,7 +44,7 @@ pub struct CacheShape {
 pub trait Gpt2Backend: Backend {
     /// A weight matrix `[in, out]` in the layout that [`Self::project`] likes.
     type Matrix: Send;
-    /// Keys and values of all layers and slots.
+    /// Keys and values of all layers and blocks.
     type Cache: Send;
 
     /// Packs a weight matrix `[in, out]` as `dtype`, once at load.
@@ -75,9 +78,12 @@ pub trait Gpt2Backend: Backend {
         epsilon: f32,
     ) -> (Tensor<Self, 2>, Tensor<Self, 2>);
 
-    /// An empty cache.
+    /// Bytes of one block with all its layers.
+    fn block_bytes(shape: CacheShape) -> usize;
+
+    /// An empty cache. Memory is best taken where it is first written.
     fn new_cache(shape: CacheShape, device: &Self::Device) -> Self::Cache;
 
     /// Writes keys and values of `qkv [T, 3 C]` to the cache and attends each token to its own past. Answers `[T, C]`.
-    fn attend(qkv: &Tensor<Self, 2>, cache: &mut Self::Cache, layer: usize, spans: &[Span]) -> Tensor<Self, 2>;
+    fn attend(qkv: &Tensor<Self, 2>, cache: &mut Self::Cache, layer: usize, spans: &[Span<'_>]) -> Tensor<Self, 2>;
 }

@@ -1,35 +1,53 @@
 //! A model with its cache: the one place that owns tensors between steps.
 
-use super::{Gpt2, Gpt2Backend, Span, StepError, StepModel, StepRow};
+use std::collections::HashSet;
+
+use super::{BLOCK, Gpt2, Gpt2Backend, Span, StepError, StepModel, StepRow};
 
 /// Computes the engine's steps.
 pub struct Gpt2Runner<B: Gpt2Backend> {
     model: Gpt2<B>,
     cache: B::Cache,
-    slots: usize,
+    blocks: usize,
 }
 
 impl<B: Gpt2Backend> Gpt2Runner<B> {
-    /// Allocates the cache for `slots` sequences of full length.
-    pub fn new(model: Gpt2<B>, slots: usize) -> Self {
-        let cache = model.new_cache(slots);
-        Self { model, cache, slots }
+    /// Makes a cache of so many blocks, or as many as a sequence of full length takes.
+    pub fn new(model: Gpt2<B>, blocks: usize) -> Self {
+        let blocks = blocks.max(model.config().n_positions.div_ceil(BLOCK));
+        let cache = model.new_cache(blocks);
+        Self { model, cache, blocks }
     }
 
     fn check(&self, row: &StepRow) -> Result<(), StepError> {
         let (vocab, context) = (self.vocab_size(), self.context_length());
-        let complaint = if row.slot >= self.slots {
-            format!("slot {} of {}", row.slot, self.slots)
+        let end = row.position + row.tokens.len();
+        let complaint = if let Some(block) = row.blocks.iter().find(|block| **block as usize >= self.blocks) {
+            format!("block {block} of {}", self.blocks)
         } else if row.tokens.is_empty() {
             "no tokens".to_owned()
-        } else if row.position + row.tokens.len() > context {
+        } else if end > context {
             format!("{} tokens at position {} of {context}", row.tokens.len(), row.position)
+        } else if end > row.blocks.len() * BLOCK {
+            format!("{end} tokens in {} blocks", row.blocks.len())
         } else if let Some(token) = row.tokens.iter().find(|token| **token as usize >= vocab) {
             format!("token {token} of {vocab}")
         } else {
             return Ok(());
         };
         Err(StepError::OutOfBounds(complaint))
+    }
+
+    /// The blocks that a step writes are each one row's own.
+    fn check_writes(rows: &[StepRow]) -> Result<(), StepError> {
+        let mut written = HashSet::new();
+        for row in rows {
+            let places = row.position / BLOCK..(row.position + row.tokens.len()).div_ceil(BLOCK);
+            if let Some(block) = row.blocks[places].iter().find(|block| !written.insert(**block)) {
+                return Err(StepError::OutOfBounds(format!("block {block} is written by two rows")));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -45,16 +63,17 @@ where
         self.model.config().n_positions
     }
 
-    fn slots(&self) -> usize {
-        self.slots
+    fn blocks(&self) -> usize {
+        self.blocks
     }
 
     fn step(&mut self, rows: &[StepRow]) -> Result<Vec<f32>, StepError> {
         rows.iter().try_for_each(|row| self.check(row))?;
+        Self::check_writes(rows)?;
         let (mut tokens, mut spans, mut wanted) = (Vec::new(), Vec::with_capacity(rows.len()), Vec::new());
         for row in rows {
             spans.push(Span {
-                slot: row.slot,
+                blocks: &row.blocks,
                 position: row.position,
                 len: row.tokens.len(),
             });

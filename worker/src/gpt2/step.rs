@@ -3,8 +3,8 @@
 /// One row of a step: some consecutive tokens of one sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepRow {
-    /// Which cache slot holds the sequence.
-    pub slot: usize,
+    /// The blocks of the cache that hold the sequence, from its first token on, up to the last of `tokens` or beyond.
+    pub blocks: Vec<u32>,
     /// Tokens of this sequence that are in the cache already.
     pub position: usize,
     /// One token when decoding, a chunk when prefilling; never empty.
@@ -27,8 +27,8 @@ pub trait StepModel: Send {
     fn vocab_size(&self) -> usize;
     /// Most tokens of one sequence.
     fn context_length(&self) -> usize;
-    /// Sequences that the cache holds side by side.
-    fn slots(&self) -> usize;
+    /// How many blocks the cache has. One sequence of full length fits in at least.
+    fn blocks(&self) -> usize;
     /// Computes one step and writes the cache. Answers `[rows that want logits, vocab_size]`, row-major, in the order of
     /// those rows.
     fn step(&mut self, rows: &[StepRow]) -> Result<Vec<f32>, StepError>;

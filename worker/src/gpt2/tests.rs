@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
 use super::reference::{PlainCache, plain_attend, plain_linear, plain_norm};
-use super::{Activation, CacheShape, Cpu, Gpt2, Gpt2Backend, Gpt2Config, Gpt2Runner, Span, StepModel, StepRow};
+use super::{Activation, BLOCK, CacheShape, Cpu, Gpt2, Gpt2Backend, Gpt2Config, Gpt2Runner, Span, StepModel, StepRow};
 
 fn random<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<Flex, D> {
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
@@ -71,26 +71,26 @@ fn the_fused_norm_agrees_with_plain_burn() {
 fn ragged_attention_agrees_with_plain_burn_over_several_steps() {
     let shape = CacheShape {
         layers: 2,
-        slots: 3,
-        positions: 16,
+        blocks: 5,
         heads: 2,
-        head_dim: 12,
+        head_dim: 36,
         dtype: Dtype::F32,
     };
     let (mut ours, mut plain) = (
         Cpu::new_cache(shape, &FlexDevice),
         PlainCache::<Flex>::new(shape, &FlexDevice),
     );
-    let span = |slot, position, len| Span { slot, position, len };
+    let span = |blocks: &'static [u32], position, len| Span { blocks, position, len };
+    // The last sequence begins with a block of the first one's.
     let steps = [
-        vec![span(2, 0, 5), span(0, 0, 1)],
-        vec![span(0, 1, 1), span(2, 5, 1), span(1, 0, 7)],
-        vec![span(1, 7, 9), span(0, 2, 1)],
+        vec![span(&[4, 1], 0, 33), span(&[0], 0, 1)],
+        vec![span(&[0], 1, 1), span(&[4, 1], 33, 5), span(&[3], 0, 7)],
+        vec![span(&[3], 7, 9), span(&[0], 2, 1), span(&[4, 2], 32, 3)],
     ];
     for (seed, spans) in steps.iter().enumerate() {
         let tokens = spans.iter().map(|span| span.len).sum();
         for layer in 0..shape.layers {
-            let qkv = random((seed * 10 + layer) as u64, [tokens, 72]);
+            let qkv = random((seed * 10 + layer) as u64, [tokens, 216]);
             assert_close(
                 Cpu::attend(&qkv, &mut ours, layer, spans),
                 plain_attend(&qkv, &mut plain, layer, spans),
@@ -99,9 +99,11 @@ fn ragged_attention_agrees_with_plain_burn_over_several_steps() {
     }
 }
 
-const CONTEXT: usize = 24;
+/// Two blocks and a half.
+const CONTEXT: usize = 80;
+const BLOCKS_OF_SEQUENCE: usize = CONTEXT.div_ceil(BLOCK);
 
-fn runner(slots: usize, dtype: Dtype) -> Gpt2Runner<Cpu> {
+fn runner(blocks: usize, dtype: Dtype) -> Gpt2Runner<Cpu> {
     let config = Gpt2Config {
         vocab_size: 61,
         n_positions: CONTEXT,
@@ -110,17 +112,21 @@ fn runner(slots: usize, dtype: Dtype) -> Gpt2Runner<Cpu> {
         n_head: 3,
         ..Gpt2Config::named("tiny").unwrap()
     };
-    Gpt2Runner::new(Gpt2::random(config, 7, dtype, &FlexDevice), slots)
+    Gpt2Runner::new(Gpt2::random(config, 7, dtype, &FlexDevice), blocks)
 }
 
 fn tokens() -> impl Strategy<Value = Vec<u32>> {
     prop::collection::vec(0..61_u32, 2..CONTEXT)
 }
 
-/// The bits of the logits after each sequence's last token, with all but that token prefilled alone.
+fn first_blocks() -> Vec<u32> {
+    (0..BLOCKS_OF_SEQUENCE as u32).collect()
+}
+
+/// The bits of the logits after a sequence's last token, all of it prefilled at once.
 fn alone(sequence: &[u32], dtype: Dtype) -> Vec<u32> {
     let row = StepRow {
-        slot: 0,
+        blocks: first_blocks(),
         position: 0,
         tokens: sequence.to_vec(),
         wants_logits: true,
@@ -136,15 +142,14 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
-    fn logits_are_bit_equal_alone_and_in_any_company_slot_and_chunking(
-        sequences in prop::collection::vec((tokens(), 1..6_usize), 1..6),
-        turn in 0..6_usize,
+    fn logits_are_bit_equal_alone_and_in_any_company_blocks_and_chunking(
+        sequences in prop::collection::vec((tokens(), 1..40_usize), 1..6),
+        places in Just((0..6 * BLOCKS_OF_SEQUENCE as u32).collect::<Vec<_>>()).prop_shuffle(),
         dtype in prop::sample::select(Dtype::ALL.to_vec()),
     ) {
-        let slots = sequences.len();
-        let mut runner = runner(slots, dtype);
-        let mut done = vec![0; slots];
-        let mut last: Vec<Vec<u32>> = vec![Vec::new(); slots];
+        let mut runner = runner(places.len(), dtype);
+        let mut done = vec![0; sequences.len()];
+        let mut last: Vec<Vec<u32>> = vec![Vec::new(); sequences.len()];
         // Ragged: each sequence advances by its own chunk, so that they end at different steps.
         while done.iter().zip(&sequences).any(|(done, (sequence, _))| *done < sequence.len()) {
             let mut rows = Vec::new();
@@ -154,8 +159,8 @@ proptest! {
                 if tokens.is_empty() {
                     continue;
                 }
-                let slot = (index + turn) % slots;
-                rows.push(StepRow { slot, position: done[index], wants_logits: true, tokens });
+                let blocks = places[index * BLOCKS_OF_SEQUENCE..][..BLOCKS_OF_SEQUENCE].to_vec();
+                rows.push(StepRow { blocks, position: done[index], wants_logits: true, tokens });
                 done[index] += rows.last().unwrap().tokens.len();
                 who.push(index);
             }
@@ -167,6 +172,25 @@ proptest! {
         for ((sequence, _), last) in sequences.iter().zip(last) {
             prop_assert_eq!(alone(sequence, dtype), last);
         }
+    }
+
+    #[test]
+    fn logits_are_bit_equal_behind_blocks_that_another_sequence_wrote(
+        sequence in prop::collection::vec(0..61_u32, BLOCK + 1..CONTEXT),
+        other in prop::collection::vec(0..61_u32, 1..CONTEXT - BLOCK),
+        dtype in prop::sample::select(Dtype::ALL.to_vec()),
+    ) {
+        let mut runner = runner(2 * BLOCKS_OF_SEQUENCE, dtype);
+        // The other sequence has the same first block and writes it.
+        let row = |blocks: &[u32], position, tokens: &[u32]| StepRow {
+            blocks: blocks.to_vec(),
+            position,
+            tokens: tokens.to_vec(),
+            wants_logits: true,
+        };
+        runner.step(&[row(&[5, 0, 1], 0, &[&sequence[..BLOCK], &other].concat())]).unwrap();
+        let logits = runner.step(&[row(&[5, 3, 2], BLOCK, &sequence[BLOCK..])]).unwrap();
+        prop_assert_eq!(alone(&sequence, dtype), bits(&logits));
     }
 }
 
@@ -185,13 +209,21 @@ fn logits_are_bit_equal_whatever_the_number_of_threads() {
 #[test]
 fn a_row_out_of_bounds_is_an_error_and_not_a_panic() {
     let row = StepRow {
-        slot: 0,
+        blocks: first_blocks(),
         position: 0,
         tokens: vec![1],
         wants_logits: true,
     };
     let bad = [
-        StepRow { slot: 1, ..row.clone() },
+        StepRow {
+            blocks: vec![BLOCKS_OF_SEQUENCE as u32],
+            ..row.clone()
+        },
+        StepRow {
+            blocks: vec![0],
+            position: BLOCK,
+            ..row.clone()
+        },
         StepRow {
             tokens: vec![],
             ..row.clone()
@@ -209,5 +241,9 @@ fn a_row_out_of_bounds_is_an_error_and_not_a_panic() {
     for row in bad {
         assert!(runner.step(std::slice::from_ref(&row)).is_err(), "{row:?}");
     }
+    assert!(
+        runner.step(&[row.clone(), row.clone()]).is_err(),
+        "two rows would write a block"
+    );
     assert_eq!(runner.step(&[row]).unwrap().len(), 61);
 }

@@ -12,7 +12,7 @@ use burn::backend::flex::FlexDevice;
 use claimcheck_common::domain::Dtype;
 use serde::{Deserialize, Serialize};
 
-use crate::gpt2::{Cpu, Gpt2, Gpt2Runner, ModelFiles, StepModel, StepRow};
+use crate::gpt2::{BLOCK, Cpu, Gpt2, Gpt2Runner, ModelFiles, StepModel, StepRow};
 
 /// What to measure.
 #[derive(Debug, Deserialize)]
@@ -74,7 +74,13 @@ fn measure_here(spec: &Spec, dtype: Dtype) -> anyhow::Result<Answer> {
         weights: spec.model.join("model.safetensors"),
         tokenizer: spec.model.join("tokenizer.json"),
     };
-    let mut model = Gpt2Runner::new(Gpt2::<Cpu>::load(&files, dtype, &FlexDevice)?, spec.prompts.len());
+    let rows = spec
+        .prompts
+        .iter()
+        .map(|prompt| blocks(prompt, spec.new))
+        .sum::<usize>();
+    let long = blocks(&spec.long_prompt, 1);
+    let mut model = Gpt2Runner::new(Gpt2::<Cpu>::load(&files, dtype, &FlexDevice)?, rows.max(long));
     let load_s = begin.elapsed().as_secs_f64();
     // The last token is not read any more.
     let context = model.context_length();
@@ -106,16 +112,14 @@ fn measure_here(spec: &Spec, dtype: Dtype) -> anyhow::Result<Answer> {
 }
 
 fn generate(model: &mut dyn StepModel, prompts: &[Vec<u32>], new: usize) -> anyhow::Result<(Run, Vec<Vec<u32>>)> {
-    let mut rows: Vec<StepRow> = prompts
-        .iter()
-        .enumerate()
-        .map(|(slot, prompt)| StepRow {
-            slot,
-            position: 0,
-            tokens: prompt.clone(),
-            wants_logits: true,
-        })
-        .collect();
+    let mut free = 0..model.blocks() as u32;
+    let row = |prompt: &Vec<u32>| StepRow {
+        blocks: free.by_ref().take(blocks(prompt, new)).collect(),
+        position: 0,
+        tokens: prompt.clone(),
+        wants_logits: true,
+    };
+    let mut rows: Vec<_> = prompts.iter().map(row).collect();
     let mut tokens = vec![Vec::with_capacity(new); rows.len()];
     let begin = Instant::now();
     advance(model, &mut rows, &mut tokens)?;
@@ -126,6 +130,11 @@ fn generate(model: &mut dyn StepModel, prompts: &[Vec<u32>], new: usize) -> anyh
     }
     let decode_s = begin.elapsed().as_secs_f64();
     Ok((Run { prefill_s, decode_s }, tokens))
+}
+
+/// Blocks of the cache that a row takes.
+fn blocks(prompt: &[u32], new: usize) -> usize {
+    (prompt.len() + new).div_ceil(BLOCK)
 }
 
 /// One step; the likeliest token of each row is what that row reads next.

@@ -1,21 +1,26 @@
 //! Causal attention over a cache that is written in place.
 //!
 //! Keys and values lie in panels like weights do, keys with a column for each position and values with a line for each, so
-//! that scores and weighted sums are products of the same kernel. A token's sums go over its own past in the order of
-//! positions: a chunk of prefill does to each of its tokens what decoding would have done.
+//! that scores and weighted sums are products of the same kernel. A block of the cache is one such panel of keys, and a run of
+//! lines of each panel of values. A token's sums go over its own past in the order of positions: a chunk of prefill does to
+//! each of its tokens what decoding would have done, and which blocks hold the past makes no difference.
+
+use std::iter::once;
 
 use claimcheck_common::domain::Dtype;
 use half::bf16;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::super::{CacheShape, Span};
+use super::super::{BLOCK, CacheShape, Span};
 use super::float::{Bf16, F32, Word, block};
 use super::linear::{ROWS, Strip, with_rows};
 use super::lines::{Line, Lines, WIDTH};
 use super::math::exp;
 
-/// Keys and values, each `[layer][slot][head]` of a [`Plan`]'s lines.
+const _: () = assert!(BLOCK == WIDTH, "a block is a panel of keys");
+
+/// Keys and values, each `[layer][head][block]` of a [`Plan`]'s lines.
 pub struct Cache {
     shape: CacheShape,
     plan: Plan,
@@ -23,15 +28,17 @@ pub struct Cache {
     values: Lines,
 }
 
-/// How the past of one head of one slot lies in lines.
+/// How one head's part of a block lies in lines.
 #[derive(Debug, Clone, Copy)]
 struct Plan {
     head_dim: usize,
     /// Of words: `f32` or `bf16`, two of which share a word, neighbours along the inputs of the product.
     dtype: Dtype,
-    /// Lines of a panel of keys, one for each word of `head_dim`; there is such a panel for each 32 positions.
+    /// Of keys, one line for each word of `head_dim`.
     key_lines: usize,
-    /// Lines of a panel of values, one for each word of positions; there is such a panel for each 32 of `head_dim`.
+    /// Panels of values, one for each 32 of `head_dim`.
+    value_panels: usize,
+    /// Lines of a panel of values, one for each word of the block's positions.
     value_lines: usize,
 }
 
@@ -46,34 +53,54 @@ impl Plan {
             head_dim: shape.head_dim,
             dtype: shape.dtype,
             key_lines: shape.head_dim.div_ceil(inputs),
-            value_lines: shape.positions.div_ceil(inputs),
+            value_panels: shape.head_dim.div_ceil(WIDTH),
+            value_lines: BLOCK / inputs,
         }
+    }
+
+    /// Lines of values in a block.
+    const fn lines_of_values(&self) -> usize {
+        self.value_panels * self.value_lines
+    }
+
+    /// A block's keys.
+    fn keys<'a>(&self, keys: &'a [Line], block: u32) -> &'a [Line] {
+        &keys[block as usize * self.key_lines..][..self.key_lines]
+    }
+
+    /// The first lines of one panel of a block's values.
+    fn values<'a>(&self, values: &'a [Line], block: u32, panel: usize, lines: usize) -> &'a [Line] {
+        let first = block as usize * self.lines_of_values() + panel * self.value_lines;
+        &values[first..][..lines.min(self.value_lines)]
     }
 
     /// Puts a token's key `[head_dim]` into its column and its value into its line.
-    fn write(&self, position: usize, key: &[f32], value: &[f32], keys: &mut [Line], values: &mut [Line]) {
-        let panel = &mut keys[position / WIDTH * self.key_lines..][..self.key_lines];
+    fn write(&self, block: u32, place: usize, token: [&[f32]; 2], keys: &mut [Line], values: &mut [Line]) {
+        let [key, value] = token;
+        let panel = &mut keys[block as usize * self.key_lines..][..self.key_lines];
         for (input, key) in key.iter().enumerate() {
-            let (line, place) = self.place(input);
-            self.put(&mut panel[line][position % WIDTH], place, *key);
+            let (line, part) = self.part(input);
+            self.put(&mut panel[line][place], part, *key);
         }
-        let (line, place) = self.place(position);
-        for (column, value) in value.iter().enumerate() {
-            let line = &mut values[column / WIDTH * self.value_lines + line];
-            self.put(&mut line[column % WIDTH], place, *value);
+        let (line, part) = self.part(place);
+        let panels = &mut values[block as usize * self.lines_of_values()..][..self.lines_of_values()];
+        for (panel, value) in panels.chunks_exact_mut(self.value_lines).zip(value.chunks(WIDTH)) {
+            for (word, value) in panel[line].iter_mut().zip(value) {
+                self.put(word, part, *value);
+            }
         }
     }
 
-    /// The line of an input, and its place within the word.
-    const fn place(&self, input: usize) -> (usize, usize) {
+    /// The line of an input, and its part of the word.
+    const fn part(&self, input: usize) -> (usize, usize) {
         match self.dtype {
             Dtype::F32 => (input, 0),
             Dtype::Bf16 | Dtype::Int8 => (input / Bf16::INPUTS, input % Bf16::INPUTS),
         }
     }
 
-    fn put(&self, word: &mut u32, place: usize, value: f32) {
-        *word = match (self.dtype, place) {
+    fn put(&self, word: &mut u32, part: usize, value: f32) {
+        *word = match (self.dtype, part) {
             (Dtype::F32, _) => value.to_bits(),
             // What an earlier sequence left in the other half must not be read with it.
             (_, 0) => u32::from(bf16::from_f32(value).to_bits()),
@@ -85,115 +112,149 @@ impl Plan {
 impl Cache {
     pub(super) fn new(shape: CacheShape) -> Self {
         let plan = Plan::new(shape);
-        let heads = shape.layers * shape.slots * shape.heads;
+        let heads = shape.layers * shape.heads;
         Self {
             shape,
             plan,
-            keys: Lines::zeroed(heads * shape.positions.div_ceil(WIDTH) * plan.key_lines),
-            values: Lines::zeroed(heads * shape.head_dim.div_ceil(WIDTH) * plan.value_lines),
+            keys: Lines::zeroed(heads * shape.blocks * plan.key_lines),
+            values: Lines::zeroed(heads * shape.blocks * plan.lines_of_values()),
         }
     }
 
+    /// See [`super::super::Gpt2Backend::block_bytes`].
+    pub(super) fn block_bytes(shape: CacheShape) -> usize {
+        let plan = Plan::new(shape);
+        shape.layers * shape.heads * (plan.key_lines + plan.lines_of_values()) * size_of::<Line>()
+    }
+
     /// See [`super::super::Gpt2Backend::attend`].
-    pub(super) fn attend(&mut self, arch: Arch, qkv: &[f32], layer: usize, spans: &[Span]) -> Vec<f32> {
+    pub(super) fn attend(&mut self, arch: Arch, qkv: &[f32], layer: usize, spans: &[Span<'_>]) -> Vec<f32> {
         let CacheShape {
-            slots, heads, head_dim, ..
+            blocks,
+            heads,
+            head_dim,
+            ..
         } = self.shape;
-        let width = heads * head_dim;
-        // Where the span of each slot begins within the step.
-        let mut of_slot = vec![None; slots];
-        let mut tokens = 0;
-        for span in spans {
-            of_slot[span.slot] = Some((tokens, *span));
-            tokens += span.len;
-        }
-        let plan = self.plan;
-        let (keys, values) = (self.keys.get_mut(), self.values.get_mut());
-        let heads_of_layer = slots * heads;
-        let (key_lines, value_lines) = (
-            keys.len() / (self.shape.layers * heads_of_layer),
-            values.len() / (self.shape.layers * heads_of_layer),
-        );
-        let mixed: Vec<Vec<f32>> = keys[layer * heads_of_layer * key_lines..][..heads_of_layer * key_lines]
-            .par_chunks_exact_mut(key_lines)
-            .zip(
-                values[layer * heads_of_layer * value_lines..][..heads_of_layer * value_lines]
-                    .par_chunks_exact_mut(value_lines),
-            )
+        let (plan, width) = (self.plan, heads * head_dim);
+        let tokens = qkv.len() / (3 * width);
+        let (key_lines, value_lines) = (blocks * plan.key_lines, blocks * plan.lines_of_values());
+        let keys = &mut self.keys.get_mut()[layer * heads * key_lines..][..heads * key_lines];
+        let values = &mut self.values.get_mut()[layer * heads * value_lines..][..heads * value_lines];
+        // `[head][T][head_dim]`: each head writes its own keys, values and sums.
+        let mut mixed = vec![0.0; tokens * width];
+        keys.par_chunks_exact_mut(key_lines)
+            .zip(values.par_chunks_exact_mut(value_lines))
+            .zip(mixed.par_chunks_exact_mut(tokens * head_dim))
             .enumerate()
-            .with_min_len(heads_of_task(spans, head_dim, slots))
-            .filter_map(|(index, (keys, values))| {
-                let (slot, head) = (index / heads, index % heads);
-                let (first, span) = of_slot[slot]?;
-                let qkv = &qkv[first * 3 * width..][..span.len * 3 * width];
-                Some(arch.dispatch(Head {
+            .with_min_len(of_task(spans, head_dim, 1))
+            .for_each(|(index, ((keys, values), mixed))| {
+                let head = Head {
                     plan,
-                    span,
-                    index: head,
+                    index,
                     qkv,
                     width,
-                    keys,
-                    values,
-                }))
-            })
-            .collect();
-        // From `[slot][head][token of the span][head_dim]` to `[T][C]`.
+                    spans,
+                };
+                head.write(keys, values);
+                head.look(arch, keys, values, mixed);
+            });
         let mut y = vec![0.0; tokens * width];
-        let active = of_slot.iter().flatten();
-        for ((first, span), mixed) in active.zip(mixed.chunks_exact(heads)) {
-            let rows = &mut y[first * width..][..span.len * width];
-            for (head, mixed) in mixed.iter().enumerate() {
-                for (row, mixed) in rows.chunks_exact_mut(width).zip(mixed.chunks_exact(head_dim)) {
-                    row[head * head_dim..][..head_dim].copy_from_slice(mixed);
+        y.par_chunks_exact_mut(width)
+            .enumerate()
+            .with_min_len(8)
+            .for_each(|(token, y)| {
+                for (head, y) in y.chunks_exact_mut(head_dim).enumerate() {
+                    y.copy_from_slice(&mixed[(head * tokens + token) * head_dim..][..head_dim]);
                 }
-            }
-        }
+            });
         y
     }
 }
 
-/// A task should be worth its hand-over: some 200,000 multiplications.
-fn heads_of_task(spans: &[Span], head_dim: usize, slots: usize) -> usize {
+/// A task should be worth its hand-over, some 200,000 multiplications: so many of the things of which a head has `parts`.
+fn of_task(spans: &[Span<'_>], head_dim: usize, parts: usize) -> usize {
     let looked_at: usize = spans.iter().map(|span| span.len * (span.position + span.len)).sum();
-    200_000 * slots / (2 * looked_at * head_dim).max(1) + 1
+    200_000 * parts / (2 * looked_at * head_dim).max(1) + 1
 }
 
-/// One head's part of a span. A type and no closure, so that it is sure to be inlined (`float.rs` says why).
+/// One head's part of a step.
 struct Head<'a> {
     plan: Plan,
-    span: Span,
     index: usize,
-    /// Of the span's tokens, `[len, 3 C]`.
+    /// Of all the step's tokens, `[T, 3 C]`.
     qkv: &'a [f32],
     /// C.
     width: usize,
-    keys: &'a mut [Line],
-    values: &'a mut [Line],
+    spans: &'a [Span<'a>],
 }
 
-impl WithSimd for Head<'_> {
+impl Head<'_> {
+    /// Puts the keys and values of all tokens into their blocks.
+    fn write(&self, keys: &mut [Line], values: &mut [Line]) {
+        let mut tokens = self.qkv.chunks_exact(3 * self.width);
+        for span in self.spans {
+            for (position, qkv) in (span.position..).zip(tokens.by_ref().take(span.len)) {
+                let part =
+                    |which: usize| &qkv[which * self.width + self.index * self.plan.head_dim..][..self.plan.head_dim];
+                let (block, place) = (span.blocks[position / BLOCK], position % BLOCK);
+                self.plan.write(block, place, [part(1), part(2)], keys, values);
+            }
+        }
+    }
+
+    /// Lets each token look at its past: `mixed [T, head_dim]`.
+    fn look(&self, arch: Arch, keys: &[Line], values: &[Line], mut mixed: &mut [f32]) {
+        let mut first = 0;
+        let mut rows = Vec::with_capacity(self.spans.len());
+        for span in self.spans {
+            let (of_span, rest) = mixed.split_at_mut(span.len * self.plan.head_dim);
+            mixed = rest;
+            rows.push(Row {
+                plan: self.plan,
+                span: *span,
+                queries: &self.qkv[first * 3 * self.width + self.index * self.plan.head_dim..],
+                stride: 3 * self.width,
+                keys,
+                values,
+                mixed: of_span,
+            });
+            first += span.len;
+        }
+        rows.into_par_iter()
+            .with_min_len(of_task(self.spans, self.plan.head_dim, self.spans.len()))
+            .for_each(|row| arch.dispatch(row));
+    }
+}
+
+/// One head's part of a span. A type and no closure, so that it is sure to be inlined (`float.rs` says why).
+struct Row<'a> {
+    plan: Plan,
+    span: Span<'a>,
+    /// From the first token's query on.
+    queries: &'a [f32],
+    /// From one query to the next.
+    stride: usize,
+    /// The head's, of all blocks.
+    keys: &'a [Line],
+    values: &'a [Line],
     /// `[len, head_dim]`
-    type Output = Vec<f32>;
+    mixed: &'a mut [f32],
+}
+
+impl WithSimd for Row<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) -> Vec<f32> {
+    fn with_simd<S: Simd>(self, simd: S) {
         let head_dim = self.plan.head_dim;
-        for (token, qkv) in self.qkv.chunks_exact(3 * self.width).enumerate() {
-            let part = |which: usize| &qkv[which * self.width + self.index * head_dim..][..head_dim];
-            let position = self.span.position + token;
-            self.plan.write(position, part(1), part(2), self.keys, self.values);
-        }
-        let mut mixed = vec![0.0; self.span.len * head_dim];
         let mut scratch = Scratch::default();
-        let blocks = mixed
-            .chunks_mut(ROWS * head_dim)
-            .zip(self.qkv.chunks(ROWS * 3 * self.width));
-        for (index, (mixed, qkv)) in blocks.enumerate() {
+        for (index, mixed) in self.mixed.chunks_mut(ROWS * head_dim).enumerate() {
             let look = Look {
                 plan: self.plan,
                 first: self.span.position + index * ROWS,
-                queries: &qkv[self.index * head_dim..],
-                stride: 3 * self.width,
+                queries: &self.queries[index * ROWS * self.stride..],
+                stride: self.stride,
+                blocks: self.span.blocks,
                 keys: self.keys,
                 values: self.values,
             };
@@ -203,7 +264,6 @@ impl WithSimd for Head<'_> {
                 _ => with_rows!(rows, R => look.mix::<S, Bf16, R>(simd, &mut scratch, mixed)),
             }
         }
-        mixed
     }
 }
 
@@ -225,6 +285,8 @@ struct Look<'a> {
     queries: &'a [f32],
     /// From one query to the next.
     stride: usize,
+    /// Where the past lies.
+    blocks: &'a [u32],
     keys: &'a [Line],
     values: &'a [Line],
 }
@@ -236,6 +298,7 @@ impl Look<'_> {
         let Plan {
             head_dim,
             key_lines,
+            value_panels,
             value_lines,
             ..
         } = self.plan;
@@ -252,8 +315,9 @@ impl Look<'_> {
         let panels = positions.div_ceil(WIDTH);
         strips.clear();
         strips.resize(panels * R, [0.0; WIDTH]);
-        for (strips, keys) in strips.chunks_exact_mut(R).zip(self.keys.chunks_exact(key_lines)) {
-            block::<S, W, R>(simd, keys, x, strips);
+        let blocks = &self.blocks[..panels];
+        for (strips, one) in strips.chunks_exact_mut(R).zip(blocks) {
+            block::<S, W, R>(simd, once(self.plan.keys(self.keys, *one)), x, strips);
         }
         // Weights for each position that the last of the tokens sees, none beyond a token's own.
         let lines = positions.div_ceil(W::INPUTS);
@@ -271,9 +335,11 @@ impl Look<'_> {
                 }
             }
         }
-        for (panel, values) in self.values.chunks_exact(value_lines).enumerate() {
+        for panel in 0..value_panels {
+            let runs = blocks.iter().zip((0..lines).step_by(value_lines));
+            let runs = runs.map(|(one, before)| self.plan.values(self.values, *one, panel, lines - before));
             let mut sums = [[0.0; WIDTH]; R];
-            block::<S, W, R>(simd, &values[..lines], x, &mut sums);
+            block::<S, W, R>(simd, runs, x, &mut sums);
             for row in 0..R {
                 let mixed = &mut mixed[row * head_dim..][..head_dim];
                 for (mixed, sum) in mixed[panel * WIDTH..].iter_mut().zip(&sums[row]) {

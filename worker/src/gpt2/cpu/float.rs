@@ -1,5 +1,6 @@
 //! The micro-kernel over weights of floating point.
 
+use std::iter::once;
 use std::marker::PhantomData;
 
 use pulp::{Arch, Simd, WithSimd};
@@ -98,25 +99,36 @@ impl<W: Word> WithSimd for PanelProduct<'_, W> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         for (strips, x) in self.strips.chunks_mut(self.x.rows).zip(self.x.iter()) {
-            with_rows!(strips.len(), R => block::<S, W, R>(simd, self.lines, x, strips));
+            with_rows!(strips.len(), R => block::<S, W, R>(simd, once(self.lines), x, strips));
         }
     }
 }
 
-/// The product of `R` rows with a panel, whose sums stay in registers: `x [inputs][R]`, `strips [R][32]`.
+/// The product of `R` rows with a panel, whose sums stay in registers: `x [inputs][R]`, `strips [R][32]`. The panel's lines
+/// come in one run or in several.
 #[inline(always)]
-pub(super) fn block<S: Simd, W: Word, const R: usize>(simd: S, lines: &[Line], x: &[f32], strips: &mut [Strip]) {
+pub(super) fn block<'a, S: Simd, W: Word, const R: usize>(
+    simd: S,
+    runs: impl Iterator<Item = &'a [Line]> + Clone,
+    x: &[f32],
+    strips: &mut [Strip],
+) {
     let x = x.as_chunks::<R>().0;
     for group in 0..WIDTH / (VECTORS * S::F32_LANES) {
         let mut sums = [[simd.splat_f32s(0.0); VECTORS]; R];
-        for (line, x) in lines.iter().zip(x.chunks_exact(W::INPUTS)) {
-            let words = &S::as_simd_u32s(line).0[group * VECTORS..][..VECTORS];
-            for (place, x) in x.iter().enumerate() {
-                let weights = [W::weights(simd, words[0], place), W::weights(simd, words[1], place)];
-                for (sums, x) in sums.iter_mut().zip(x) {
-                    let x = simd.splat_f32s(*x);
-                    for (sum, weights) in sums.iter_mut().zip(weights) {
-                        *sum = simd.mul_add_e_f32s(x, weights, *sum);
+        let mut x = x;
+        for lines in runs.clone() {
+            let (here, rest) = x.split_at(lines.len() * W::INPUTS);
+            x = rest;
+            for (line, x) in lines.iter().zip(here.chunks_exact(W::INPUTS)) {
+                let words = &S::as_simd_u32s(line).0[group * VECTORS..][..VECTORS];
+                for (place, x) in x.iter().enumerate() {
+                    let weights = [W::weights(simd, words[0], place), W::weights(simd, words[1], place)];
+                    for (sums, x) in sums.iter_mut().zip(x) {
+                        let x = simd.splat_f32s(*x);
+                        for (sum, weights) in sums.iter_mut().zip(weights) {
+                            *sum = simd.mul_add_e_f32s(x, weights, *sum);
+                        }
                     }
                 }
             }

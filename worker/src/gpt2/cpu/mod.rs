@@ -3,7 +3,7 @@
 //!
 //! `panels.rs` packs weights, `linear.rs` multiplies with them by the micro-kernels of `float.rs` and `int8.rs`, `attention.rs`
 //! uses the same on its cache. Every kernel reduces an element in one fixed order, so that a row's result is bit-equal alone,
-//! in any company, in any slot, in one prefill chunk or many, on any number of threads. The machine's vector instructions
+//! in any company, in any blocks of the cache, in one prefill chunk or many, on any number of threads. The machine's vector instructions
 //! are chosen at run time (crate `pulp`).
 
 // What runs under `Arch::dispatch` must be inlined into it to be compiled for the chosen vector instructions.
@@ -91,11 +91,15 @@ impl Gpt2Backend for Cpu {
         (sum, matrix(norm, rows))
     }
 
+    fn block_bytes(shape: CacheShape) -> usize {
+        attention::Cache::block_bytes(shape)
+    }
+
     fn new_cache(shape: CacheShape, _device: &Self::Device) -> Self::Cache {
         attention::Cache::new(shape)
     }
 
-    fn attend(qkv: &Tensor<Self, 2>, cache: &mut Self::Cache, layer: usize, spans: &[Span]) -> Tensor<Self, 2> {
+    fn attend(qkv: &Tensor<Self, 2>, cache: &mut Self::Cache, layer: usize, spans: &[Span<'_>]) -> Tensor<Self, 2> {
         let rows = qkv.dims()[0];
         matrix(
             with_slice(qkv, |qkv| cache.attend(Arch::new(), qkv, layer, spans)),

@@ -125,8 +125,7 @@ fn a_row_is_bit_equal_alone_and_among_others() {
 fn what_is_no_number_stays_none_in_its_own_row() {
     let shape = CacheShape {
         layers: 1,
-        slots: 2,
-        positions: 4,
+        blocks: 2,
         heads: 1,
         head_dim: 20,
         dtype: Dtype::F32,
@@ -145,8 +144,9 @@ fn what_is_no_number_stays_none_in_its_own_row() {
         }
         let mut qkv = random(10, 2 * 60);
         qkv[3] = f32::NAN;
-        let spans = [0, 1].map(|slot| Span {
-            slot,
+        let spans = [[0], [1]];
+        let spans = spans.each_ref().map(|blocks| Span {
+            blocks,
             position: 0,
             len: 1,
         });
