@@ -24,6 +24,7 @@ use crate::health::Health;
 use crate::intake::Intake;
 use crate::promises::Promises;
 use crate::reads::{AccountReads, KeyReads};
+use crate::receipt_key::ReceiptKey;
 use crate::relay::Relay;
 use crate::routes::submit_job::render;
 use crate::serve::{ServeLimits, serve};
@@ -72,6 +73,8 @@ pub struct AppState {
     pub pool: Pool,
     /// Issues and verifies access tokens.
     pub tokens: Arc<TokenIssuer>,
+    /// Signs receipts.
+    pub receipt_key: Arc<ReceiptKey>,
     /// Hashes and checks passwords.
     pub passwords: Passwords,
     /// Who callers are.
@@ -115,8 +118,11 @@ impl AppState {
             key_uses.clone(),
         );
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let receipt_secret = config.api.receipt_secret.as_ref().unwrap_or(&config.api.jwt_secret);
+        let receipt_key = ReceiptKey::from_secret(receipt_secret).context("there is no key for receipts")?;
         Ok(Self {
             tokens,
+            receipt_key: Arc::new(receipt_key),
             passwords: Passwords::new(cores, PASSWORDS_WAITING)?,
             doorkeeper: Arc::new(doorkeeper),
             key_uses,

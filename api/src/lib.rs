@@ -18,6 +18,7 @@ pub mod intake;
 pub mod middleware;
 pub mod promises;
 pub mod reads;
+pub mod receipt_key;
 pub mod relay;
 pub mod router;
 pub mod routes;

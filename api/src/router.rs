@@ -23,7 +23,8 @@ use crate::error::{ApiError, Problem};
 use crate::middleware;
 use crate::routes::{
     api_keys, bulk_jobs, cancel_job, dead_letters, delete_job, get_job, get_model, get_place, health, list_jobs,
-    list_models, metrics, openapi, operators, put_job, register, retry_job, root, submit_job, token,
+    list_models, metrics, openapi, operators, put_job, receipt, register, replay_job, retry_job, root, submit_job,
+    token, usage,
 };
 
 /// A request is given up after this.
@@ -65,6 +66,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(health::readyz).needs(Nothing))
         .routes(routes!(health::startupz).needs(Nothing))
         .routes(routes!(metrics::metrics).needs(Nothing))
+        .routes(routes!(receipt::receipt_keys).needs(Nothing))
         .layer(from_fn_with_state(TIME_LIMIT, middleware::time_limit));
 
     let accounts = OpenApiRouter::new()
@@ -81,6 +83,8 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(cancel_job::cancel_job).needs(JobsWrite))
         .routes(routes!(get_place::get_place).needs(JobsRead))
         .routes(routes!(retry_job::retry_job).needs(JobsWrite))
+        .routes(routes!(receipt::get_receipt).needs(JobsRead))
+        .routes(routes!(usage::usage).needs(JobsRead))
         .routes(routes!(bulk_jobs::cancel_jobs).needs(JobsWrite))
         .routes(routes!(bulk_jobs::retry_jobs).needs(JobsWrite))
         .routes(routes!(dead_letters::list_dead_letters).needs(JobsRead));
@@ -114,6 +118,8 @@ fn documented() -> OpenApiRouter<AppState> {
     let waiting = OpenApiRouter::new()
         .routes(routes!(get_job::get_job).needs(JobsRead))
         .routes(routes!(delete_job::delete_job).needs(JobsWrite))
+        .routes(routes!(replay_job::replay_job).needs(JobsWrite))
+        .routes(routes!(replay_job::get_replay).needs(JobsRead))
         .layer(from_fn_with_state(WAITING_TIME_LIMIT, middleware::time_limit))
         .layer(from_fn_with_state(
             Arc::new(Semaphore::new(WAITING_REQUESTS)),

@@ -201,6 +201,9 @@ pub struct ApiConfig {
     pub http_addr: SocketAddr,
     /// `CLAIMCHECK_JWT_SECRET`: signs access tokens; at least 32 bytes. Changing it ends all sessions.
     pub jwt_secret: SecretString,
+    /// `CLAIMCHECK_RECEIPT_SECRET`: what the key that signs receipts follows from. `CLAIMCHECK_JWT_SECRET` unless set.
+    #[serde(default)]
+    pub receipt_secret: Option<SecretString>,
     /// `CLAIMCHECK_TOKEN_TTL`: how long an access token is good (15 min).
     #[serde(default = "default_token_ttl", with = "humantime_serde")]
     pub token_ttl: Duration,

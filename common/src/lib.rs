@@ -10,5 +10,5 @@ pub mod shutdown;
 pub mod store;
 pub mod telemetry;
 pub mod tokenizer;
-pub mod view;
 pub mod validate;
+pub mod view;

@@ -59,6 +59,9 @@ pub struct JobBody {
     /// The ended job that it does again.
     #[schema(required)]
     pub retry_of: Option<String>,
+    /// The ended job whose tokens it is held against.
+    #[schema(required)]
+    pub replay_of: Option<String>,
     /// Tokens that a cancelled job had generated when it stopped.
     #[schema(required)]
     pub stopped_after_tokens: Option<u32>,
@@ -236,6 +239,7 @@ impl From<&JobView> for JobBody {
             start_by: seconds(job.options.start_by),
             waiting_reason: job.waiting.map(WaitingReason::as_str),
             retry_of: job.retry_of.map(|id| id.to_string()),
+            replay_of: job.replay_of.map(|id| id.to_string()),
             stopped_after_tokens: (job.status == JobStatus::Cancelled).then_some(job.usage.completion_tokens),
             erased_at: seconds(job.erased_at),
             parameters: job.input.as_ref().map(|input| ParametersBody::from(&input.params)),
@@ -370,6 +374,7 @@ mod tests {
             last_error: None,
             waiting: Some(WaitingReason::Capacity),
             retry_of: None,
+            replay_of: None,
             options: JobOptions::default(),
             erased_at: None,
             input: Some(JobInput {
@@ -423,6 +428,7 @@ mod tests {
             index: 0,
             finish_reason: Some(FinishReason::Length),
             logprobs: None,
+            tokens: Vec::new(),
         }]);
         let body = json(&job);
         assert_eq!(body["output"]["object"], "text_completion");
@@ -454,6 +460,7 @@ mod tests {
                 ],
                 text_offset: vec![0, 0],
             }),
+            tokens: Vec::new(),
         }]);
         assert_eq!(
             json(&job)["output"]["choices"][0]["logprobs"],

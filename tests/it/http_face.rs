@@ -55,6 +55,7 @@ pub(crate) async fn announce(world: &World, name: &str) {
         context_length: CONTEXT,
         vocabulary_size: VOCABULARY,
         dtype: "f32".to_owned(),
+        weights_sha256: "0".repeat(64),
         tokenizer: byte_tokenizer().into_bytes(),
         tokenizer_sha256: "bytes".to_owned(),
     };
@@ -90,6 +91,7 @@ pub(crate) fn config(world: &World) -> Config {
         api: ApiConfig {
             http_addr: ([127, 0, 0, 1], 0).into(),
             jwt_secret: "a secret of at least thirty-two bytes".to_owned().into(),
+            receipt_secret: None,
             token_ttl: Duration::from_mins(10),
             max_queued: None,
             stop_notice: Duration::ZERO,

@@ -28,6 +28,7 @@ async fn finish(world: &World, key: JobKey) {
             index: 0,
             finish_reason: Some(FinishReason::Length),
             logprobs: None,
+            tokens: Vec::new(),
         }],
         usage: Usage::new(2, 3),
     };

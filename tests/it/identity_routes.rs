@@ -218,9 +218,12 @@ async fn no_route_lets_in_a_key_without_its_scope_or_a_user_without_its_role() {
 /// For a route about somebody's things: the id of the victim's, and a body that is good. `None` for routes about nobody's.
 fn foreign<'a>(path: &str, victims: &'a Victims) -> Option<(&'a str, Value)> {
     match path {
-        "/v1/jobs/{id}" | "/v1/jobs/{id}/cancel" | "/v1/jobs/{id}/queue" | "/v1/jobs/{id}/retry" => {
-            Some((&victims.job, json!(null)))
-        }
+        "/v1/jobs/{id}"
+        | "/v1/jobs/{id}/cancel"
+        | "/v1/jobs/{id}/queue"
+        | "/v1/jobs/{id}/retry"
+        | "/v1/jobs/{id}/receipt"
+        | "/v1/jobs/{id}/replay" => Some((&victims.job, json!(null))),
         "/v1/api_keys/{id}" | "/v1/api_keys/{id}/rotate" => Some((&victims.key, json!({}))),
         // Shared by all, or the caller's own by its name.
         "/v1/models/{name}" | "/v1/jobs/{client_id}" => None,

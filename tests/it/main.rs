@@ -18,6 +18,7 @@ mod model_files;
 mod parity;
 mod plans;
 mod precision;
+mod receipts;
 mod same_answer;
 mod store;
 mod store_guards;

@@ -55,6 +55,7 @@ pub(crate) fn files_in(folder: &Path) -> ModelFiles {
         revision: "0".to_owned(),
         config: folder.join("config.json"),
         weights: folder.join("model.safetensors"),
+        weights_sha256: None,
         tokenizer: folder.join("tokenizer.json"),
     }
 }
@@ -224,7 +225,7 @@ async fn the_bundled_model_writes_the_text_that_transformers_writes() {
             .unwrap();
     }
     while !texts.is_empty() {
-        if let EngineEvent::Ended(key, ending) = events.recv().await.expect("the engine runs") {
+        if let EngineEvent::Ended(key, ending, _) = events.recv().await.expect("the engine runs") {
             let one = texts.remove(&key).unwrap();
             let Ending::Completed(completion) = ending else {
                 panic!("{}: {ending:?}", one.prompt);

@@ -49,7 +49,7 @@ impl Model {
             let ended = async {
                 let mut left = group.len();
                 while left > 0 {
-                    if let EngineEvent::Ended(key, ending) = events.recv().await.unwrap() {
+                    if let EngineEvent::Ended(key, ending, _) = events.recv().await.unwrap() {
                         let Ending::Completed(completion) = ending else {
                             panic!("{ending:?}")
                         };

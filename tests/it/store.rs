@@ -54,6 +54,7 @@ pub(crate) fn new_job(account: &Account) -> NewJob {
         tenant_id: account.tenant_id,
         project_id: account.project_id,
         user_id: account.user_id,
+        api_key_id: None,
         model: ModelRef {
             name: "m".to_owned(),
             revision: "r".to_owned(),
@@ -110,6 +111,7 @@ pub(crate) fn completion(text: &str) -> Completion {
         index: 0,
         finish_reason: Some(FinishReason::Stop),
         logprobs: None,
+        tokens: Vec::new(),
     };
     Completion {
         choices: vec![choice],

@@ -374,7 +374,7 @@ async fn do_again(pool: &Pool, project: ProjectId, id: JobId) -> Retried {
         queue_limit: None,
         claim: None,
     };
-    match retry::retry(pool, project, id, asker, |_| Answer::default())
+    match retry::retry(pool, project, id, retry::Purpose::Retry, asker, |_| Answer::default())
         .await
         .unwrap()
     {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use claimcheck_common::config::{DeliveryConfig, WorkerConfig};
-use claimcheck_common::domain::WorkerId;
+use claimcheck_common::domain::{Runtime, WorkerId};
 use claimcheck_common::queue::Broker;
 use claimcheck_common::store::{Pool, models};
 use tokio::sync::{Mutex, mpsc};
@@ -129,7 +129,9 @@ impl Generate {
             event_sender,
         );
         let in_flight = Arc::new(InFlight::default());
-        let results = Results::new(self.pool.clone(), in_flight.clone(), self.worker);
+        let served = &announcement.model;
+        let runtime = Runtime::of_this_build(served.weights_sha256.clone(), served.dtype.clone());
+        let results = Results::new(self.pool.clone(), in_flight.clone(), self.worker, runtime);
         let feeder = Feeder {
             pool: self.pool.clone(),
             tokenizer: model.tokenizer,

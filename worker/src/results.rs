@@ -8,9 +8,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use claimcheck_common::backoff::Backoff;
-use claimcheck_common::domain::{JobError, JobKey, JobStatus, WorkerId};
+use claimcheck_common::domain::{JobError, JobKey, JobStatus, Runtime, Spent, WorkerId};
 use claimcheck_common::queue::Acker;
-use claimcheck_common::store::settle::{self, Settled, Settlement};
+use claimcheck_common::store::settle::{self, Measured, Settled, Settlement};
 use claimcheck_common::store::{Pool, StoreResult, lease};
 use tokio::sync::mpsc;
 
@@ -33,15 +33,17 @@ pub struct Results {
     pool: Pool,
     in_flight: Arc<InFlight>,
     actor: String,
+    runtime: Arc<Runtime>,
 }
 
 impl Results {
-    /// `worker` is who the audit log names.
-    pub fn new(pool: Pool, in_flight: Arc<InFlight>, worker: WorkerId) -> Self {
+    /// `worker` is who the audit log names, `runtime` what receipts say that it ran on.
+    pub fn new(pool: Pool, in_flight: Arc<InFlight>, worker: WorkerId, runtime: Runtime) -> Self {
         Self {
             pool,
             in_flight,
             actor: format!("worker:{}", worker.uuid()),
+            runtime: Arc::new(runtime),
         }
     }
 
@@ -58,11 +60,15 @@ impl Results {
                 break;
             }
             let ended = starts.sort(ready.drain(..));
-            let ours = ended.into_iter().filter_map(|(key, ending, started)| {
-                let reason = self.in_flight.stop_reason(key);
-                self.in_flight.end(key).then(|| Settlement {
-                    started,
-                    ..settlement(key, ending, reason)
+            let ours = ended.into_iter().filter_map(|ended| {
+                let reason = self.in_flight.stop_reason(ended.key);
+                self.in_flight.end(ended.key).then(|| Settlement {
+                    started: ended.started,
+                    measured: Some(Measured {
+                        spent: ended.spent,
+                        runtime: self.runtime.clone(),
+                    }),
+                    ..settlement(ended.key, ended.ending, reason)
                 })
             });
             self.settle(ours.collect()).await;
@@ -96,22 +102,34 @@ impl Results {
     }
 }
 
+/// A job that left the engine, with its start if that is still to be written.
+struct Ended {
+    key: JobKey,
+    ending: Ending,
+    spent: Spent,
+    started: Option<Instant>,
+}
+
 /// Starts that are not written down yet, the earliest first.
 #[derive(Default)]
 struct Starts(VecDeque<(JobKey, Instant)>);
 
 impl Starts {
-    /// Keeps the starts among `events`, and answers which jobs ended, in the order of the events, each with its start if
-    /// that is still to be written.
-    fn sort(&mut self, events: impl Iterator<Item = EngineEvent>) -> Vec<(JobKey, Ending, Option<Instant>)> {
+    /// Keeps the starts among `events`, and answers which jobs ended, in the order of the events.
+    fn sort(&mut self, events: impl Iterator<Item = EngineEvent>) -> Vec<Ended> {
         let mut ended = Vec::new();
         for event in events {
             match event {
                 EngineEvent::Started(key) => self.0.push_back((key, Instant::now())),
-                EngineEvent::Ended(key, ending) => {
+                EngineEvent::Ended(key, ending, spent) => {
                     let place = self.0.iter().position(|(started, _)| *started == key);
                     let started = place.and_then(|place| self.0.remove(place));
-                    ended.push((key, ending, started.map(|(_, began)| began)));
+                    ended.push(Ended {
+                        key,
+                        ending,
+                        spent,
+                        started: started.map(|(_, began)| began),
+                    });
                 }
             }
         }
@@ -214,7 +232,7 @@ mod tests {
     fn a_start_is_written_with_its_jobs_end_or_when_it_is_ripe() {
         let (begun, done, older) = (key(), key(), key());
         let mut starts = Starts::default();
-        let ended = |key| EngineEvent::Ended(key, Ending::Completed(completion()));
+        let ended = |key| EngineEvent::Ended(key, Ending::Completed(completion()), Spent::default());
         let events = [
             EngineEvent::Started(begun),
             EngineEvent::Started(done),
@@ -224,7 +242,7 @@ mod tests {
         let sorted = starts.sort(events.into_iter());
         let said: Vec<_> = sorted
             .iter()
-            .map(|(key, _, started)| (*key, started.is_some()))
+            .map(|ended| (ended.key, ended.started.is_some()))
             .collect();
         assert_eq!(
             said,

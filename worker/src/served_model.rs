@@ -104,7 +104,12 @@ pub fn find(source: &str, revision: Option<&str>, config: &HubConfig) -> Result<
 
 fn load(choice: ModelChoice) -> Result<ServedModel, ServeError> {
     let files = find(&choice.source, choice.revision.as_deref(), &choice.hub)?;
-    let weights = Gpt2::<Cpu>::load(&files, choice.dtype, &FlexDevice)?;
+    // Beside each other: both read the whole file.
+    let (weights, weights_sha256) = std::thread::scope(|scope| {
+        let digest = scope.spawn(|| files.weights_sha256());
+        (Gpt2::<Cpu>::load(&files, choice.dtype, &FlexDevice), digest.join())
+    });
+    let (weights, weights_sha256) = (weights?, weights_sha256.map_err(|_| ServeError::Panicked)??);
     let blocks = usize::from(choice.slots) * weights.config().n_positions.div_ceil(BLOCK);
     let model: Box<dyn StepModel> = Box::new(Gpt2Runner::new(weights, blocks));
     let bytes = std::fs::read(&files.tokenizer).map_err(|cause| LoadError::Unreadable {
@@ -119,6 +124,7 @@ fn load(choice: ModelChoice) -> Result<ServedModel, ServeError> {
         context_length: model.context_length() as u32,
         vocabulary_size: model.vocab_size() as u32,
         dtype: choice.dtype.to_string(),
+        weights_sha256,
         tokenizer_sha256: hex::encode(Sha256::digest(&bytes)),
         tokenizer: bytes,
     };

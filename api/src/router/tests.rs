@@ -16,6 +16,7 @@ fn state() -> AppState {
         api: ApiConfig {
             http_addr: ([127, 0, 0, 1], 0).into(),
             jwt_secret: "a secret of at least thirty-two bytes".to_owned().into(),
+            receipt_secret: None,
             token_ttl: Duration::from_mins(1),
             max_queued: None,
             stop_notice: Duration::ZERO,

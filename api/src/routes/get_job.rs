@@ -20,7 +20,7 @@ use crate::extract::{Caller, JobIdPath, Query};
 use crate::validate::number::from_text;
 use crate::view::{IfNoneMatch, JobBody, Rendered};
 
-const WAIT_MAX: u32 = 60;
+pub(super) const WAIT_MAX: u32 = 60;
 
 /// Get a job
 ///

@@ -3,8 +3,9 @@
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::Response;
+use claimcheck_common::store::jobs::JobView;
 use claimcheck_common::store::once::Once;
-use claimcheck_common::store::retry::{self, Retried};
+use claimcheck_common::store::retry::{self, Purpose, Retried};
 
 use super::submit_job::{over_quota, render};
 use crate::app::AppState;
@@ -46,23 +47,33 @@ pub async fn retry_job(
 ) -> Result<Response, ApiError> {
     query.only(&[])?;
     let asker = asker(&state, &caller, &headers, &format!("retry {id}"), &[])?;
-    let retried = match retry::retry(&state.pool, caller.project_id, id, asker, render).await? {
+    let retried = match retry::retry(&state.pool, caller.project_id, id, Purpose::Retry, asker, render).await? {
         Once::Done(retried) => retried,
         Once::Before(before) => return answered_before(before),
     };
-    match retried {
-        Retried::Accepted(view) => {
-            state.submitted.notify_one();
-            answered(render(&view))
-        }
-        Retried::Running => Err(not_ended("retried")),
-        Retried::Erased => Err(ApiError::Conflict(Problem::new(
+    accepted(retried, "retried").and_then(|view| {
+        state.submitted.notify_one();
+        answered(render(&view))
+    })
+}
+
+/// The new job, or why there is none; `done` is what an ended job was to be.
+pub(super) fn accepted(retried: Retried, done: &str) -> Result<Box<JobView>, ApiError> {
+    let refused = match retried {
+        Retried::Accepted(view) => return Ok(view),
+        Retried::Running => not_ended(done),
+        Retried::Erased => ApiError::Conflict(Problem::new(
             "job_erased",
             "The job's prompt is erased; submit it again with its prompt.",
-        ))),
-        Retried::Unknown => Err(job_not_found()),
-        Retried::OverQuota(limit) => Err(over_quota(limit)),
-    }
+        )),
+        Retried::NoTokens => ApiError::Conflict(Problem::new(
+            "job_without_tokens",
+            "The job has no tokens that a replay could be held against; retry it instead.",
+        )),
+        Retried::Unknown => job_not_found(),
+        Retried::OverQuota(limit) => over_quota(limit),
+    };
+    Err(refused)
 }
 
 /// Only what has ended can be done again or erased.

@@ -24,7 +24,7 @@ use crate::validate::text::Text;
 use crate::view::JobBody;
 
 /// Seconds after which a first look is worth while.
-const LOOK_AFTER: &str = "1";
+pub(super) const LOOK_AFTER: &str = "1";
 
 /// Submit a job
 ///
@@ -120,6 +120,7 @@ fn new_job(
         tenant_id: caller.tenant_id,
         project_id: caller.project_id,
         user_id: caller.user_id,
+        api_key_id: caller.key().map(|key| key.id),
         model: served.model,
         class: valid.class,
         prompt: valid.prompt,

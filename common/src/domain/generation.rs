@@ -101,6 +101,9 @@ pub struct Choice {
     pub finish_reason: Option<FinishReason>,
     /// Null unless they were asked for.
     pub logprobs: Option<Logprobs>,
+    /// What was generated, also what the text leaves out. Stored beside the choices and not in them; empty when read.
+    #[serde(skip)]
+    pub tokens: Vec<u32>,
 }
 
 /// How likely the model held what was generated, before penalties, bias, temperature and truncation. One element for each

@@ -9,6 +9,7 @@ mod dtype;
 mod generation;
 mod id;
 mod job;
+mod receipt;
 mod state;
 
 pub use access::{Role, Scope, Scopes};
@@ -19,4 +20,5 @@ pub use id::{
     TenantId, TenantKind, UserId, UserKind, WorkerId, WorkerKind,
 };
 pub use job::{Class, JobError, JobKey, ModelRef, QueueName, Share};
+pub use receipt::{Runtime, Spent};
 pub use state::{IllegalTransition, JobStatus};

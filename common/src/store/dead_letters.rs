@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use super::jobs::Page;
 use super::once::{Once, once};
 use super::rescue::CHUNK;
-use super::retry::{Asker, RenderChunk, run_again};
+use super::retry::{Asker, Purpose, RenderChunk, run_again};
 use super::row::{get, ids, json, unsigned};
 use super::selection::Chunk;
 use super::{Pool, StoreResult};
@@ -111,7 +111,7 @@ pub async fn redrive(
             .fetch_all(&mut *connection)
             .await?;
             let old: Vec<JobId> = ids(&rows, "job_id")?;
-            let again = run_again(connection, &old, queue_limit, &actor).await?;
+            let again = run_again(connection, &old, Purpose::Retry, queue_limit, &actor).await?;
             let (dead, new): (Vec<_>, Vec<_>) = again.made.iter().map(|(old, new)| (old.uuid(), new.uuid())).unzip();
             sqlx::query(
                 "UPDATE dead_letters d SET redriven_at = now(), redriven_as = made.new

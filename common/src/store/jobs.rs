@@ -43,6 +43,8 @@ pub struct JobView {
     pub waiting: Option<WaitingReason>,
     /// The ended job that it does again.
     pub retry_of: Option<JobId>,
+    /// The ended job whose tokens it is held against.
+    pub replay_of: Option<JobId>,
     /// When it must be done, how often it is tried, what is kept of it.
     pub options: JobOptions,
     /// When its texts were erased.
@@ -233,6 +235,7 @@ fn view(row: &PgRow) -> StoreResult<JobView> {
         last_error: json(row, "last_error")?,
         waiting: waiting(row)?,
         retry_of: column::<Option<_>, _>(row, "retry_of")?.map(Id::from_uuid),
+        replay_of: column::<Option<_>, _>(row, "replay_of")?.map(Id::from_uuid),
         options: options(row)?,
         erased_at: column(row, "erased_at")?,
         created_at: column(row, "created_at")?,

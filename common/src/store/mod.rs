@@ -4,8 +4,8 @@
 //! a transaction open across inference or HTTP. Statements on many rows lock in id order.
 //!
 //! A job's life in this folder: [`submit`] → [`outbox`] → [`claim`] → [`lease`] → [`settle`], with [`rescue`] and
-//! [`schedule`] leading back to the outbox, [`jobs`] for reading, [`cancels`] for stopping, [`retry`] for doing again and
-//! [`notify`] for waking who waits.
+//! [`schedule`] leading back to the outbox, [`jobs`] for reading, [`cancels`] for stopping, [`retry`] for doing again,
+//! [`replay`] for comparing, [`receipts`] for what it cost and [`notify`] for waking who waits.
 
 pub mod accounts;
 pub mod api_keys;
@@ -26,6 +26,8 @@ pub mod outbox;
 pub mod place;
 mod pool;
 mod quota;
+pub mod receipts;
+pub mod replay;
 pub mod rescue;
 pub mod retention;
 pub mod retry;

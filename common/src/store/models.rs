@@ -19,6 +19,8 @@ pub struct NewModel {
     pub vocabulary_size: u32,
     /// The arithmetic it is served in (`f32`).
     pub dtype: String,
+    /// Hexadecimal digest of its weights.
+    pub weights_sha256: String,
     /// The bytes of `tokenizer.json`.
     pub tokenizer: Vec<u8>,
     /// Their digest in hexadecimal: what the API keys its cache by.
@@ -50,13 +52,16 @@ pub async fn announce(pool: &Pool, worker: WorkerId, prefetch: u16, model: NewMo
         let model = model.clone();
         Box::pin(async move {
             sqlx::query(
-                "INSERT INTO models (name, revision, context_length, vocabulary_size, dtype, tokenizer, tokenizer_sha256)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7)
+                "INSERT INTO models (name, revision, context_length, vocabulary_size, dtype, tokenizer, tokenizer_sha256,
+                                     weights_sha256)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
                  ON CONFLICT (name, revision) DO UPDATE SET context_length = excluded.context_length,
                      vocabulary_size = excluded.vocabulary_size, dtype = excluded.dtype,
-                     tokenizer = excluded.tokenizer, tokenizer_sha256 = excluded.tokenizer_sha256
-                 WHERE (models.tokenizer_sha256, models.context_length, models.dtype)
-                     IS DISTINCT FROM (excluded.tokenizer_sha256, excluded.context_length, excluded.dtype)",
+                     tokenizer = excluded.tokenizer, tokenizer_sha256 = excluded.tokenizer_sha256,
+                     weights_sha256 = excluded.weights_sha256
+                 WHERE (models.tokenizer_sha256, models.context_length, models.dtype, models.weights_sha256)
+                     IS DISTINCT FROM (excluded.tokenizer_sha256, excluded.context_length, excluded.dtype,
+                                       excluded.weights_sha256)",
             )
             .bind(&model.model.name)
             .bind(&model.model.revision)
@@ -65,6 +70,7 @@ pub async fn announce(pool: &Pool, worker: WorkerId, prefetch: u16, model: NewMo
             .bind(&model.dtype)
             .bind(&model.tokenizer)
             .bind(&model.tokenizer_sha256)
+            .bind(&model.weights_sha256)
             .execute(&mut *connection)
             .await?;
             sqlx::query(

@@ -22,6 +22,15 @@ pub struct Asker {
     pub claim: Option<Claim>,
 }
 
+/// What an ended job is done again for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// For its result: the new job is its `retry_of`.
+    Retry,
+    /// To hold its tokens against the first ones: the new job is its `replay_of`.
+    Replay,
+}
+
 /// Renders the answer to a chunk.
 pub type RenderChunk = fn(&Chunk) -> Answer;
 
@@ -34,6 +43,8 @@ pub enum Retried {
     Running,
     /// Its prompt is erased.
     Erased,
+    /// It has no tokens that a replay could be held against.
+    NoTokens,
     /// The project has no such job.
     Unknown,
     /// The tenant has as many jobs waiting as it may.
@@ -46,6 +57,7 @@ pub async fn retry(
     pool: &Pool,
     project: ProjectId,
     id: JobId,
+    purpose: Purpose,
     asker: Asker,
     render: Render,
 ) -> StoreResult<Once<Retried>> {
@@ -62,8 +74,9 @@ pub async fn retry(
         let actor = actor.clone();
         Box::pin(async move {
             let row = sqlx::query(
-                "SELECT finished_at IS NOT NULL AS ended, erased_at IS NOT NULL AS erased FROM jobs
-                 WHERE id = $1 AND project_id = $2 FOR SHARE",
+                "SELECT finished_at IS NOT NULL AS ended, erased_at IS NOT NULL AS erased,
+                     EXISTS (SELECT FROM job_outputs o WHERE o.job_id = jobs.id AND o.tokens IS NOT NULL) AS has_tokens
+                 FROM jobs WHERE id = $1 AND project_id = $2 FOR SHARE",
             )
             .bind(id.uuid())
             .bind(project.uuid())
@@ -76,7 +89,10 @@ pub async fn retry(
             if get(&row, "erased")? {
                 return Ok(Retried::Erased);
             }
-            let again = run_again(connection, &[id], queue_limit, &actor).await?;
+            if purpose == Purpose::Replay && !get::<bool, _>(&row, "has_tokens")? {
+                return Ok(Retried::NoTokens);
+            }
+            let again = run_again(connection, &[id], purpose, queue_limit, &actor).await?;
             if let Some((_, limit)) = again.over_quota {
                 return Ok(Retried::OverQuota(limit));
             }
@@ -113,7 +129,7 @@ pub async fn retry_selected(
         Box::pin(async move {
             let rows = lock_chunk(connection, &selection, "j.id", "j.finished_at IS NOT NULL").await?;
             let old: Vec<JobId> = ids(&rows, "id")?;
-            let again = run_again(connection, &old, queue_limit, &actor).await?;
+            let again = run_again(connection, &old, Purpose::Retry, queue_limit, &actor).await?;
             Ok(again.chunk(&old, selection.after))
         })
     })
@@ -152,6 +168,7 @@ impl Again {
 pub(super) async fn run_again(
     connection: &mut PgConnection,
     old: &[JobId],
+    purpose: Purpose,
     queue_limit: Option<u32>,
     actor: &str,
 ) -> StoreResult<Again> {
@@ -174,12 +191,17 @@ pub(super) async fn run_again(
         .take_while(|id| over_quota.is_none_or(|(stop, _)| **id < stop))
         .map(|id| (*id, JobId::new()))
         .collect();
-    insert(connection, &made, actor).await?;
+    insert(connection, &made, purpose, actor).await?;
     Ok(Again { made, over_quota })
 }
 
 /// Writes the rows of new jobs, by (old, new) ids.
-async fn insert(connection: &mut PgConnection, pairs: &[(JobId, JobId)], actor: &str) -> StoreResult<()> {
+async fn insert(
+    connection: &mut PgConnection,
+    pairs: &[(JobId, JobId)],
+    purpose: Purpose,
+    actor: &str,
+) -> StoreResult<()> {
     if pairs.is_empty() {
         return Ok(());
     }
@@ -188,25 +210,30 @@ async fn insert(connection: &mut PgConnection, pairs: &[(JobId, JobId)], actor: 
         "WITH pair AS MATERIALIZED (
              SELECT * FROM unnest($1::uuid[], $2::uuid[]) AS pair (old, new)
          ), made AS (
-             INSERT INTO jobs (id, retry_of, tenant_id, project_id, user_id, model, model_revision, class, status,
-                               priority, max_attempts, prompt_tokens, store, ttl)
-             SELECT pair.new, j.id, j.tenant_id, j.project_id, j.user_id, j.model, j.model_revision, j.class, 'queued',
-                 j.priority, j.max_attempts, j.prompt_tokens, j.store, j.ttl
+             INSERT INTO jobs (id, retry_of, replay_of, tenant_id, project_id, user_id, api_key_id, model, model_revision,
+                               class, status, priority, max_attempts, prompt_tokens, store, ttl)
+             SELECT pair.new, CASE WHEN NOT $4 THEN j.id END, CASE WHEN $4 THEN j.id END, j.tenant_id, j.project_id,
+                 j.user_id, j.api_key_id, j.model, j.model_revision, j.class, 'queued', j.priority, j.max_attempts,
+                 j.prompt_tokens, j.store, j.ttl
              FROM pair JOIN jobs j ON j.id = pair.old
              RETURNING *
          ), input AS (
              INSERT INTO job_inputs (job_id, prompt, parameters, metadata)
-             SELECT made.id, i.prompt, i.parameters, i.metadata FROM made JOIN job_inputs i ON i.job_id = made.retry_of
+             SELECT made.id, i.prompt, i.parameters, i.metadata
+             FROM made JOIN pair ON pair.new = made.id JOIN job_inputs i ON i.job_id = pair.old
          ), message AS (
              INSERT INTO outbox (job_id, model, class, tenant_id, priority)
              SELECT id, model, class, tenant_id, priority FROM made
          )
          INSERT INTO audit_log (tenant_id, actor, action, subject, details)
-         SELECT tenant_id, $3, 'job.retried', id, jsonb_build_object('retry_of', retry_of) FROM made",
+         SELECT tenant_id, $3, CASE WHEN $4 THEN 'job.replayed' ELSE 'job.retried' END, id,
+             jsonb_build_object(CASE WHEN $4 THEN 'replay_of' ELSE 'retry_of' END, coalesce(retry_of, replay_of))
+         FROM made",
     )
     .bind(old)
     .bind(new)
     .bind(actor)
+    .bind(purpose == Purpose::Replay)
     .execute(connection)
     .await?;
     Ok(())

@@ -4,6 +4,7 @@
 //! job) and by the legal transitions of [`JobStatus`]. A key that is not in the answer was refused: discard its result.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
@@ -12,7 +13,7 @@ use super::lease::columns;
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{get, parse};
 use super::{Pool, StoreError, StoreResult, notify};
-use crate::domain::{Choice, Completion, EventId, Id, JobError, JobKey, JobStatus};
+use crate::domain::{Choice, Completion, EventId, Id, JobError, JobKey, JobStatus, Runtime, Spent};
 
 /// What is not to be stored and never fetched is kept this long all the same.
 const UNFETCHED_KEPT: Duration = Duration::from_hours(24);
@@ -34,6 +35,38 @@ pub struct Settlement {
     pub started: Option<Instant>,
     /// Another attempt may do better: while the job has one left it goes back to the outbox, after a pause.
     pub again: bool,
+    /// What the attempt took, if a worker brings this ending.
+    pub measured: Option<Measured>,
+}
+
+/// What an attempt took, and on what it ran: for the job's receipt.
+#[derive(Debug, Clone)]
+pub struct Measured {
+    /// As the engine measured it.
+    pub spent: Spent,
+    /// The worker's weights and build.
+    pub runtime: Arc<Runtime>,
+}
+
+impl Measured {
+    /// As the receipt's statement reads it; times in seconds.
+    fn to_json(&self) -> serde_json::Value {
+        let Spent {
+            began,
+            prefill,
+            decode,
+            device,
+            padding,
+        } = self.spent;
+        serde_json::json!({
+            "began_ago": began.map(|began| began.elapsed().as_secs_f64()),
+            "prefill": prefill.as_secs_f64(),
+            "decode": decode.as_secs_f64(),
+            "device": device.as_secs_f64(),
+            "padding": padding.as_secs_f64(),
+            "runtime": *self.runtime,
+        })
+    }
 }
 
 /// What became of a job.
@@ -101,12 +134,20 @@ impl Settlement {
             error: None,
             started: None,
             again: false,
+            measured: None,
         }
     }
 
     /// Seconds since the start that nobody wrote down yet.
     fn started_ago(&self) -> Option<f64> {
         self.started.map(|began| began.elapsed().as_secs_f64())
+    }
+
+    /// The tokens of each choice.
+    fn tokens(&self) -> Option<sqlx::types::Json<Vec<&[u32]>>> {
+        let choices = self.choices.as_ref()?;
+        let tokens = choices.iter().map(|choice| choice.tokens.as_slice()).collect();
+        Some(sqlx::types::Json(tokens))
     }
 
     fn with(self, completion: Completion) -> Self {
@@ -193,8 +234,8 @@ async fn end(
     sqlx::query(
         "WITH ending AS MATERIALIZED (
              SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::jsonb[], $5::int[], $6::jsonb[], $7::uuid[],
-                     $10::float8[])
-                 AS ending (id, fence, status, choices, completion_tokens, error, event_id, started_ago)
+                     $10::float8[], $11::jsonb[], $12::jsonb[])
+                 AS ending (id, fence, status, choices, completion_tokens, error, event_id, started_ago, tokens, measured)
          ), settled AS (
              UPDATE jobs j SET status = e.status, error = e.error, completion_tokens = e.completion_tokens,
                  finished_at = now(), lease_expires_at = NULL, dispatched_at = NULL,
@@ -202,9 +243,22 @@ async fn end(
                  cancel_requested_at = CASE e.status WHEN 'cancelled' THEN coalesce(cancel_requested_at, now()) END,
                  erase_at = now() + coalesce(ttl, CASE WHEN NOT store THEN $9::interval END)
              FROM ending e WHERE j.id = e.id AND j.fence = e.fence
-             RETURNING j.*, e.choices, e.event_id
+             RETURNING j.*, e.choices, e.event_id, e.tokens, e.measured
          ), output AS (
-             INSERT INTO job_outputs (job_id, choices) SELECT id, choices FROM settled WHERE choices IS NOT NULL
+             INSERT INTO job_outputs (job_id, choices, tokens)
+             SELECT id, choices, tokens FROM settled WHERE choices IS NOT NULL
+         ), receipt AS (
+             INSERT INTO receipts (job_id, tenant_id, project_id, user_id, api_key_id, model, model_revision, class, status,
+                 prompt_tokens, completion_tokens, attempts, lapses, accepted_at, finished_at, queue_seconds,
+                 prefill_seconds, decode_seconds, device_seconds, padding_seconds, weights_sha256, dtype, build)
+             SELECT id, tenant_id, project_id, user_id, api_key_id, model, model_revision, class, status,
+                 CASE WHEN choices IS NULL THEN 0 ELSE prompt_tokens END, completion_tokens, attempt, lapses,
+                 created_at, finished_at,
+                 greatest(0, extract(epoch FROM now() - available_at) - coalesce((measured ->> 'began_ago')::float8, 0)),
+                 (measured ->> 'prefill')::float8, (measured ->> 'decode')::float8, (measured ->> 'device')::float8,
+                 (measured ->> 'padding')::float8, measured #>> '{runtime,weights_sha256}',
+                 measured #>> '{runtime,dtype}', measured #>> '{runtime,build}'
+             FROM settled
          ), event AS (
              INSERT INTO events (id, project_id, type, job_id)
              SELECT event_id, project_id, 'job.' || status, id FROM settled
@@ -243,7 +297,13 @@ async fn end(
     .bind(endings.clone().map(|_| EventId::new().uuid()).collect::<Vec<_>>())
     .bind(actor)
     .bind(UNFETCHED_KEPT)
-    .bind(endings.map(Settlement::started_ago).collect::<Vec<_>>())
+    .bind(endings.clone().map(Settlement::started_ago).collect::<Vec<_>>())
+    .bind(endings.clone().map(Settlement::tokens).collect::<Vec<_>>())
+    .bind(
+        endings
+            .map(|ending| ending.measured.as_ref().map(Measured::to_json))
+            .collect::<Vec<_>>(),
+    )
     .execute(connection)
     .await?;
     Ok(())

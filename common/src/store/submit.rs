@@ -17,7 +17,7 @@ use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{column, get};
 use super::{Pool, StoreError, StoreResult, quota};
 use crate::domain::{
-    Class, GenerationParams, JobId, JobKey, JobStatus, ModelRef, ProjectId, Prompt, TenantId, Usage, UserId,
+    ApiKeyId, Class, GenerationParams, JobId, JobKey, JobStatus, ModelRef, ProjectId, Prompt, TenantId, Usage, UserId,
 };
 
 /// A job that passed every check of the API.
@@ -31,6 +31,8 @@ pub struct NewJob {
     pub project_id: ProjectId,
     /// Who asks.
     pub user_id: UserId,
+    /// The API key that the request showed, if it was one.
+    pub api_key_id: Option<ApiKeyId>,
     /// Name and revision that the request's alias led to.
     pub model: ModelRef,
     /// Which queue.
@@ -217,15 +219,16 @@ async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> StoreResult<
              SELECT *, coalesce(scheduled_at, now()) AS available_at
              FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[],
                  $8::text[], $9::integer[], $10::timestamptz[], $11::jsonb[], $12::jsonb[], $13::jsonb[], $14::text[],
-                 $15::smallint[], $16::timestamptz[], $17::timestamptz[], $18::integer[], $19::boolean[], $20::interval[])
+                 $15::smallint[], $16::timestamptz[], $17::timestamptz[], $18::integer[], $19::boolean[], $20::interval[],
+                 $21::uuid[])
              AS new (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
                  scheduled_at, prompt, parameters, metadata, traceparent, priority, deadline_at, start_by, max_attempts,
-                 store, ttl)
+                 store, ttl, api_key_id)
          ), job AS (
              INSERT INTO jobs (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
-                               available_at, priority, deadline_at, start_by, max_attempts, store, ttl)
+                               available_at, priority, deadline_at, start_by, max_attempts, store, ttl, api_key_id)
              SELECT id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
-                 available_at, priority, deadline_at, start_by, max_attempts, store, ttl FROM new
+                 available_at, priority, deadline_at, start_by, max_attempts, store, ttl, api_key_id FROM new
          ), input AS (
              INSERT INTO job_inputs (job_id, prompt, parameters, metadata)
              SELECT id, prompt, parameters, metadata FROM new
@@ -261,6 +264,7 @@ async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> StoreResult<
     .bind(column(jobs, |job| job.options.max_attempts.cast_signed()))
     .bind(column(jobs, |job| job.options.store))
     .bind(column(jobs, |job| job.options.ttl.map(interval)))
+    .bind(column(jobs, |job| job.api_key_id.map(ApiKeyId::uuid)))
     .fetch_all(connection)
     .await?;
     let by_id: HashMap<JobId, &PgRow> = rows
@@ -292,6 +296,7 @@ fn accepted(job: &NewJob, row: &PgRow) -> StoreResult<JobView> {
         last_error: None,
         waiting: jobs::waiting(row)?,
         retry_of: None,
+        replay_of: None,
         options: job.options.clone(),
         erased_at: None,
         created_at: get(row, "created_at")?,

@@ -137,6 +137,7 @@ async fn one_that_ended(pool: &Pool, account: &Account) {
             seed: 1,
             ..GenerationParams::default()
         },
+        api_key_id: None,
         metadata: None,
         scheduled_at: None,
         options: JobOptions::default(),
@@ -153,6 +154,7 @@ async fn one_that_ended(pool: &Pool, account: &Account) {
         index: 0,
         finish_reason: Some(FinishReason::Stop),
         logprobs: None,
+        tokens: Vec::new(),
     };
     let completion = Completion {
         choices: vec![choice],

@@ -9,7 +9,7 @@ use claimcheck_common::store::idempotency::{Answer, Before, Claim, ClaimedBy};
 use claimcheck_common::store::jobs::JobView;
 use claimcheck_common::store::once::Once;
 use claimcheck_common::store::operators::{PauseScope, TenantLimits};
-use claimcheck_common::store::retry::{Asker, Retried};
+use claimcheck_common::store::retry::{Asker, Purpose, Retried};
 use claimcheck_common::store::selection::{Chunk, Selection};
 use claimcheck_common::store::settle::Settlement;
 use claimcheck_common::store::submit::{JobOptions, NewJob, Submitted};
@@ -453,7 +453,7 @@ impl<'a> Walker<'a> {
 
     async fn retry(&mut self, job: usize) -> Outcome {
         let project = self.account(job).project_id;
-        let once = retry::retry(self.pool, project, self.ids[job], asker(), answer).await;
+        let once = retry::retry(self.pool, project, self.ids[job], Purpose::Retry, asker(), answer).await;
         let Once::Done(retried) = once.unwrap() else {
             panic!("there is no key that it could come again with")
         };
@@ -461,6 +461,7 @@ impl<'a> Walker<'a> {
             Retried::Accepted(_) => Outcome::Made(self.learn_new().await),
             Retried::Running => Outcome::Refused("running"),
             Retried::Erased => Outcome::Refused("erased"),
+            Retried::NoTokens => Outcome::Refused("without tokens"),
             Retried::Unknown => Outcome::Refused("unknown"),
             Retried::OverQuota(_) => Outcome::Refused("over quota"),
         }

@@ -144,10 +144,10 @@ async fn complete(served: ServedModel, prompt: &str, params: GenerationParams) -
     while let Some(event) = events.recv().await {
         match event {
             EngineEvent::Started(_) => {}
-            EngineEvent::Ended(_, Ending::Completed(completion) | Ending::Stopped(completion)) => {
+            EngineEvent::Ended(_, Ending::Completed(completion) | Ending::Stopped(completion), _) => {
                 return Ok(completion);
             }
-            EngineEvent::Ended(_, Ending::Failed(error)) => bail!("{}", error.message),
+            EngineEvent::Ended(_, Ending::Failed(error), _) => bail!("{}", error.message),
         }
     }
     bail!("the engine stopped")

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use claimcheck_common::domain::{Completion, GenerationParams, JobError, JobKey, Share};
+use claimcheck_common::domain::{Completion, GenerationParams, JobError, JobKey, Share, Spent};
 use tokio::sync::{mpsc, watch};
 
 /// A job as the engine takes it.
@@ -25,8 +25,8 @@ pub struct EngineJob {
 pub enum EngineEvent {
     /// Its first prefill begins.
     Started(JobKey),
-    /// It left the engine; nothing more comes of it.
-    Ended(JobKey, Ending),
+    /// It left the engine, after it took so much; nothing more comes of it.
+    Ended(JobKey, Ending, Spent),
 }
 
 /// How a job left the engine.

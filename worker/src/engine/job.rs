@@ -1,9 +1,9 @@
 //! A job inside the engine: one sequence for each of its choices.
 
 use std::ops::Range;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use claimcheck_common::domain::{Choice, Completion, JobError, JobKey, Usage};
+use claimcheck_common::domain::{Choice, Completion, JobError, JobKey, Spent, Usage};
 use claimcheck_common::tokenizer::Tokenizer;
 
 use super::EngineJob;
@@ -21,7 +21,8 @@ pub(super) struct Job {
     prompt: Vec<u32>,
     sequences: Vec<Sequence>,
     arrived: Instant,
-    started: bool,
+    spent: Spent,
+    first_token: Option<Instant>,
 }
 
 impl Job {
@@ -58,7 +59,8 @@ impl Job {
             prompt: job.prompt,
             sequences,
             arrived,
-            started: false,
+            spent: Spent::default(),
+            first_token: None,
         })
     }
 
@@ -70,7 +72,20 @@ impl Job {
 
     /// `true` the first time.
     pub(super) fn start(&mut self) -> bool {
-        !std::mem::replace(&mut self.started, true)
+        let first = self.spent.began.is_none();
+        self.spent.began.get_or_insert_with(Instant::now);
+        first
+    }
+
+    /// Adds a part of a step's time, `padding` of it for positions without a token.
+    pub(super) fn charge(&mut self, share: Duration, padding: Duration) {
+        self.spent.device += share;
+        self.spent.padding += padding;
+    }
+
+    /// What it has taken so far.
+    pub(super) const fn spent(&self) -> Spent {
+        self.spent
     }
 
     /// A part of prompt and generated tokens of a choice.
@@ -90,7 +105,14 @@ impl Job {
         let sequence = &mut self.sequences[choice as usize];
         let ended = sequence.sample(logits, tokenizer)?;
         metrics::token(sequence, self.arrived);
+        self.note_token(Instant::now());
         Some(ended)
+    }
+
+    fn note_token(&mut self, now: Instant) {
+        let first = *self.first_token.get_or_insert(now);
+        self.spent.decode = now - first;
+        self.spent.prefill = self.spent.began.map_or(Duration::ZERO, |began| first - began);
     }
 
     pub(super) fn is_complete(&self) -> bool {
@@ -106,12 +128,14 @@ impl Job {
             .sum();
         let choices = self.sequences.into_iter().zip(0..).map(|(sequence, index)| {
             let finish_reason = sequence.finish_reason();
+            let tokens = sequence.tokens().to_vec();
             let (text, logprobs) = sequence.into_output();
             Choice {
                 text,
                 index,
                 finish_reason,
                 logprobs,
+                tokens,
             }
         });
         Completion {

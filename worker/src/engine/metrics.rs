@@ -1,6 +1,6 @@
 //! What the engine counts. Names follow Prometheus: a unit at the end, `_total` for counters.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge, histogram};
 
@@ -16,14 +16,16 @@ pub(super) fn occupancy(in_use: usize, waiting: usize) {
     gauge!("claimcheck_engine_waiting_sequences").set(waiting as f64);
 }
 
-pub(super) fn timed_step<T>(rows: &[StepRow], step: impl FnOnce() -> T) -> T {
+/// What the step gives, and how long it took.
+pub(super) fn timed_step<T>(rows: &[StepRow], step: impl FnOnce() -> T) -> (T, Duration) {
     let began = Instant::now();
     let outcome = step();
+    let took = began.elapsed();
     counter!("claimcheck_engine_steps_total").increment(1);
     histogram!("claimcheck_engine_step_rows").record(rows.len() as f64);
     histogram!("claimcheck_engine_step_tokens").record(rows.iter().map(|row| row.tokens.len()).sum::<usize>() as f64);
-    histogram!("claimcheck_engine_step_duration_seconds").record(began.elapsed());
-    outcome
+    histogram!("claimcheck_engine_step_duration_seconds").record(took);
+    (outcome, took)
 }
 
 pub(super) fn token(sequence: &mut Sequence, arrived: Instant) {

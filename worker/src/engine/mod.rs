@@ -20,8 +20,9 @@ mod waiting;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use claimcheck_common::domain::{JobError, JobKey};
+use claimcheck_common::domain::{Completion, JobError, JobKey, Spent};
 use claimcheck_common::tokenizer::Tokenizer;
 use tokio::sync::mpsc;
 
@@ -94,7 +95,7 @@ impl Engine {
                     self.jobs.insert(key, job);
                 }
                 Err(error) => {
-                    if !self.emit(EngineEvent::Ended(key, Ending::Failed(error))) {
+                    if !self.emit(EngineEvent::Ended(key, Ending::Failed(error), Spent::default())) {
                         return false;
                     }
                 }
@@ -107,7 +108,7 @@ impl Engine {
     fn drop_cancelled(&mut self) -> bool {
         let cancelled = self.inbox.cancelled(|key| self.jobs.contains_key(&key));
         cancelled.into_iter().all(|key| match self.take(key) {
-            Some(job) => self.emit(EngineEvent::Ended(key, Ending::Stopped(job.into_completion()))),
+            Some(job) => self.end(key, job, Ending::Stopped),
             None => true,
         })
     }
@@ -123,7 +124,8 @@ impl Engine {
             return false;
         }
         let rows: Vec<_> = plan.iter().map(|planned| self.row(planned)).collect();
-        let outcomes = metrics::timed_step(&rows, || compute::run(self.model.as_mut(), &rows));
+        let (outcomes, took) = metrics::timed_step(&rows, || compute::run(self.model.as_mut(), &rows));
+        self.charge(&plan, took);
         plan.iter()
             .zip(outcomes)
             .all(|(planned, outcome)| self.apply(planned, outcome))
@@ -151,6 +153,19 @@ impl Engine {
         }
     }
 
+    /// Shares a step's time out among its jobs, by their tokens.
+    fn charge(&mut self, plan: &[Planned], took: Duration) {
+        let tokens: usize = plan.iter().map(|planned| planned.tokens.len()).sum();
+        let positions = self.model.positions(tokens).max(tokens);
+        let padded = (positions - tokens) as f64 / positions as f64;
+        for planned in plan {
+            if let Some(job) = self.jobs.get_mut(&planned.id.key) {
+                let share = took.mul_f64(planned.tokens.len() as f64 / tokens as f64);
+                job.charge(share, share.mul_f64(padded));
+            }
+        }
+    }
+
     /// Samples from a row's logits and lets its sequence go on or end.
     fn apply(&mut self, planned: &Planned, outcome: RowOutcome) -> bool {
         let SequenceId { key, choice } = planned.id;
@@ -173,14 +188,19 @@ impl Engine {
         if job.is_complete()
             && let Some(job) = self.take(key)
         {
-            return self.emit(EngineEvent::Ended(key, Ending::Completed(job.into_completion())));
+            return self.end(key, job, Ending::Completed);
         }
         true
     }
 
     fn fail(&mut self, key: JobKey, error: JobError) -> bool {
-        self.take(key);
-        self.emit(EngineEvent::Ended(key, Ending::Failed(error)))
+        let spent = self.take(key).map(|job| job.spent()).unwrap_or_default();
+        self.emit(EngineEvent::Ended(key, Ending::Failed(error), spent))
+    }
+
+    fn end(&self, key: JobKey, job: Job, ending: impl FnOnce(Completion) -> Ending) -> bool {
+        let spent = job.spent();
+        self.emit(EngineEvent::Ended(key, ending(job.into_completion()), spent))
     }
 
     /// Removes a job and frees its slots.

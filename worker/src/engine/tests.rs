@@ -90,7 +90,7 @@ async fn next_ending(events: &mut mpsc::Receiver<EngineEvent>) -> (JobKey, Endin
             .expect("a living engine")
         {
             EngineEvent::Started(_) => {}
-            EngineEvent::Ended(key, ending) => return (key, ending),
+            EngineEvent::Ended(key, ending, _) => return (key, ending),
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
 /// A model that cannot be loaded. Names the file, and the tensor where there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -54,6 +56,8 @@ pub struct ModelFiles {
     pub config: PathBuf,
     /// `model.safetensors`
     pub weights: PathBuf,
+    /// SHA-256 of the weights in hexadecimal, if it was computed on the way.
+    pub weights_sha256: Option<String>,
     /// `tokenizer.json`
     pub tokenizer: PathBuf,
 }
@@ -73,18 +77,28 @@ impl ModelFiles {
             file("model.safetensors")?,
             file("tokenizer.json")?,
         );
-        let revision = digest(&[&config, &weights])?;
+        let weights_sha256 = sha256(&weights)?;
+        let revision = Sha256::new()
+            .chain_update(read(&config)?)
+            .chain_update(&weights_sha256)
+            .finalize();
         let name = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
         let name = name
             .file_name()
             .map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
         Ok(Self {
             name,
-            revision,
+            revision: hex::encode(&revision[..8]),
             config,
             weights,
+            weights_sha256: Some(weights_sha256),
             tokenizer,
         })
+    }
+
+    /// SHA-256 of the weights in hexadecimal; reads the whole file unless it is known.
+    pub fn weights_sha256(&self) -> Result<String, LoadError> {
+        self.weights_sha256.clone().map_or_else(|| sha256(&self.weights), Ok)
     }
 }
 
@@ -95,17 +109,12 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
     })
 }
 
-/// The first 16 hexadecimal digits of SHA-256 over the files.
-fn digest(paths: &[&Path]) -> Result<String, LoadError> {
-    use sha2::{Digest, Sha256};
+fn sha256(path: &Path) -> Result<String, LoadError> {
     let mut hasher = Sha256::new();
-    for path in paths {
-        let unreadable = |cause| LoadError::Unreadable {
-            path: (*path).to_owned(),
-            cause,
-        };
-        let mut file = std::fs::File::open(path).map_err(unreadable)?;
-        std::io::copy(&mut file, &mut hasher).map_err(unreadable)?;
-    }
-    Ok(hex::encode(&hasher.finalize()[..8]))
+    let copied = std::fs::File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut hasher));
+    copied.map_err(|cause| LoadError::Unreadable {
+        path: path.to_owned(),
+        cause,
+    })?;
+    Ok(hex::encode(hasher.finalize()))
 }

@@ -129,6 +129,7 @@ impl Asked<'_> {
             revision: commit.to_owned(),
             config,
             weights,
+            weights_sha256: None,
             tokenizer,
         }
     }

@@ -29,6 +29,10 @@ pub trait StepModel: Send {
     fn context_length(&self) -> usize;
     /// How many blocks the cache has. One sequence of full length fits in at least.
     fn blocks(&self) -> usize;
+    /// Token positions that the device computes for a step of so many tokens: more where it fills up to a fixed shape.
+    fn positions(&self, tokens: usize) -> usize {
+        tokens
+    }
     /// Computes one step and writes the cache. Answers `[rows that want logits, vocab_size]`, row-major, in the order of
     /// those rows.
     fn step(&mut self, rows: &[StepRow]) -> Result<Vec<f32>, StepError>;

@@ -72,6 +72,7 @@ fn measure_here(spec: &Spec, dtype: Dtype) -> anyhow::Result<Answer> {
         revision: String::new(),
         config: spec.model.join("config.json"),
         weights: spec.model.join("model.safetensors"),
+        weights_sha256: None,
         tokenizer: spec.model.join("tokenizer.json"),
     };
     let rows = spec
