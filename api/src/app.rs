@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 use claimcheck_common::backoff::Backoff;
-use claimcheck_common::config::{ApiConfig, BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, RedisConfig};
+use claimcheck_common::config::{
+    ApiConfig, BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, JwtAlgorithm, RedisConfig,
+};
 use claimcheck_common::queue::Broker;
 use claimcheck_common::store::notify::JobChanges;
 use claimcheck_common::store::{self, Pool};
@@ -17,8 +19,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::token::Key;
-use crate::auth::{Doorkeeper, KeyUses, Keyring, Passwords, TokenIssuer};
+use crate::auth::{Doorkeeper, Key, KeyUses, Keyring, Passwords, Seal, TokenError, TokenIssuer, Tokens};
 use crate::catalog::Catalog;
 use crate::health::Health;
 use crate::intake::Intake;
@@ -72,7 +73,9 @@ pub struct AppState {
     /// Postgres.
     pub pool: Pool,
     /// Issues and verifies access tokens.
-    pub tokens: Arc<TokenIssuer>,
+    pub tokens: Arc<Tokens>,
+    /// How long a sign-in can be renewed.
+    pub session_ttl: Duration,
     /// Signs receipts.
     pub receipt_key: Arc<ReceiptKey>,
     /// Hashes and checks passwords.
@@ -103,13 +106,7 @@ impl AppState {
     /// Wires the parts, within a runtime. Connects to nothing.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
         let pool = store::connect(&config.database).context("DATABASE_URL does not read")?;
-        let key = Key::hs256(&config.api.jwt_secret).context("CLAIMCHECK_JWT_SECRET is not usable")?;
-        let tokens = TokenIssuer::new(
-            Keyring::new(key, Vec::new()),
-            TOKEN_ISSUER.to_owned(),
-            TOKEN_AUDIENCE.to_owned(),
-            config.api.token_ttl,
-        );
+        let tokens = tokens(&config.api, &pool).context("CLAIMCHECK_JWT_SECRET is not usable")?;
         let (tokens, key_uses) = (Arc::new(tokens), KeyUses::default());
         let doorkeeper = Doorkeeper::new(
             tokens.clone(),
@@ -123,6 +120,7 @@ impl AppState {
         Ok(Self {
             tokens,
             receipt_key: Arc::new(receipt_key),
+            session_ttl: config.api.session_ttl,
             passwords: Passwords::new(cores, PASSWORDS_WAITING)?,
             doorkeeper: Arc::new(doorkeeper),
             key_uses,
@@ -137,6 +135,23 @@ impl AppState {
             pool,
         })
     }
+}
+
+fn tokens(config: &ApiConfig, pool: &Pool) -> Result<Tokens, TokenError> {
+    let issuer = |keys| {
+        let (issuer, audience) = (TOKEN_ISSUER.to_owned(), TOKEN_AUDIENCE.to_owned());
+        TokenIssuer::new(keys, issuer, audience, config.token_ttl)
+    };
+    Ok(match config.jwt_algorithm {
+        JwtAlgorithm::EdDsa => {
+            let seal = Seal::new(&config.jwt_secret)?;
+            Tokens::stored(issuer(Keyring::default()), pool.clone(), seal)
+        }
+        JwtAlgorithm::Hs256 => {
+            let key = Key::hs256(&config.jwt_secret)?;
+            Tokens::fixed(issuer(Keyring::new(Some(key), Vec::new())))
+        }
+    })
 }
 
 /// The process, bound and not yet serving.
@@ -180,6 +195,10 @@ impl App {
         tasks.spawn({
             let (changes, pool, stop) = (state.changes.clone(), state.pool.clone(), background.clone());
             async move { changes.listen(pool, stop).await }
+        });
+        tasks.spawn({
+            let (tokens, stop) = (state.tokens.clone(), background.clone());
+            async move { tokens.follow(stop).await }
         });
         tasks.spawn(state.key_uses.clone().write(state.pool.clone(), background.clone()));
         tasks.spawn(supervise_relay(state.clone(), config.clone(), background.clone()));

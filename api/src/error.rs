@@ -2,7 +2,7 @@
 //!
 //! Every handler, extractor and layer answers failures with [`ApiError`]; nothing else decides a status. A message tells
 //! the caller what to do and never shows internals: causes go to the log, once, here. Layers below have their own enums
-//! (`store::StoreError`, [`crate::auth::TokenError`], …), which become an `ApiError` at the edge and nowhere else.
+//! (`store::StoreError`, [`crate::auth::TokensError`], …), which become an `ApiError` at the edge and nowhere else.
 
 use std::error::Error as StdError;
 
@@ -14,7 +14,7 @@ pub use claimcheck_common::validate::Problem;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::auth::{PasswordError, TokenError};
+use crate::auth::{PasswordError, TokensError};
 
 /// Tells the retry loop of official client libraries to give up.
 const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -231,9 +231,13 @@ impl From<PasswordError> for ApiError {
     }
 }
 
-impl From<TokenError> for ApiError {
-    fn from(error: TokenError) -> Self {
-        Self::internal(error)
+impl From<TokensError> for ApiError {
+    /// Of issuing; what is wrong with a token that was shown is said where it is verified.
+    fn from(error: TokensError) -> Self {
+        match error {
+            TokensError::Store(error) => error.into(),
+            TokensError::Token(error) => Self::internal(error),
+        }
     }
 }
 

@@ -7,11 +7,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use claimcheck_common::domain::UserId;
-use claimcheck_common::store::accounts::{self, Account};
+use claimcheck_common::domain::{SessionId, UserId};
+use claimcheck_common::store::accounts::Account;
 use claimcheck_common::store::api_keys::{self, Digest, Holder};
 use claimcheck_common::store::models::{self, Alias};
-use claimcheck_common::store::{Pool, StoreError, StoreResult, within};
+use claimcheck_common::store::{Pool, StoreError, StoreResult, sessions, within};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::groups::{self, Limits};
@@ -28,36 +28,44 @@ const READ_LIMIT: Duration = Duration::from_secs(5);
 
 type Asked<K, V> = (K, oneshot::Sender<StoreResult<V>>);
 
-/// The accounts of callers.
+/// The accounts of callers who are signed in.
 #[derive(Clone)]
 pub struct AccountReads {
     pool: Pool,
-    door: mpsc::Sender<Asked<UserId, Option<Account>>>,
+    door: mpsc::Sender<Asked<(UserId, SessionId), Option<Account>>>,
 }
 
 impl AccountReads {
     /// Must be called within a runtime.
     pub fn open(pool: Pool) -> Self {
         let reader = pool.clone();
-        let door = groups::open(LIMITS, move |group: Vec<Asked<UserId, Option<Account>>>, _lane| {
-            let pool = reader.clone();
-            async move {
-                let ids: BTreeSet<UserId> = group.iter().map(|(id, _)| *id).collect();
-                let found = within(READ_LIMIT, accounts::find_many(&pool, ids.into_iter().collect())).await;
-                let found = found.map(|found| -> HashMap<_, _> {
-                    found.into_iter().map(|account| (account.user_id, account)).collect()
-                });
-                answer_all(group, found.as_ref(), |found, id| found.get(&id).cloned());
-            }
-        });
+        let door = groups::open(
+            LIMITS,
+            move |group: Vec<Asked<(UserId, SessionId), Option<Account>>>, _lane| {
+                let pool = reader.clone();
+                async move {
+                    let asked: BTreeSet<_> = group.iter().map(|(asked, _)| *asked).collect();
+                    let found = within(READ_LIMIT, sessions::accounts(&pool, asked.into_iter().collect())).await;
+                    let found = found.map(HashMap::from_iter);
+                    answer_all(
+                        group,
+                        found.as_ref(),
+                        |found: &HashMap<SessionId, Account>, (_, session)| found.get(&session).cloned(),
+                    );
+                }
+            },
+        );
         Self { pool, door }
     }
 
-    /// The account as it is now.
-    pub async fn find(&self, id: UserId) -> StoreResult<Option<Account>> {
-        match ask(&self.door, id).await {
+    /// The user's account as it is now, if this session of theirs goes on.
+    pub async fn find(&self, user: UserId, session: SessionId) -> StoreResult<Option<Account>> {
+        match ask(&self.door, (user, session)).await {
             Some(found) => found,
-            None => accounts::find(&self.pool, id).await,
+            None => Ok(sessions::accounts(&self.pool, vec![(user, session)])
+                .await?
+                .pop()
+                .map(|(_, account)| account)),
         }
     }
 }

@@ -15,16 +15,16 @@ use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::access::Need::{Admin, Auditor, Credential, JobsRead, JobsWrite, Keys, Nothing};
+use crate::access::Need::{Admin, Auditor, Credential, JobsRead, JobsWrite, Keys, Nothing, User};
 use crate::access::Needs;
 use crate::app::AppState;
 use crate::docs::{self, ApiDoc};
 use crate::error::{ApiError, Problem};
 use crate::middleware;
 use crate::routes::{
-    api_keys, bulk_jobs, cancel_job, dead_letters, delete_job, get_job, get_model, get_place, health, list_jobs,
-    list_models, metrics, openapi, operators, put_job, receipt, register, replay_job, retry_job, root, submit_job,
-    token, usage,
+    api_keys, bulk_jobs, cancel_job, dead_letters, delete_job, get_job, get_model, get_place, health, jwks, list_jobs,
+    list_models, logout, metrics, openapi, operators, put_job, receipt, register, replay_job, retry_job, root,
+    submit_job, token, usage, users,
 };
 
 /// A request is given up after this.
@@ -72,6 +72,9 @@ fn documented() -> OpenApiRouter<AppState> {
     let accounts = OpenApiRouter::new()
         .routes(routes!(register::register).needs(Nothing))
         .routes(routes!(token::token).needs(Nothing))
+        .routes(routes!(jwks::jwks).needs(Nothing))
+        .routes(routes!(logout::logout).needs(User))
+        .routes(routes!(logout::change_password).needs(User))
         .routes(routes!(api_keys::create_key, api_keys::list_keys).needs(Keys))
         .routes(routes!(api_keys::get_key, api_keys::revoke_key).needs(Keys))
         .routes(routes!(api_keys::rotate_key).needs(Keys));
@@ -95,7 +98,9 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(operators::pause, operators::resume).needs(Admin))
         .routes(routes!(operators::list_workers).needs(Auditor))
         .routes(routes!(operators::drain_worker).needs(Admin))
-        .routes(routes!(operators::set_limits).needs(Admin));
+        .routes(routes!(operators::set_limits).needs(Admin))
+        .routes(routes!(users::list_users).needs(Auditor))
+        .routes(routes!(users::change_user).needs(Admin));
 
     let models = OpenApiRouter::new()
         .routes(routes!(list_models::list_models).needs(Credential))

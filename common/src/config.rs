@@ -193,20 +193,39 @@ impl DeliveryConfig {
     }
 }
 
+/// How access tokens are signed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub enum JwtAlgorithm {
+    /// By Ed25519 keys in the database, whose public halves are published.
+    #[default]
+    #[serde(rename = "EdDSA")]
+    EdDsa,
+    /// By the configured secret itself: whoever can verify can sign.
+    #[serde(rename = "HS256")]
+    Hs256,
+}
+
 /// What the API process alone needs.
 #[derive(Debug, Clone, Deserialize)]
 pub struct ApiConfig {
     /// `CLAIMCHECK_HTTP_ADDR`: where to listen (127.0.0.1:8080). Port 0 takes a free one.
     #[serde(default = "default_http_addr")]
     pub http_addr: SocketAddr,
-    /// `CLAIMCHECK_JWT_SECRET`: signs access tokens; at least 32 bytes. Changing it ends all sessions.
+    /// `CLAIMCHECK_JWT_SECRET`: at least 32 bytes, the same for all replicas. Seals the keys that sign access tokens (`EdDSA`) or
+    /// signs them itself (`HS256`). Changing it makes all access tokens void.
     pub jwt_secret: SecretString,
     /// `CLAIMCHECK_RECEIPT_SECRET`: what the key that signs receipts follows from. `CLAIMCHECK_JWT_SECRET` unless set.
     #[serde(default)]
     pub receipt_secret: Option<SecretString>,
+    /// `CLAIMCHECK_JWT_ALGORITHM`: `EdDSA` (the default) or `HS256`.
+    #[serde(default)]
+    pub jwt_algorithm: JwtAlgorithm,
     /// `CLAIMCHECK_TOKEN_TTL`: how long an access token is good (15 min).
     #[serde(default = "default_token_ttl", with = "humantime_serde")]
     pub token_ttl: Duration,
+    /// `CLAIMCHECK_SESSION_TTL`: how long a sign-in can be renewed by refresh tokens (30 days).
+    #[serde(default = "default_session_ttl", with = "humantime_serde")]
+    pub session_ttl: Duration,
     /// `CLAIMCHECK_MAX_QUEUED`: most jobs of a tenant that may wait, unless it has a limit of its own. Unset sets none.
     #[serde(default)]
     pub max_queued: Option<u32>,
@@ -317,6 +336,10 @@ fn default_worker_http_addr() -> SocketAddr {
 
 const fn default_token_ttl() -> Duration {
     Duration::from_mins(15)
+}
+
+const fn default_session_ttl() -> Duration {
+    Duration::from_hours(30 * 24)
 }
 
 const fn default_drain() -> Duration {

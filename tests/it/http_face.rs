@@ -1,7 +1,7 @@
 //! The API process in a test's own world, and its clients.
 
 use claimcheck_api::{App, Config};
-use claimcheck_common::config::ApiConfig;
+use claimcheck_common::config::{ApiConfig, JwtAlgorithm};
 use claimcheck_common::domain::{ModelRef, WorkerId};
 use claimcheck_common::store::models::{self, NewModel};
 use claimcheck_tests::{World, in_world};
@@ -92,7 +92,9 @@ pub(crate) fn config(world: &World) -> Config {
             http_addr: ([127, 0, 0, 1], 0).into(),
             jwt_secret: "a secret of at least thirty-two bytes".to_owned().into(),
             receipt_secret: None,
+            jwt_algorithm: JwtAlgorithm::EdDsa,
             token_ttl: Duration::from_mins(10),
+            session_ttl: Duration::from_hours(1),
             max_queued: None,
             stop_notice: Duration::ZERO,
             drain: Duration::from_secs(5),

@@ -1,8 +1,8 @@
 //! Who is calling: from the headers of a request to a [`Caller`].
 //!
 //! A request shows one credential: an access token or an API key in `Authorization: Bearer` (RFC 6750, section 2.1), or an
-//! API key in `X-API-Key`. The account is read for every request, with a key in the same statement, so that a deactivated
-//! user or a revoked key is out at once; requests that come together share the read. What a route wants of its caller is
+//! API key in `X-API-Key`. The account is read for every request, in one statement with the session or the key, so that
+//! who was deactivated, logged out or revoked is out at once; requests that come together share the read. What a route wants of its caller is
 //! not decided here but in `access.rs`.
 
 use std::sync::Arc;
@@ -11,9 +11,10 @@ use axum::http::{HeaderMap, HeaderName, header};
 use claimcheck_common::store::accounts::Account;
 use claimcheck_common::store::api_keys::Holder;
 
+use super::KeyUses;
 use super::secret::{Secret, SecretKind};
 use super::token::TokenError;
-use super::{KeyUses, TokenIssuer};
+use super::tokens::{Tokens, TokensError};
 use crate::error::{ApiError, Problem};
 use crate::extract::caller::{Caller, Credential, KeyGrant};
 use crate::reads::{AccountReads, KeyReads};
@@ -24,7 +25,7 @@ pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// Tells callers from strangers.
 #[derive(Clone)]
 pub struct Doorkeeper {
-    tokens: Arc<TokenIssuer>,
+    tokens: Arc<Tokens>,
     accounts: AccountReads,
     keys: KeyReads,
     uses: KeyUses,
@@ -38,7 +39,7 @@ enum Shown<'a> {
 
 impl Doorkeeper {
     /// Wires the parts.
-    pub const fn new(tokens: Arc<TokenIssuer>, accounts: AccountReads, keys: KeyReads, uses: KeyUses) -> Self {
+    pub const fn new(tokens: Arc<Tokens>, accounts: AccountReads, keys: KeyReads, uses: KeyUses) -> Self {
         Self {
             tokens,
             accounts,
@@ -56,19 +57,25 @@ impl Doorkeeper {
     }
 
     async fn by_token(&self, token: &str) -> Result<Caller, ApiError> {
-        let claims = self.tokens.verify(token).map_err(|error| {
-            bad(match error {
-                TokenError::Expired => "The access token has expired; get a new one from /v1/auth/token.",
-                _ => "The access token is not valid; get one from /v1/auth/token.",
-            })
+        let claims = self.tokens.verify(token).await.map_err(|error| match error {
+            TokensError::Store(error) => error.into(),
+            TokensError::Token(TokenError::Expired) => {
+                bad("The access token has expired; get a new one from /v1/auth/token.")
+            }
+            TokensError::Token(_) => bad("The access token is not valid; get one from /v1/auth/token."),
         })?;
-        let account = active(self.accounts.find(claims.sub).await?)?;
+        let Some(account) = self.accounts.find(claims.sub, claims.sid).await? else {
+            return Err(bad(
+                "The session of this access token has ended; sign in again at /v1/auth/token.",
+            ));
+        };
+        let account = active(account)?;
         Ok(Caller {
             user_id: account.user_id,
             tenant_id: account.tenant_id,
             project_id: account.project_id,
             role: account.role,
-            credential: Credential::Token,
+            credential: Credential::Token(claims.sid),
         })
     }
 
@@ -89,7 +96,7 @@ impl Doorkeeper {
             grant,
             account,
         } = holder;
-        let account = active(Some(account))?;
+        let account = active(account)?;
         self.uses.note(id);
         Ok(Caller {
             user_id: account.user_id,
@@ -101,10 +108,12 @@ impl Doorkeeper {
     }
 }
 
-fn active(account: Option<Account>) -> Result<Account, ApiError> {
-    account
-        .filter(|account| account.is_active)
-        .ok_or_else(|| bad("This account is not active."))
+fn active(account: Account) -> Result<Account, ApiError> {
+    if account.is_active {
+        Ok(account)
+    } else {
+        Err(bad("This account is not active."))
+    }
 }
 
 /// Two credentials in one request are refused: what checked the one and what acts by the other could differ.

@@ -21,6 +21,8 @@ const HINT: usize = 4;
 pub enum SecretKind {
     /// `cck_…`
     ApiKey,
+    /// `ccr_…`
+    RefreshToken,
 }
 
 impl SecretKind {
@@ -28,6 +30,7 @@ impl SecretKind {
     pub const fn prefix(self) -> &'static str {
         match self {
             Self::ApiKey => "cck_",
+            Self::RefreshToken => "ccr_",
         }
     }
 }
@@ -134,6 +137,13 @@ mod tests {
         ] {
             assert!(Secret::parse(SecretKind::ApiKey, bad).is_none(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_secret_of_one_kind_is_none_of_another() {
+        let text = Secret::draw(SecretKind::RefreshToken).expose().to_owned();
+        assert!(Secret::parse(SecretKind::ApiKey, &text).is_none());
+        assert!(Secret::parse(SecretKind::ApiKey, &text.replace("ccr_", "cck_")).is_none());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use claimcheck_common::domain::{ApiKeyId, ProjectId, Role, Scope, TenantId, UserId};
+use claimcheck_common::domain::{ApiKeyId, ProjectId, Role, Scope, SessionId, TenantId, UserId};
 use claimcheck_common::store::api_keys::Grant;
 
 use crate::error::{ApiError, Problem};
@@ -28,8 +28,8 @@ pub struct Caller {
 /// What a request was authenticated by.
 #[derive(Debug, Clone)]
 pub enum Credential {
-    /// An access token: the user in person, with every scope.
-    Token,
+    /// An access token of this session: the user in person, with every scope.
+    Token(SessionId),
     /// An API key.
     Key(Arc<KeyGrant>),
 }
@@ -52,7 +52,7 @@ impl Caller {
     /// The API key that the request showed, if it was one.
     pub fn key(&self) -> Option<&KeyGrant> {
         match &self.credential {
-            Credential::Token => None,
+            Credential::Token(_) => None,
             Credential::Key(key) => Some(key),
         }
     }
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_key_of_an_admin_is_no_admin_without_the_scope() {
-        assert!(caller(Credential::Token).must_be_admin().is_ok());
+        assert!(caller(Credential::Token(SessionId::new())).must_be_admin().is_ok());
         assert!(keyed(&[Scope::Admin], None, None).must_be_admin().is_ok());
         assert!(
             keyed(&[Scope::JobsRead, Scope::JobsWrite], None, None)
@@ -167,7 +167,11 @@ mod tests {
 
     #[test]
     fn a_key_keeps_to_its_models_and_its_largest_request() {
-        assert!(caller(Credential::Token).may_generate("any", 4096).is_ok());
+        assert!(
+            caller(Credential::Token(SessionId::new()))
+                .may_generate("any", 4096)
+                .is_ok()
+        );
         let narrow = keyed(&[], Some(&["tiny"]), Some(50));
         assert!(narrow.may_generate("tiny", 50).is_ok());
         for (model, tokens) in [("tiny", 51), ("gpt2", 1)] {

@@ -4,8 +4,8 @@ use super::*;
 use crate::auth::{Secret, SecretKind};
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
-use claimcheck_common::config::{ApiConfig, BrokerConfig, DatabaseConfig, DeliveryConfig, RedisConfig};
-use claimcheck_common::domain::UserId;
+use claimcheck_common::config::{ApiConfig, BrokerConfig, DatabaseConfig, DeliveryConfig, JwtAlgorithm, RedisConfig};
+use claimcheck_common::domain::{SessionId, UserId};
 use secrecy::ExposeSecret;
 use serde_json::Value;
 use tower::ServiceExt;
@@ -17,7 +17,9 @@ fn state() -> AppState {
             http_addr: ([127, 0, 0, 1], 0).into(),
             jwt_secret: "a secret of at least thirty-two bytes".to_owned().into(),
             receipt_secret: None,
+            jwt_algorithm: JwtAlgorithm::Hs256,
             token_ttl: Duration::from_mins(1),
+            session_ttl: Duration::from_hours(1),
             max_queued: None,
             stop_notice: Duration::ZERO,
             drain: Duration::from_secs(1),
@@ -134,7 +136,7 @@ async fn without_a_token_every_private_route_is_401_with_a_challenge() {
 #[tokio::test]
 async fn while_the_database_is_away_requests_are_503_and_the_process_is_alive_but_not_ready() {
     let state = state();
-    let token = state.tokens.issue(UserId::new()).unwrap().token;
+    let token = state.tokens.issue(UserId::new(), SessionId::new()).await.unwrap().token;
     let request = Request::get("/v1/jobs")
         .header("authorization", format!("Bearer {}", token.expose_secret()))
         .body(Body::empty())
@@ -224,6 +226,9 @@ async fn the_token_form_follows_rfc_6749() {
             "invalid_request",
         ),
         ("grant_type=client_credentials", "unsupported_grant_type"),
+        ("grant_type=refresh_token", "invalid_request"),
+        // So does a refresh token that is none.
+        ("grant_type=refresh_token&refresh_token=cck_123", "invalid_grant"),
         // A name that no account can have needs no database to be wrong.
         ("grant_type=password&username=%00&password=whatever", "invalid_grant"),
     ] {
@@ -282,6 +287,7 @@ async fn the_document_lists_every_route_with_its_errors_and_the_pages_need_no_ot
         "/metrics",
         "/v1/auth/register",
         "/v1/auth/token",
+        "/.well-known/jwks.json",
         "/v1/jobs",
         "/v1/jobs/{id}",
         "/v1/jobs/{id}/cancel",
@@ -306,7 +312,12 @@ async fn the_document_lists_every_route_with_its_errors_and_the_pages_need_no_ot
                 answers.contains_key("503") && answers.contains_key("500"),
                 "{method} {path}"
             );
-            let private = !path.starts_with("/v1/auth/");
+            let private = operation[crate::access::X_NEEDS] != "nothing";
+            assert_eq!(
+                private,
+                !["/v1/auth/register", "/v1/auth/token"].contains(&path.as_str()),
+                "{method} {path}"
+            );
             assert_eq!(operation.get("security").is_some(), private, "{method} {path}");
             assert_eq!(
                 answers.contains_key("401"),

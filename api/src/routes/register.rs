@@ -29,6 +29,8 @@ pub struct AccountBody {
     pub email: String,
     /// `user`, `auditor` or `admin`.
     pub role: String,
+    /// Whether the user has access.
+    pub is_active: bool,
     /// The personal organization.
     pub organization_id: String,
     /// Where the account's jobs go.
@@ -52,6 +54,7 @@ pub async fn register(
         email,
         password,
     } = body.value;
+    password.fits("password", username.as_str(), email.as_str())?;
     let user = NewUser {
         username: username.as_str().to_owned(),
         email: email.as_str().to_owned(),
@@ -83,6 +86,7 @@ impl From<Account> for AccountBody {
             username: account.username,
             email: account.email,
             role: account.role.to_string(),
+            is_active: account.is_active,
             organization_id: account.tenant_id.to_string(),
             project_id: account.project_id.to_string(),
             created_at: account.created_at.unix_timestamp(),

@@ -1,18 +1,21 @@
-//! `POST /v1/auth/token`: a password becomes an access token (RFC 6749, section 4.3).
+//! `POST /v1/auth/token`: a password begins a session (RFC 6749, section 4.3), and a refresh token renews it (section 6).
 //!
-//! Errors keep the house's envelope, with RFC 6749's word in `error.code`. An unknown user, a wrong password and a
+//! Both answer an access token and a refresh token that is good once. Errors keep the house's envelope, with RFC 6749's word in `error.code`. An unknown user, a wrong password and a
 //! deactivated account get one answer after one and the same amount of work.
 
 use axum::Json as Reply;
 use axum::extract::State;
 use axum::http::header;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
+use claimcheck_common::domain::{SessionId, UserId};
 use claimcheck_common::store::accounts;
+use claimcheck_common::store::sessions::{self, Refreshed};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::app::AppState;
+use crate::auth::{Secret, SecretKind};
 use crate::docs::{BadBody, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::Form;
@@ -22,14 +25,17 @@ use crate::validate::account::Username;
 #[derive(ToSchema)]
 #[allow(dead_code, reason = "only describes the form in the OpenAPI document")]
 pub struct TokenForm {
-    /// `password`
+    /// `password` or `refresh_token`
     #[schema(example = "password")]
     grant_type: String,
-    /// The account's name.
-    username: String,
+    /// The account's name, for `password`.
+    username: Option<String>,
     /// Its password.
     #[schema(format = "password")]
-    password: String,
+    password: Option<String>,
+    /// What the answer before held, for `refresh_token`.
+    #[schema(format = "password")]
+    refresh_token: Option<String>,
 }
 
 /// A token.
@@ -41,6 +47,8 @@ pub struct TokenBody {
     pub token_type: &'static str,
     /// Seconds until it expires.
     pub expires_in: u64,
+    /// Gets the next access token, once. Shown to nobody else.
+    pub refresh_token: String,
 }
 
 /// Get an access token
@@ -48,18 +56,23 @@ pub struct TokenBody {
     request_body(content = TokenForm, content_type = "application/x-www-form-urlencoded"),
     responses(
         (status = 200, body = TokenBody, description = "A token", headers(("Cache-Control" = String, description = "`no-store`"))),
-        (status = 401, body = ErrorBody, description = "Username or password is wrong (`invalid_grant`)"),
+        (status = 401, body = ErrorBody, description = "Username, password or refresh token is wrong (`invalid_grant`)"),
         BadBody, Trouble,
     ))]
-pub async fn token(State(state): State<AppState>, mut form: Form) -> Result<impl IntoResponse, ApiError> {
+pub async fn token(State(state): State<AppState>, mut form: Form) -> Result<Response, ApiError> {
     match form.take("grant_type").as_deref() {
-        Some("password") => {}
+        Some("password") => by_password(&state, form).await,
+        Some("refresh_token") => by_refresh_token(&state, form).await,
         Some(_) => {
-            let problem = Problem::new("unsupported_grant_type", "`grant_type` must be `password`.");
-            return Err(ApiError::Invalid(problem.at("grant_type")));
+            let message = "`grant_type` must be `password` or `refresh_token`.";
+            let problem = Problem::new("unsupported_grant_type", message);
+            Err(ApiError::Invalid(problem.at("grant_type")))
         }
-        None => return Err(missing("grant_type")),
+        None => Err(missing("grant_type")),
     }
+}
+
+async fn by_password(state: &AppState, mut form: Form) -> Result<Response, ApiError> {
     let username = form.take("username").ok_or_else(|| missing("username"))?;
     let password = SecretString::from(form.take("password").ok_or_else(|| missing("password"))?);
     // A name that no account can have is looked up nowhere and costs the same.
@@ -71,23 +84,43 @@ pub async fn token(State(state): State<AppState>, mut form: Form) -> Result<impl
     let proven = state.passwords.verify(password, stored).await?;
     let account = account
         .filter(|account| proven && account.is_active)
-        .ok_or_else(wrong)?;
-    let issued = state.tokens.issue(account.user_id)?;
+        .ok_or_else(|| wrong("The username or the password is wrong."))?;
+    let refresh = Secret::draw(SecretKind::RefreshToken);
+    let session = sessions::begin(&state.pool, account.user_id, refresh.sha256(), state.session_ttl).await?;
+    issue(state, account.user_id, session, &refresh).await
+}
+
+async fn by_refresh_token(state: &AppState, mut form: Form) -> Result<Response, ApiError> {
+    let refused = || wrong("The refresh token is unknown, expired or used, or its session has ended; sign in again.");
+    let shown = form.take("refresh_token").ok_or_else(|| missing("refresh_token"))?;
+    let shown = Secret::parse(SecretKind::RefreshToken, &shown).ok_or_else(refused)?;
+    let next = Secret::draw(SecretKind::RefreshToken);
+    match sessions::refresh(&state.pool, shown.sha256(), next.sha256()).await? {
+        Refreshed::Renewed(account, session) => issue(state, account.user_id, session, &next).await,
+        Refreshed::Refused => Err(refused()),
+        Refreshed::Reused(user) => {
+            tracing::warn!(%user, "a refresh token came back after it was used; its session has ended");
+            Err(refused())
+        }
+    }
+}
+
+async fn issue(state: &AppState, user: UserId, session: SessionId, refresh: &Secret) -> Result<Response, ApiError> {
+    let issued = state.tokens.issue(user, session).await?;
     let body = TokenBody {
         access_token: issued.token.expose_secret().to_owned(),
         token_type: "bearer",
         expires_in: issued.lifetime.as_secs(),
+        refresh_token: refresh.expose().to_owned(),
     };
-    Ok((
-        [(header::CACHE_CONTROL, "no-store"), (header::PRAGMA, "no-cache")],
-        Reply(body),
-    ))
+    let not_kept = [(header::CACHE_CONTROL, "no-store"), (header::PRAGMA, "no-cache")];
+    Ok((not_kept, Reply(body)).into_response())
 }
 
 fn missing(field: &'static str) -> ApiError {
     ApiError::Invalid(Problem::new("invalid_request", format!("`{field}` is required.")).at(field))
 }
 
-fn wrong() -> ApiError {
-    ApiError::Unauthenticated(Problem::new("invalid_grant", "The username or the password is wrong."))
+fn wrong(message: &str) -> ApiError {
+    ApiError::Unauthenticated(Problem::new("invalid_grant", message))
 }

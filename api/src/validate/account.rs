@@ -6,12 +6,17 @@ use serde::de::{Deserializer, Error};
 use utoipa::ToSchema;
 
 use super::text::Text;
+use crate::error::{ApiError, Problem};
 
 /// Below, a password is guessable (OWASP ASVS 5.0, 6.2.1).
 const PASSWORD_MIN: usize = 8;
 /// Above, hashing would read without bound. ASVS asks for at least 64.
 const PASSWORD_MAX: usize = 128;
 const EMAIL_MAX: usize = 254;
+
+/// The 3,000 most used passwords that are long enough, in lower case (ASVS 5.0, 6.2.4). Counted by the zxcvbn project (MIT
+/// licence) in published leaks.
+const COMMON: &str = include_str!("common_passwords.txt");
 
 /// The body of `POST /v1/auth/register`.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -23,9 +28,21 @@ pub struct Registration {
     /// An address with one `@`, at most 254 characters.
     #[schema(value_type = String, format = "email", max_length = 254, example = "ada@example.org")]
     pub email: Email,
-    /// 8 to 128 characters.
+    /// 8 to 128 characters of any kind; not one of the most used, nor the username or the address.
     #[schema(value_type = String, format = "password", min_length = 8, max_length = 128)]
     pub password: NewPassword,
+}
+
+/// The body of `POST /v1/auth/password`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "a JSON object")]
+pub struct PasswordChange {
+    /// The one that holds.
+    #[schema(value_type = String, format = "password", max_length = 128)]
+    pub current_password: PresentPassword,
+    /// 8 to 128 characters of any kind; not one of the most used, nor the username or the address.
+    #[schema(value_type = String, format = "password", min_length = 8, max_length = 128)]
+    pub new_password: NewPassword,
 }
 
 /// A name that an account can have.
@@ -108,6 +125,18 @@ impl<'de> Deserialize<'de> for Email {
 pub struct NewPassword(SecretString);
 
 impl NewPassword {
+    /// Refuses what anybody would try first for this account. The kinds of characters do not matter (ASVS 5.0, 6.2.5).
+    pub fn fits(&self, param: &str, username: &str, email: &str) -> Result<(), ApiError> {
+        let lower = self.0.expose_secret().to_lowercase();
+        let local = email.rsplit_once('@').map_or(email, |(local, _)| local);
+        let own = [username, email, local, "claimcheck"].map(str::to_lowercase);
+        if own.contains(&lower) || COMMON.lines().any(|common| common == lower) {
+            let message = "This password is one of those that are tried first; take a longer or less usual one.";
+            return Err(ApiError::Invalid(Problem::new("common_password", message).at(param)));
+        }
+        Ok(())
+    }
+
     /// The password.
     pub fn into_secret(self) -> SecretString {
         self.0
@@ -126,9 +155,62 @@ impl<'de> Deserialize<'de> for NewPassword {
     }
 }
 
+/// A password that is to be compared with the one that holds: of any kind, within the longest.
+#[derive(Debug)]
+pub struct PresentPassword(SecretString);
+
+impl PresentPassword {
+    /// The password.
+    pub fn into_secret(self) -> SecretString {
+        self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for PresentPassword {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let secret = SecretString::deserialize(deserializer)
+            .map_err(|_| D::Error::custom(format!("must be a string of at most {PASSWORD_MAX} characters")))?;
+        super::text::check(secret.expose_secret(), 1, PASSWORD_MAX).map_err(D::Error::custom)?;
+        Ok(Self(secret))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_tried_first_is_refused_in_any_case_and_other_passwords_of_one_kind_are_not() {
+        let password = |text: &str| serde_json::from_str::<NewPassword>(&format!("\"{text}\"")).unwrap();
+        for bad in [
+            "password",
+            "PassWord",
+            "12345678",
+            "iloveyou",
+            "ada.lovelace",
+            "Ada@Example.org",
+            "claimcheck",
+        ] {
+            assert!(
+                password(bad)
+                    .fits("password", "ada.lovelace", "ada@example.org")
+                    .is_err(),
+                "{bad}"
+            );
+        }
+        for good in ["correct horse", "zzzzyyyyxxxx", "83649274612"] {
+            assert!(
+                password(good).fits("password", "ada", "ada@example.org").is_ok(),
+                "{good}"
+            );
+        }
+        assert_eq!(COMMON.lines().count(), 3000);
+        assert!(
+            COMMON
+                .lines()
+                .all(|line| line.len() >= PASSWORD_MIN && line == line.to_lowercase())
+        );
+    }
 
     #[test]
     fn usernames_keep_to_their_alphabet_and_length() {

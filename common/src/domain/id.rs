@@ -41,6 +41,7 @@ id_kinds! {
     WorkerKind, WorkerId, "worker_", "a worker process";
     EventKind, EventId, "evt_", "an event";
     ApiKeyKind, ApiKeyId, "key_", "an API key";
+    SessionKind, SessionId, "sess_", "a session";
 }
 
 /// An id of kind `K`.

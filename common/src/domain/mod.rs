@@ -17,7 +17,7 @@ pub use dtype::Dtype;
 pub use generation::{Choice, Completion, FinishReason, GenerationParams, Logprobs, Prompt, Usage};
 pub use id::{
     ApiKeyId, ApiKeyKind, EventId, EventKind, Id, IdKind, IdParseError, JobId, JobKind, ProjectId, ProjectKind,
-    TenantId, TenantKind, UserId, UserKind, WorkerId, WorkerKind,
+    SessionId, SessionKind, TenantId, TenantKind, UserId, UserKind, WorkerId, WorkerKind,
 };
 pub use job::{Class, JobError, JobKey, ModelRef, QueueName, Share};
 pub use receipt::{Runtime, Spent};

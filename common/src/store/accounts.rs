@@ -2,8 +2,8 @@
 
 use sqlx::{PgConnection, PgExecutor, Row};
 
-use super::row::{column, get, parse};
-use super::{Pool, StoreResult, transaction};
+use super::row::{get, parse};
+use super::{Pool, StoreResult, sessions, transaction};
 use crate::domain::{Id, ProjectId, Role, TenantId, UserId};
 
 /// What registering needs. Name and address were checked, the password is hashed already.
@@ -94,15 +94,6 @@ pub async fn find(executor: impl PgExecutor<'_>, id: UserId) -> StoreResult<Opti
     row.as_ref().map(account).transpose()
 }
 
-/// Those of the users that exist.
-pub async fn find_many(executor: impl PgExecutor<'_>, ids: Vec<UserId>) -> StoreResult<Vec<Account>> {
-    let rows = sqlx::query("SELECT * FROM users WHERE id = ANY($1)")
-        .bind(column(&ids, |id| id.uuid()))
-        .fetch_all(executor)
-        .await?;
-    rows.iter().map(account).collect()
-}
-
 pub(super) fn account(row: &sqlx::postgres::PgRow) -> StoreResult<Account> {
     Ok(Account {
         user_id: Id::from_uuid(row.try_get("id")?),
@@ -115,6 +106,84 @@ pub(super) fn account(row: &sqlx::postgres::PgRow) -> StoreResult<Account> {
         is_active: get(row, "is_active")?,
         created_at: get(row, "created_at")?,
     })
+}
+
+/// Gives a user another password, unless the present one is not `known` any more, and ends all sessions.
+pub async fn set_password(pool: &Pool, user: UserId, known: String, hash: String) -> StoreResult<bool> {
+    transaction(pool, move |connection| {
+        let (known, hash) = (known.clone(), hash.clone());
+        Box::pin(async move {
+            let done = sqlx::query(
+                "WITH changed AS (
+                     UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2 RETURNING id, tenant_id
+                 )
+                 INSERT INTO audit_log (tenant_id, actor, action, subject)
+                 SELECT tenant_id, 'user:' || id, 'user.password', id FROM changed",
+            )
+            .bind(user.uuid())
+            .bind(known)
+            .bind(hash)
+            .execute(&mut *connection)
+            .await?;
+            if done.rows_affected() == 0 {
+                return Ok(false);
+            }
+            sessions::end_all(connection, user, "password").await?;
+            Ok(true)
+        })
+    })
+    .await
+}
+
+/// What an admin changes about a user.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct UserChange {
+    /// Whether they have access.
+    pub is_active: Option<bool>,
+    /// What they may do.
+    pub role: Option<Role>,
+}
+
+/// Changes a user, and writes it down. Whoever is deactivated loses all sessions; API keys rest until the user is back.
+pub async fn change(pool: &Pool, user: UserId, change: UserChange, actor: String) -> StoreResult<Option<Account>> {
+    transaction(pool, move |connection| {
+        let actor = actor.clone();
+        Box::pin(async move {
+            let row = sqlx::query(
+                "WITH audit AS (
+                     INSERT INTO audit_log (tenant_id, actor, action, subject, details)
+                     SELECT tenant_id, $4, 'user.changed', id,
+                         jsonb_strip_nulls(jsonb_build_object('is_active', $2::boolean, 'role', $3::text))
+                     FROM users WHERE id = $1
+                 )
+                 UPDATE users SET is_active = coalesce($2, is_active), role = coalesce($3, role) WHERE id = $1 RETURNING *",
+            )
+            .bind(user.uuid())
+            .bind(change.is_active)
+            .bind(change.role.map(Role::as_str))
+            .bind(actor)
+            .fetch_optional(&mut *connection)
+            .await?;
+            if change.is_active == Some(false) {
+                sessions::end_all(connection, user, "deactivated").await?;
+            }
+            row.as_ref().map(account).transpose()
+        })
+    })
+    .await
+}
+
+/// Users, the newest first, at most `limit` of those older than `after`.
+pub async fn list(executor: impl PgExecutor<'_>, after: Option<UserId>, limit: u32) -> StoreResult<Vec<Account>> {
+    let rows = sqlx::query(
+        "SELECT * FROM users WHERE id < coalesce($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+         ORDER BY id DESC LIMIT $2",
+    )
+    .bind(after.map(Id::uuid))
+    .bind(i64::from(limit))
+    .fetch_all(executor)
+    .await?;
+    rows.iter().map(account).collect()
 }
 
 /// Gives a user another role, and writes it down. `false` if there is no such user.

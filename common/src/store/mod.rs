@@ -34,7 +34,9 @@ pub mod retry;
 mod row;
 pub mod schedule;
 pub mod selection;
+pub mod sessions;
 pub mod settle;
+pub mod signing_keys;
 pub mod submit;
 
 pub use error::{StoreError, StoreResult};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use claimcheck_common::config::DeliveryConfig;
 use claimcheck_common::store::rescue::CHUNK;
-use claimcheck_common::store::{Pool, StoreResult, erase, expire, schedule};
+use claimcheck_common::store::{Pool, StoreResult, erase, expire, schedule, sessions};
 use futures::future::BoxFuture;
 
 use super::{MaintenanceError, Task};
@@ -21,8 +21,8 @@ pub(super) struct Sweep {
 
 impl Sweep {
     /// All sweeps: scheduled jobs whose time has come are queued, waiting ones whose time is up expire, texts that are due
-    /// (`ttl`, `store: false`) are erased.
-    pub(super) fn all(pool: &Pool, config: &DeliveryConfig) -> [Self; 3] {
+    /// (`ttl`, `store: false`) are erased, sessions that are over are forgotten.
+    pub(super) fn all(pool: &Pool, config: &DeliveryConfig) -> [Self; 4] {
         let sweep = |name, chunk| Self {
             name,
             chunk,
@@ -33,6 +33,7 @@ impl Sweep {
             sweep("schedule", |pool| Box::pin(schedule::promote_due(pool))),
             sweep("expire", |pool| Box::pin(expire::expire_waiting(pool))),
             sweep("erase", |pool| Box::pin(erase::erase_due(pool))),
+            sweep("sessions", |pool| Box::pin(sessions::forget(pool))),
         ]
     }
 }
