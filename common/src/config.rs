@@ -269,6 +269,13 @@ pub struct WorkerConfig {
     /// `CLAIMCHECK_SLOTS`: sequences that are generated side by side (32).
     #[serde(default = "default_slots")]
     pub slots: u16,
+    /// `CLAIMCHECK_KV_CACHE_MIB`: most memory for keys and values (1024). It is taken as sequences grow into it; beyond it they
+    /// make room for each other. Never less than one sequence of full length needs, nor more than all slots can use.
+    #[serde(default = "default_kv_cache_mib")]
+    pub kv_cache_mib: u32,
+    /// `CLAIMCHECK_STEP_LIMIT`: a step of the model that takes longer hangs, and the worker ends (1 min).
+    #[serde(default = "default_step_limit", with = "humantime_serde")]
+    pub step_limit: Duration,
     /// `CLAIMCHECK_DRAIN`: how long running jobs may go on after a stop signal (20 s).
     #[serde(default = "default_drain", with = "humantime_serde")]
     pub drain: Duration,
@@ -348,4 +355,12 @@ const fn default_drain() -> Duration {
 
 const fn default_slots() -> u16 {
     32
+}
+
+const fn default_step_limit() -> Duration {
+    Duration::from_mins(1)
+}
+
+const fn default_kv_cache_mib() -> u32 {
+    1024
 }

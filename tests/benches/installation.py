@@ -40,6 +40,7 @@ class Installation:
             "CLAIMCHECK_MODEL": str(model),
             "RUST_LOG": "warn",
         } | more
+        self.folder, self.environment = str(folder), environment
         subprocess.run([self.bin / "claimcheck-api", "migrate"], cwd=folder, env=os.environ | environment, check=True)
         self.api = Child("api", [str(self.bin / "claimcheck-api")], folder, f"{self.url}/readyz", **environment)
         command = [str(self.bin / "claimcheck-worker"), "run"]

@@ -188,6 +188,7 @@ async fn the_bundled_model_writes_the_text_that_transformers_writes() {
         name: None,
         dtype: Dtype::F32,
         slots: 3,
+        kv_cache_mib: 64,
         hub: HubConfig::default(),
     })
     .await

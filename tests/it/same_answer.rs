@@ -1,4 +1,5 @@
-//! A job's answer is its own: 500 jobs, each alone on an idle engine and then in shuffled crowds, answer the same to the bit.
+//! A job's answer is its own: 500 jobs, each alone on an idle engine and then in shuffled crowds, answer the same to the bit,
+//! also where some have to make room for others and where what was computed for one serves the next.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,12 +32,19 @@ impl Model {
         }
     }
 
-    /// Runs jobs on an engine of its own, at most `together` of them at a time.
-    async fn run(&self, jobs: &[EngineJob], dtype: Dtype, slots: usize, budget: usize, together: usize) -> Answers {
+    /// Runs jobs on an engine of its own with a cache for `full` sequences of full length, at most `together` of them at a
+    /// time.
+    async fn run(
+        &self,
+        jobs: &[EngineJob],
+        dtype: Dtype,
+        config: EngineConfig,
+        full: usize,
+        together: usize,
+    ) -> Answers {
         let model = Gpt2::<Cpu>::load(&self.files, dtype, &FlexDevice).unwrap();
         let (sender, mut events) = mpsc::channel(64);
-        let config = EngineConfig { token_budget: budget };
-        let blocks = slots * model.config().n_positions.div_ceil(BLOCK);
+        let blocks = full * model.config().n_positions.div_ceil(BLOCK);
         let runner = Box::new(Gpt2Runner::new(model, blocks));
         let engine = Engine::start(runner, self.tokenizer.clone(), config, sender);
         let mut answers = Answers::new();
@@ -72,7 +80,8 @@ fn jobs(model: &Model, random: &mut ChaCha8Rng) -> Vec<EngineJob> {
     let tokens = model.tokenizer.encode(&text).unwrap();
     let job = |_| {
         let len = random.random_range(1..100);
-        let from = random.random_range(0..tokens.len() - len);
+        // Every third one begins as the others do.
+        let from = random.random_range(0..tokens.len() - len) * usize::from(random.random_range(0..3) > 0);
         EngineJob {
             key: JobKey {
                 id: JobId::new(),
@@ -101,14 +110,24 @@ async fn five_hundred_jobs_answer_alone_as_in_any_crowd() {
     let mut random = ChaCha8Rng::seed_from_u64(4);
     let mut jobs = jobs(&model, &mut random);
     for dtype in [Dtype::F32, Dtype::Bf16, Dtype::Int8] {
-        let alone = model.run(&jobs, dtype, 2, 128, 1).await;
-        for (slots, budget) in [(32, 128), (5, 16)] {
+        let config = |slots, token_budget, prefix_cache| EngineConfig {
+            slots,
+            token_budget,
+            prefix_cache,
+        };
+        let alone = model.run(&jobs, dtype, config(2, 128, false), 2, 1).await;
+        for (config, full) in [
+            (config(32, 128, true), 32),
+            (config(5, 16, false), 5),
+            (config(16, 128, true), 3),
+            (config(16, 64, false), 2),
+        ] {
             jobs.shuffle(&mut random);
-            let crowd = model.run(&jobs, dtype, slots, budget, JOBS).await;
+            let crowd = model.run(&jobs, dtype, config, full, JOBS).await;
             for job in &jobs {
                 assert_eq!(
                     alone[&job.key], crowd[&job.key],
-                    "{dtype}, {slots} slots, a budget of {budget}: {job:?}"
+                    "{dtype}, {config:?}, blocks for {full}: {job:?}"
                 );
             }
         }

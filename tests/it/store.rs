@@ -484,6 +484,24 @@ async fn a_thousand_races_of_cancel_against_settle_leave_one_ending_each() {
 }
 
 #[tokio::test]
+async fn a_job_that_is_given_up_has_lapsed_at_once_and_the_old_claim_gives_up_nothing() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let key = claimed(pool).await;
+        assert_eq!(lease::give_up(pool, vec![key]).await.unwrap(), 1);
+        assert_eq!(rescue::rescue_lapsed(pool).await.unwrap().requeued, 1);
+        let again = claim::claim(pool, WorkerId::new(), vec![key.id], LEASE)
+            .await
+            .unwrap()
+            .remove(0);
+        assert_eq!(again.lapses, 1);
+        assert_eq!(lease::give_up(pool, vec![key]).await.unwrap(), 0);
+        assert_eq!(rescue::rescue_lapsed(pool).await.unwrap().requeued, 0);
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_released_job_is_free_at_once_and_has_lost_no_attempt() {
     in_world(async |world| {
         let pool = &world.pool;

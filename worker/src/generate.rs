@@ -44,6 +44,9 @@ pub enum GenerateError {
     /// The engine's thread ended: a bug, or a device that failed. Its jobs' leases lapse and others take them.
     #[error("this worker cannot go on")]
     Engine(#[from] EngineStopped),
+    /// A step does not end. Its jobs are given up, and the process has to end: nothing stops the thread.
+    #[error("a step of the model has not ended for {0:?}: the device hangs, this worker cannot go on")]
+    Hung(Duration),
     /// A part of the worker panicked.
     #[error("the {0} stopped, this worker cannot go on")]
     Part(&'static str),
@@ -125,7 +128,10 @@ impl Generate {
         let engine = Engine::start(
             model.model,
             model.tokenizer.clone(),
-            EngineConfig::default(),
+            EngineConfig {
+                slots: usize::from(self.config.slots),
+                ..EngineConfig::default()
+            },
             event_sender,
         );
         let in_flight = Arc::new(InFlight::default());
@@ -151,7 +157,7 @@ impl Generate {
         let cancels = Cancels {
             pool: self.pool.clone(),
             in_flight: in_flight.clone(),
-            engine,
+            engine: engine.clone(),
         };
         let cancels = AbortOnDropHandle::new(tokio::spawn(cancels.run(stop_beating.clone())));
         let mut heart = AbortOnDropHandle::new(tokio::spawn(heartbeat.run(stop_beating.clone())));
@@ -172,21 +178,27 @@ impl Generate {
             outcome = work(consumer, &in_flight, &stop) => outcome,
             _ = &mut recorder => Err(EngineStopped.into()),
             _ = &mut heart => Err(GenerateError::Part("heartbeat")),
+            () = engine.hung(self.config.step_limit) => Err(GenerateError::Hung(self.config.step_limit)),
             () = drained(&stop, self.config.drain) => {
                 tracing::warn!(drain = ?self.config.drain, "not all jobs ended in time");
                 Ok(())
             }
         };
-        if outcome.is_ok() {
-            feeder.hand_back(in_flight.unfinished()).await;
+        match &outcome {
+            Ok(()) => feeder.hand_back(in_flight.unfinished()).await,
+            Err(GenerateError::Hung(_)) => {
+                let given_up = feeder.results.give_up(in_flight.unfinished());
+                let _ = tokio::time::timeout(LAST_COMMIT_LIMIT, given_up).await;
+            }
+            Err(_) => {}
         }
         stop_beating.cancel();
         if !heart.is_finished() {
             let _ = heart.await;
         }
         let _ = cancels.await;
-        // The last handle of the engine: it ends, and the recorder after it.
-        drop(feeder);
+        // The last handles of the engine: it ends, and the recorder after it.
+        drop((feeder, engine));
         if !recorder.is_finished() && tokio::time::timeout(LAST_COMMIT_LIMIT, recorder).await.is_err() {
             tracing::warn!(
                 jobs = in_flight.held().len(),

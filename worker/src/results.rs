@@ -60,18 +60,27 @@ impl Results {
                 break;
             }
             let ended = starts.sort(ready.drain(..));
-            let ours = ended.into_iter().filter_map(|ended| {
+            let (mut ours, mut lost) = (Vec::new(), Vec::new());
+            for ended in ended {
                 let reason = self.in_flight.stop_reason(ended.key);
-                self.in_flight.end(ended.key).then(|| Settlement {
-                    started: ended.started,
-                    measured: Some(Measured {
-                        spent: ended.spent,
-                        runtime: self.runtime.clone(),
+                if !self.in_flight.end(ended.key) {
+                    continue;
+                }
+                let measured = Measured {
+                    spent: ended.spent,
+                    runtime: self.runtime.clone(),
+                };
+                match settlement(ended.key, ended.ending, reason) {
+                    Some(settlement) => ours.push(Settlement {
+                        started: ended.started,
+                        measured: Some(measured),
+                        ..settlement
                     }),
-                    ..settlement(ended.key, ended.ending, reason)
-                })
-            });
-            self.settle(ours.collect()).await;
+                    None => lost.push(ended.key),
+                }
+            }
+            self.settle(ours).await;
+            self.give_up(lost).await;
             self.mark_started(starts.take_ripe()).await;
         }
     }
@@ -93,6 +102,19 @@ impl Results {
         count(&group, &settled);
         let ackers: Vec<Acker> = group.iter().filter_map(|one| self.in_flight.remove(one.key)).collect();
         acks::spend(ackers).await;
+    }
+
+    /// Lets go of jobs that the engine lost: the rescuer counts the lapse and gives them out again.
+    pub async fn give_up(&self, keys: Vec<JobKey>) {
+        if keys.is_empty() {
+            return;
+        }
+        // Not beaten for any more, or the lease would be extended again.
+        let ackers: Vec<Acker> = keys.iter().filter_map(|key| self.in_flight.remove(*key)).collect();
+        if let Some(given_up) = until_answered(|| lease::give_up(&self.pool, keys.clone())).await {
+            tracing::warn!(given_up, "gave up jobs that the engine lost");
+            acks::spend(ackers).await;
+        }
     }
 
     async fn mark_started(&self, begun: Vec<(JobKey, Instant)>) {
@@ -187,8 +209,9 @@ fn count(group: &[Settlement], settled: &[Settled]) {
     }
 }
 
-fn settlement(key: JobKey, ending: Ending, reason: Option<StopReason>) -> Settlement {
-    match ending {
+/// `None`: the job did not end, the engine did.
+fn settlement(key: JobKey, ending: Ending, reason: Option<StopReason>) -> Option<Settlement> {
+    Some(match ending {
         Ending::Completed(completion) => Settlement::completed(key, completion),
         Ending::Stopped(completion) => match reason {
             Some(StopReason::Expired) => Settlement::expired_with(key, completion),
@@ -198,7 +221,8 @@ fn settlement(key: JobKey, ending: Ending, reason: Option<StopReason>) -> Settle
         // What the caller got wrong stays wrong.
         Ending::Failed(error) if error.kind == JobError::INVALID_REQUEST => Settlement::failed(key, error),
         Ending::Failed(error) => Settlement::attempt_failed(key, error),
-    }
+        Ending::Lost => return None,
+    })
 }
 
 fn overdue() -> JobError {
@@ -261,20 +285,21 @@ mod tests {
     #[test]
     fn every_ending_becomes_its_settlement() {
         let stopped = |reason| {
-            let one = settlement(key(), Ending::Stopped(completion()), reason);
+            let one = settlement(key(), Ending::Stopped(completion()), reason).unwrap();
             (one.status, one.completion_tokens, one.again)
         };
         assert_eq!(stopped(None), (JobStatus::Cancelled, 2, false));
         assert_eq!(stopped(Some(StopReason::Cancelled)), (JobStatus::Cancelled, 2, false));
         assert_eq!(stopped(Some(StopReason::Expired)), (JobStatus::Expired, 2, false));
         assert_eq!(stopped(Some(StopReason::Overdue)), (JobStatus::Failed, 0, true));
-        let completed = settlement(key(), Ending::Completed(completion()), Some(StopReason::Cancelled));
+        let completed = settlement(key(), Ending::Completed(completion()), Some(StopReason::Cancelled)).unwrap();
         assert_eq!((completed.status, completed.again), (JobStatus::Completed, false));
+        assert!(settlement(key(), Ending::Lost, None).is_none());
     }
 
     #[test]
     fn a_failure_of_ours_is_tried_again_and_one_of_the_callers_is_not() {
-        let failed = |error: JobError| settlement(key(), Ending::Failed(error), None);
+        let failed = |error: JobError| settlement(key(), Ending::Failed(error), None).unwrap();
         let ours = failed(JobError::server("broken", "It broke."));
         assert!(ours.again && ours.error.is_some_and(|error| error.code == "broken"));
         assert!(!failed(JobError::invalid("prompt_too_long", "Too long.")).again);

@@ -63,6 +63,8 @@ pub struct ModelChoice {
     pub dtype: Dtype,
     /// Sequences that are generated side by side.
     pub slots: u16,
+    /// Most memory for keys and values, in MiB.
+    pub kv_cache_mib: u32,
     /// Where a hub model comes from.
     pub hub: HubConfig,
 }
@@ -76,6 +78,7 @@ impl ServedModel {
             name: config.model_name.clone(),
             dtype: config.dtype,
             slots: config.slots,
+            kv_cache_mib: config.kv_cache_mib,
             hub: config.hub.clone(),
         })
         .await
@@ -110,7 +113,7 @@ fn load(choice: ModelChoice) -> Result<ServedModel, ServeError> {
         (Gpt2::<Cpu>::load(&files, choice.dtype, &FlexDevice), digest.join())
     });
     let (weights, weights_sha256) = (weights?, weights_sha256.map_err(|_| ServeError::Panicked)??);
-    let blocks = usize::from(choice.slots) * weights.config().n_positions.div_ceil(BLOCK);
+    let blocks = blocks(&choice, weights.block_bytes(), weights.config().n_positions);
     let model: Box<dyn StepModel> = Box::new(Gpt2Runner::new(weights, blocks));
     let bytes = std::fs::read(&files.tokenizer).map_err(|cause| LoadError::Unreadable {
         path: files.tokenizer.clone(),
@@ -143,6 +146,16 @@ fn load(choice: ModelChoice) -> Result<ServedModel, ServeError> {
     })
 }
 
+/// Blocks of the cache: what fits into the memory, no more than full slots need, no fewer than one full sequence needs.
+fn blocks(choice: &ModelChoice, block_bytes: usize, context_length: usize) -> usize {
+    let of_sequence = context_length.div_ceil(BLOCK);
+    let fit = (u64::from(choice.kv_cache_mib) << 20) / block_bytes as u64;
+    let all = usize::from(choice.slots) * of_sequence;
+    usize::try_from(fit)
+        .unwrap_or(all)
+        .clamp(of_sequence, all.max(of_sequence))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,6 +175,7 @@ mod tests {
             name: None,
             dtype: Dtype::default(),
             slots: 1,
+            kv_cache_mib: 1,
             hub: HubConfig::default(),
         };
         assert!(ServedModel::load_choice(choice.clone()).await.is_ok());
@@ -174,5 +188,26 @@ mod tests {
             error.to_string(),
             "the tokenizer has 201 tokens and the model 200: they do not belong together"
         );
+    }
+
+    #[test]
+    fn the_cache_has_what_fits_between_one_sequence_and_full_slots() {
+        let blocks = |slots, kv_cache_mib| {
+            let choice = ModelChoice {
+                source: String::new(),
+                revision: None,
+                name: None,
+                dtype: Dtype::default(),
+                slots,
+                kv_cache_mib,
+                hub: HubConfig::default(),
+            };
+            // GPT-2 in f32: 2.25 MiB a block, 32 of them for a sequence.
+            blocks(&choice, 9 << 18, 1024)
+        };
+        assert_eq!(blocks(32, 1024), 455);
+        assert_eq!(blocks(32, 0), 32);
+        assert_eq!(blocks(2, 1024), 64);
+        assert_eq!(blocks(32, u32::MAX), 1024);
     }
 }

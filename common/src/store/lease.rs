@@ -131,6 +131,29 @@ pub async fn release(pool: &Pool, keys: Vec<JobKey>) -> StoreResult<u64> {
     .await
 }
 
+/// Ends the leases of claims that their worker has lost hold of, perhaps because of one of them: they count as lapsed at
+/// once, and the rescuer sends them on. Answers how many were still this worker's.
+pub async fn give_up(pool: &Pool, keys: Vec<JobKey>) -> StoreResult<u64> {
+    transaction(pool, move |connection| {
+        let (ids, fences) = columns(&keys);
+        Box::pin(async move {
+            let done = sqlx::query(
+                "WITH held AS MATERIALIZED (
+                     SELECT j.id FROM jobs j JOIN unnest($1::uuid[], $2::bigint[]) AS held (id, fence) USING (id, fence)
+                     WHERE j.status IN ('in_progress', 'cancelling') ORDER BY j.id FOR NO KEY UPDATE OF j
+                 )
+                 UPDATE jobs j SET lease_expires_at = now() FROM held WHERE j.id = held.id",
+            )
+            .bind(ids)
+            .bind(fences)
+            .execute(connection)
+            .await?;
+            Ok(done.rows_affected())
+        })
+    })
+    .await
+}
+
 pub(super) fn columns(keys: &[JobKey]) -> (Vec<uuid::Uuid>, Vec<i64>) {
     keys.iter().map(|key| (key.id.uuid(), key.fence)).unzip()
 }

@@ -2,25 +2,30 @@
 //!
 //! Drives [`StepModel::step`] itself: no scheduler, no sampler, no server. Prompts are random ids and every new token is
 //! one as well, since the time of a step does not depend on which tokens it computes. With a file that says what to
-//! measure, `spec.rs` does instead.
+//! measure, `spec.rs` does instead, and `scenarios.rs` measures the engine whole.
 
+mod scenarios;
 mod spec;
 
 use std::io::Write;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use burn::backend::flex::FlexDevice;
 use claimcheck_common::config::{HubConfig, load_dotenv};
 use claimcheck_common::domain::Dtype;
+use claimcheck_common::tokenizer::Tokenizer;
 use clap::{ArgGroup, Args};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
-use crate::gpt2::{BLOCK, Cpu, Gpt2, Gpt2Config, Gpt2Runner, StepModel, StepRow, save_random};
+use crate::engine::EngineConfig;
+use crate::gpt2::{BLOCK, Cpu, Gpt2, Gpt2Config, Gpt2Runner, StepModel, StepRow, byte_tokenizer_json, save_random};
 use crate::served_model;
+use scenarios::Scenario;
 
 /// Random weights and prompts are the same in every run.
 const SEED: u64 = 1;
@@ -61,6 +66,12 @@ pub(super) struct BenchArgs {
     /// How often to measure; the medians are shown.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: u32,
+    /// Measures the whole engine in one situation, with the largest `--batch` as its slots, instead of the model alone.
+    #[arg(long, value_enum, conflicts_with = "spec")]
+    scenario: Option<Scenario>,
+    /// Most tokens of a step in a scenario.
+    #[arg(long, requires = "scenario", default_value_t = EngineConfig::default().token_budget)]
+    token_budget: usize,
     /// Prints the figures as JSON.
     #[arg(long)]
     json: bool,
@@ -88,11 +99,44 @@ fn named(name: &str) -> Result<Gpt2Config, String> {
 pub(super) async fn run(args: BenchArgs) -> anyhow::Result<()> {
     load_dotenv()?;
     // The signals still end the process: nothing here has to be put in order.
-    tokio::task::spawn_blocking(move || match &args.spec {
-        Some(path) => spec::run(path, args.dtype),
-        None => measure_all(&args),
+    tokio::task::spawn_blocking(move || match (&args.spec, args.scenario) {
+        (Some(path), _) => spec::run(path, args.dtype),
+        (None, Some(scenario)) => tokio::runtime::Handle::current().block_on(measure_scenario(&args, scenario)),
+        (None, None) => measure_all(&args),
     })
     .await?
+}
+
+async fn measure_scenario(args: &BenchArgs, scenario: Scenario) -> anyhow::Result<()> {
+    let slots = usize::from(args.batch.iter().copied().max().unwrap_or(1));
+    let prompt = args.prompt_tokens as usize;
+    let (weights, tokenizer) = (weights(args)?, Arc::new(tokenizer(args)?));
+    let model = Box::new(Gpt2Runner::new(weights, scenarios::blocks(scenario, slots, prompt)));
+    let config = EngineConfig {
+        slots,
+        token_budget: args.token_budget,
+        ..EngineConfig::default()
+    };
+    let figures = match scenario {
+        Scenario::Lengths => serde_json::to_string_pretty(&scenarios::lengths(model, tokenizer, config, prompt).await?),
+        Scenario::LongPrompt => {
+            serde_json::to_string_pretty(&scenarios::long_prompt(model, tokenizer, config, prompt).await?)
+        }
+    };
+    writeln!(std::io::stdout().lock(), "{}", figures?).context("standard output")
+}
+
+/// The model's own, or one token a byte for random weights.
+fn tokenizer(args: &BenchArgs) -> anyhow::Result<Tokenizer> {
+    let json = match (&args.random, args.model.as_deref()) {
+        (Some(config), _) => byte_tokenizer_json(config.vocab_size).into_bytes(),
+        (None, Some(source)) => {
+            let files = served_model::find(source, args.model_revision.as_deref(), &HubConfig::from_env()?)?;
+            std::fs::read(&files.tokenizer).with_context(|| files.tokenizer.display().to_string())?
+        }
+        (None, None) => bail!("neither --model nor --random"),
+    };
+    Ok(Tokenizer::from_bytes(&json)?)
 }
 
 fn measure_all(args: &BenchArgs) -> anyhow::Result<()> {

@@ -118,6 +118,8 @@ pub(super) async fn run(args: GenerateArgs) -> anyhow::Result<()> {
         name: None,
         dtype: args.dtype,
         slots: args.n as u16,
+        // What one sequence needs is there in any case.
+        kv_cache_mib: 1024,
         hub: HubConfig::from_env()?,
     };
     let served = ServedModel::load_choice(choice).await?;
@@ -148,6 +150,7 @@ async fn complete(served: ServedModel, prompt: &str, params: GenerationParams) -
                 return Ok(completion);
             }
             EngineEvent::Ended(_, Ending::Failed(error), _) => bail!("{}", error.message),
+            EngineEvent::Ended(_, Ending::Lost, _) => bail!("the engine broke"),
         }
     }
     bail!("the engine stopped")

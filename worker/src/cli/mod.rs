@@ -134,7 +134,16 @@ mod tests {
         ];
         let generate = [&generate[..], &more, &newer, &["--stop", "a", "--stop", "b"]].concat();
         let spec = vec!["bench", "--dtype", "f32", "spec.json"];
-        for line in [bench, vec!["bench", "--model", "x"], spec, generate] {
+        let scenario = vec![
+            "bench",
+            "--random",
+            "gpt2",
+            "--scenario",
+            "long-prompt",
+            "--token-budget",
+            "96",
+        ];
+        for line in [bench, vec!["bench", "--model", "x"], spec, scenario, generate] {
             assert!(parse(&line).is_ok(), "{line:?}: {}", parse(&line).unwrap_err());
         }
     }
@@ -155,6 +164,9 @@ mod tests {
             "bench --model x --save y",
             "bench --random tiny --model-revision y",
             "bench --model x --batch 0",
+            "bench --model x --scenario unheard-of",
+            "bench --model x --token-budget 64",
+            "bench --scenario lengths spec.json",
             "bench --model x --batch 1,,2",
             "bench --model x --rounds 0",
             "generate --model x",

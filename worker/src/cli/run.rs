@@ -31,6 +31,9 @@ pub(super) struct RunArgs {
     /// Sequences that are generated side by side [env: `CLAIMCHECK_SLOTS`]
     #[arg(long)]
     slots: Option<u16>,
+    /// Most memory for keys and values, in MiB [env: `CLAIMCHECK_KV_CACHE_MIB`]
+    #[arg(long)]
+    kv_cache_mib: Option<u32>,
     /// Where health and metrics are served [env: `CLAIMCHECK_WORKER_HTTP_ADDR`]
     #[arg(long)]
     http_addr: Option<SocketAddr>,
@@ -47,6 +50,7 @@ impl RunArgs {
         worker.model_revision = self.model_revision.or(worker.model_revision.take());
         worker.dtype = self.dtype.unwrap_or(worker.dtype);
         worker.slots = self.slots.unwrap_or(worker.slots);
+        worker.kv_cache_mib = self.kv_cache_mib.unwrap_or(worker.kv_cache_mib);
         worker.worker_http_addr = self.http_addr.unwrap_or(worker.worker_http_addr);
         settings
     }

@@ -1,8 +1,8 @@
 //! The engine's door: jobs go in through a bounded channel, cancels beside it, events come out.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use claimcheck_common::domain::{Completion, GenerationParams, JobError, JobKey, Share, Spent};
 use tokio::sync::{mpsc, watch};
@@ -38,18 +38,29 @@ pub enum Ending {
     Stopped(Completion),
     /// It cannot be computed.
     Failed(JobError),
+    /// The engine panicked while it had the job, for the job's sake or another's.
+    Lost,
 }
 
 /// How the engine batches.
 #[derive(Debug, Clone, Copy)]
 pub struct EngineConfig {
+    /// Most sequences side by side.
+    pub slots: usize,
     /// Most tokens of one step: what running rows leave of it is for prefill, so that a long prompt does not stall them.
     pub token_budget: usize,
+    /// Whether keys and values that a tenant's sequence has left in the cache serve the next one that begins alike.
+    pub prefix_cache: bool,
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self { token_budget: 128 }
+        Self {
+            slots: 32,
+            // A step this long takes some 2.5 times as long as one of 16 rows alone.
+            token_budget: 80,
+            prefix_cache: true,
+        }
     }
 }
 
@@ -66,11 +77,15 @@ pub(super) struct Arrival {
 
 type Cancels = Arc<Mutex<HashSet<JobKey>>>;
 
+/// When the step that runs now began.
+type Pulse = Arc<Mutex<Option<Instant>>>;
+
 /// The way into a running engine. Cheap to clone; the thread ends when the last one is dropped.
 #[derive(Clone)]
 pub struct EngineHandle {
     jobs: mpsc::Sender<Arrival>,
     cancels: Cancels,
+    pulse: Pulse,
     slots: usize,
     alive: watch::Receiver<()>,
 }
@@ -79,6 +94,7 @@ pub struct EngineHandle {
 pub(super) struct Inbox {
     jobs: mpsc::Receiver<Arrival>,
     cancels: Cancels,
+    pulse: Pulse,
     /// Sequences that may wait inside; more wait in the channel.
     capacity: usize,
     closed: bool,
@@ -88,10 +104,11 @@ pub(super) fn spawn(slots: usize, run: impl FnOnce(Inbox) + Send + 'static) -> E
     let capacity = slots.max(1);
     let (jobs, receiver) = mpsc::channel(capacity);
     let (living, alive) = watch::channel(());
-    let cancels = Cancels::default();
+    let (cancels, pulse) = (Cancels::default(), Pulse::default());
     let inbox = Inbox {
         jobs: receiver,
         cancels: cancels.clone(),
+        pulse: pulse.clone(),
         capacity,
         closed: false,
     };
@@ -104,6 +121,7 @@ pub(super) fn spawn(slots: usize, run: impl FnOnce(Inbox) + Send + 'static) -> E
     EngineHandle {
         jobs,
         cancels,
+        pulse,
         slots,
         alive,
     }
@@ -131,6 +149,14 @@ impl EngineHandle {
         self.slots
     }
 
+    /// Completes when a step has taken `limit` and goes on: the device hangs, and the thread with it.
+    pub async fn hung(&self, limit: Duration) {
+        let lasts = || lock(&self.pulse).map(|began| began.elapsed());
+        while lasts().is_none_or(|lasts| lasts < limit) {
+            tokio::time::sleep(limit / 4).await;
+        }
+    }
+
     /// Completes when the engine's thread has ended, however it did.
     pub async fn stopped(&self) {
         let mut alive = self.alive.clone();
@@ -154,6 +180,16 @@ impl Inbox {
         self.jobs.try_recv().ok()
     }
 
+    /// A step begins.
+    pub(super) fn step_begins(&self) {
+        *lock(&self.pulse) = Some(Instant::now());
+    }
+
+    /// No step runs.
+    pub(super) fn step_ended(&self) {
+        *lock(&self.pulse) = None;
+    }
+
     /// Whether every handle is gone.
     pub(super) const fn is_closed(&self) -> bool {
         self.closed
@@ -174,6 +210,6 @@ impl Inbox {
     }
 }
 
-fn lock(cancels: &Cancels) -> std::sync::MutexGuard<'_, HashSet<JobKey>> {
-    cancels.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -8,6 +8,7 @@ use claimcheck_common::tokenizer::Tokenizer;
 
 use super::EngineJob;
 use super::metrics;
+use super::scheduler::Drawn;
 use super::sequence::Sequence;
 
 /// One choice of one job.
@@ -64,10 +65,14 @@ impl Job {
         })
     }
 
-    /// Each choice with the length of its prompt.
-    pub(super) fn prompts(&self) -> impl Iterator<Item = (u32, usize)> + use<> {
-        let len = self.prompt.len();
-        (0..self.sequences.len() as u32).map(move |choice| (choice, len))
+    /// What all choices continue.
+    pub(super) fn prompt(&self) -> &[u32] {
+        &self.prompt
+    }
+
+    /// The numbers of its choices.
+    pub(super) const fn choices(&self) -> Range<u32> {
+        0..self.sequences.len() as u32
     }
 
     /// `true` the first time.
@@ -100,13 +105,13 @@ impl Job {
             .collect()
     }
 
-    /// Draws a choice's next token. Answers whether the choice ended by it, or `None` if the logits are not numbers.
-    pub(super) fn sample(&mut self, choice: u32, logits: &[f32], tokenizer: &Tokenizer) -> Option<bool> {
+    /// Draws a choice's next token, or `None` if the logits are not numbers.
+    pub(super) fn sample(&mut self, choice: u32, logits: &[f32], tokenizer: &Tokenizer) -> Option<Drawn> {
         let sequence = &mut self.sequences[choice as usize];
-        let ended = sequence.sample(logits, tokenizer)?;
+        let drawn = sequence.sample(logits, tokenizer)?;
         metrics::token(sequence, self.arrived);
         self.note_token(Instant::now());
-        Some(ended)
+        Some(drawn)
     }
 
     fn note_token(&mut self, now: Instant) {

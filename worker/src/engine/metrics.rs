@@ -4,16 +4,27 @@ use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge, histogram};
 
+use super::scheduler::Scheduler;
 use super::sequence::Sequence;
 use crate::gpt2::StepRow;
 
-pub(super) fn slots(slots: usize) {
+pub(super) fn room(slots: usize, blocks: usize) {
     gauge!("claimcheck_engine_slots").set(slots as f64);
+    gauge!("claimcheck_engine_blocks").set(blocks as f64);
 }
 
-pub(super) fn occupancy(in_use: usize, waiting: usize) {
-    gauge!("claimcheck_engine_slots_in_use").set(in_use as f64);
-    gauge!("claimcheck_engine_waiting_sequences").set(waiting as f64);
+pub(super) fn occupancy(scheduler: &mut Scheduler) {
+    gauge!("claimcheck_engine_slots_in_use").set(scheduler.running() as f64);
+    gauge!("claimcheck_engine_waiting_sequences").set(scheduler.waiting() as f64);
+    gauge!("claimcheck_engine_blocks_free").set(scheduler.free_blocks() as f64);
+    let counts = scheduler.take_counts();
+    counter!("claimcheck_engine_admitted_tokens_total").increment(counts.admitted_tokens);
+    counter!("claimcheck_engine_prefix_hit_tokens_total").increment(counts.hit_tokens);
+    counter!("claimcheck_engine_preemptions_total").increment(counts.preemptions);
+}
+
+pub(super) fn panicked() {
+    counter!("claimcheck_engine_panics_total").increment(1);
 }
 
 /// What the step gives, and how long it took.

@@ -1,15 +1,18 @@
 //! The engine: *schedule → run → sample → emit*, a step at a time, on a thread of its own.
 //!
-//! `handle.rs` is its door (bounded channels), `scheduler.rs` and `waiting.rs` the pure policy, `job.rs` and `sequence.rs` what runs,
+//! `handle.rs` is its door (bounded channels), `scheduler.rs` and `waiting.rs` the pure policy, with `blocks.rs` and `prefix.rs`
+//! for the cache, `job.rs` and `sequence.rs` what runs,
 //! `sampler.rs` with `penalties.rs`, `logprobs.rs` and `text.rs` what becomes of logits. Must never touch the store or the broker. A sequence joins as soon
-//! as a slot is free and leaves the moment it stops. Next: `results.rs`.
+//! as there is room and leaves the moment it stops. Next: `results.rs`.
 
+mod blocks;
 mod compute;
 mod handle;
 mod job;
 mod logprobs;
 mod metrics;
 mod penalties;
+mod prefix;
 mod sampler;
 mod scheduler;
 mod sequence;
@@ -19,6 +22,7 @@ mod text;
 mod waiting;
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,10 +32,12 @@ use tokio::sync::mpsc;
 
 pub use handle::{Ending, EngineConfig, EngineEvent, EngineHandle, EngineJob, EngineStopped};
 
-use crate::gpt2::{BLOCK, StepModel, StepRow};
+use crate::gpt2::{StepModel, StepRow};
+use blocks::Blocks;
 use compute::RowOutcome;
 use handle::Inbox;
 use job::{Job, SequenceId};
+use prefix::Prefix;
 use scheduler::{Planned, Scheduler};
 use waiting::Entry;
 
@@ -39,8 +45,11 @@ use waiting::Entry;
 pub struct Engine {
     model: Box<dyn StepModel>,
     tokenizer: Arc<Tokenizer>,
+    config: EngineConfig,
     scheduler: Scheduler,
     jobs: HashMap<JobKey, Job>,
+    /// Taken from the door and not among the jobs yet.
+    arriving: Option<JobKey>,
     inbox: Inbox,
     events: mpsc::Sender<EngineEvent>,
 }
@@ -54,33 +63,51 @@ impl Engine {
         config: EngineConfig,
         events: mpsc::Sender<EngineEvent>,
     ) -> EngineHandle {
-        let slots = model.blocks() / model.context_length().div_ceil(BLOCK);
-        let scheduler = Scheduler::new(slots, config.token_budget);
-        metrics::slots(slots);
-        handle::spawn(slots, move |inbox| {
-            Self {
+        let scheduler = empty(model.as_ref(), config);
+        handle::spawn(config.slots, move |inbox| {
+            let mut engine = Self {
                 model,
                 tokenizer,
+                config,
                 scheduler,
                 jobs: HashMap::new(),
+                arriving: None,
                 inbox,
                 events,
-            }
-            .run();
+            };
+            while catch_unwind(AssertUnwindSafe(|| engine.run())).is_err() && engine.begin_anew() {}
         })
     }
 
-    fn run(mut self) {
+    fn run(&mut self) {
         while self.receive() && self.drop_cancelled() && self.step() {}
+    }
+
+    /// After a panic: gives up every job inside, since any of them may be half done, and forgets the cache. `false`: nobody
+    /// reads the events.
+    fn begin_anew(&mut self) -> bool {
+        tracing::error!(jobs = self.jobs.len(), "the engine panicked and begins anew");
+        metrics::panicked();
+        self.inbox.step_ended();
+        self.scheduler = empty(self.model.as_ref(), self.config);
+        let lost: Vec<_> = self
+            .jobs
+            .drain()
+            .map(|(key, job)| (key, job.spent()))
+            .chain(self.arriving.take().map(|key| (key, Spent::default())))
+            .collect();
+        lost.into_iter()
+            .all(|(key, spent)| self.emit(EngineEvent::Ended(key, Ending::Lost, spent)))
     }
 
     /// Takes in what waits at the door; blocks while there is nothing to do. `false`: everybody has left.
     fn receive(&mut self) -> bool {
         if self.jobs.is_empty() {
-            metrics::occupancy(0, 0);
+            metrics::occupancy(&mut self.scheduler);
         }
         while let Some(arrival) = self.inbox.next(self.jobs.is_empty(), self.scheduler.waiting()) {
             let (key, share, arrived) = (arrival.job.key, arrival.job.share, arrival.at);
+            self.arriving = Some(key);
             match Job::new(
                 arrival.job,
                 arrived,
@@ -88,13 +115,16 @@ impl Engine {
                 self.model.vocab_size(),
             ) {
                 Ok(job) => {
-                    for (choice, len) in job.prompts() {
-                        let id = SequenceId { key, choice };
-                        self.scheduler.add(Entry { id, len, share });
+                    let prefix = Prefix::new(share.tenant, job.prompt());
+                    for choice in job.choices() {
+                        let (id, prefix) = (SequenceId { key, choice }, prefix.clone());
+                        self.scheduler.add(Entry { id, prefix, share });
                     }
+                    self.arriving = None;
                     self.jobs.insert(key, job);
                 }
                 Err(error) => {
+                    self.arriving = None;
                     if !self.emit(EngineEvent::Ended(key, Ending::Failed(error), Spent::default())) {
                         return false;
                     }
@@ -116,7 +146,7 @@ impl Engine {
     /// One step. `false`: nobody reads the events.
     fn step(&mut self) -> bool {
         let plan = self.scheduler.schedule();
-        metrics::occupancy(self.scheduler.running(), self.scheduler.waiting());
+        metrics::occupancy(&mut self.scheduler);
         if plan.is_empty() {
             return true;
         }
@@ -124,7 +154,9 @@ impl Engine {
             return false;
         }
         let rows: Vec<_> = plan.iter().map(|planned| self.row(planned)).collect();
+        self.inbox.step_begins();
         let (outcomes, took) = metrics::timed_step(&rows, || compute::run(self.model.as_mut(), &rows));
+        self.inbox.step_ended();
         self.charge(&plan, took);
         plan.iter()
             .zip(outcomes)
@@ -143,10 +175,8 @@ impl Engine {
 
     fn row(&self, planned: &Planned) -> StepRow {
         let tokens = self.jobs[&planned.id.key].tokens(planned.id.choice, planned.tokens.clone());
-        let of_sequence = self.model.context_length().div_ceil(BLOCK);
-        let first = planned.slot * of_sequence;
         StepRow {
-            blocks: (first as u32..(first + of_sequence) as u32).collect(),
+            blocks: planned.blocks.clone(),
             position: planned.tokens.start,
             tokens,
             wants_logits: planned.complete,
@@ -179,12 +209,12 @@ impl Engine {
                 return true;
             }
             RowOutcome::Logits(logits) => logits,
-            RowOutcome::Failed(error) => return self.fail(key, error),
+            RowOutcome::Failed(error) => return self.fail(planned.id, error),
         };
-        let Some(ended) = job.sample(choice, &logits, &self.tokenizer) else {
-            return self.fail(key, numerical_error());
+        let Some(drawn) = job.sample(choice, &logits, &self.tokenizer) else {
+            return self.fail(planned.id, numerical_error());
         };
-        self.scheduler.advance(planned, Some(ended));
+        self.scheduler.advance(planned, Some(drawn));
         if job.is_complete()
             && let Some(job) = self.take(key)
         {
@@ -193,9 +223,11 @@ impl Engine {
         true
     }
 
-    fn fail(&mut self, key: JobKey, error: JobError) -> bool {
-        let spent = self.take(key).map(|job| job.spent()).unwrap_or_default();
-        self.emit(EngineEvent::Ended(key, Ending::Failed(error), spent))
+    /// Ends a job whose sequence cannot go on; nobody else is to read what it left in the cache.
+    fn fail(&mut self, id: SequenceId, error: JobError) -> bool {
+        self.scheduler.spoil(id);
+        let spent = self.take(id.key).map(|job| job.spent()).unwrap_or_default();
+        self.emit(EngineEvent::Ended(id.key, Ending::Failed(error), spent))
     }
 
     fn end(&self, key: JobKey, job: Job, ending: impl FnOnce(Completion) -> Ending) -> bool {
@@ -203,10 +235,10 @@ impl Engine {
         self.emit(EngineEvent::Ended(key, ending(job.into_completion()), spent))
     }
 
-    /// Removes a job and frees its slots.
+    /// Removes a job and frees its slots and blocks.
     fn take(&mut self, key: JobKey) -> Option<Job> {
         let job = self.jobs.remove(&key)?;
-        for (choice, _) in job.prompts() {
+        for choice in job.choices() {
             self.scheduler.remove(SequenceId { key, choice });
         }
         Some(job)
@@ -215,6 +247,13 @@ impl Engine {
     fn emit(&self, event: EngineEvent) -> bool {
         self.events.blocking_send(event).is_ok()
     }
+}
+
+/// A scheduler over a cache that holds nothing.
+fn empty(model: &dyn StepModel, config: EngineConfig) -> Scheduler {
+    let blocks = Blocks::new(model.blocks(), config.prefix_cache);
+    metrics::room(config.slots, blocks.count());
+    Scheduler::new(config.slots, config.token_budget, blocks)
 }
 
 fn numerical_error() -> JobError {

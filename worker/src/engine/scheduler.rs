@@ -1,67 +1,127 @@
-//! Who runs in the next step. Pure arithmetic: no tensors, no I/O, no clock.
+//! Who runs in the next step, and in which blocks of the cache. Pure arithmetic: no tensors, no I/O, no clock.
 //!
 //! Every sequence has some tokens known and some of them in the cache; a step lets sequences catch up within a token
 //! budget. Running ones come first, those that decode (one token behind) before those that prefill; then those that wait
-//! are admitted in the order that `waiting.rs` knows, while slots and budget last. The budget is greater than the number of slots, so a
-//! decoding sequence gets its token in every step, however long its neighbours' prompts are.
+//! are admitted in the order that `waiting.rs` knows, while slots, blocks and budget last. The budget is greater than the
+//! number of slots, so a decoding sequence gets its token in every step, however long its neighbours' prompts are.
+//!
+//! A sequence that needs one block more than there are takes the blocks of the one that was admitted last. That one waits,
+//! before all others, and computes its tokens anew: the first in the order of admission is never made to wait, so that all
+//! come to their end one after the other.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
-use claimcheck_common::domain::TenantId;
+use claimcheck_common::domain::Share;
 
+use super::blocks::Blocks;
 use super::job::SequenceId;
+use super::prefix::{BlockHash, Prefix};
 use super::waiting::{Entry, Waiting};
+use crate::gpt2::BLOCK;
 
 /// One row of the next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Planned {
     pub(super) id: SequenceId,
-    pub(super) slot: usize,
+    /// Where the sequence lies in the cache.
+    pub(super) blocks: Vec<u32>,
     /// Which tokens of prompt and generated ones.
     pub(super) tokens: Range<usize>,
     /// Whether these are the last known ones, so that a new token can be drawn.
     pub(super) complete: bool,
 }
 
+/// A token was drawn for a sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Drawn {
+    /// It goes on with this one.
+    Next(u32),
+    /// It ended.
+    Last,
+}
+
+/// What was counted since it was last asked for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// Known tokens of sequences that were admitted.
+    pub(super) admitted_tokens: u64,
+    /// Those of them that were in the cache already.
+    pub(super) hit_tokens: u64,
+    /// Sequences that had to make room.
+    pub(super) preemptions: u64,
+}
+
 /// A sequence that holds a slot.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Running {
-    slot: usize,
-    tenant: TenantId,
-    known: usize,
+    share: Share,
+    prefix: Prefix,
+    blocks: Vec<u32>,
     cached: usize,
+    /// Whole blocks of the prefix that others may be waiting for.
+    promised: Range<usize>,
+}
+
+impl Running {
+    fn behind(&self) -> usize {
+        self.prefix.len() - self.cached
+    }
+
+    const fn is_full(&self) -> bool {
+        self.cached == self.blocks.len() * BLOCK
+    }
 }
 
 pub(super) struct Scheduler {
+    slots: usize,
     budget: usize,
-    free: Vec<usize>,
+    blocks: Blocks,
     waiting: Waiting,
+    /// Had to make room, in the order of their first admission: they go before all that wait.
+    preempted: VecDeque<Entry>,
     /// In the order of admission.
     order: Vec<SequenceId>,
     running: HashMap<SequenceId, Running>,
+    /// How many running sequences will have computed a block.
+    promised: HashMap<BlockHash, u32>,
+    counts: Counts,
 }
 
 impl Scheduler {
-    /// A budget that leaves nothing for prefill beside full slots is raised.
-    pub(super) fn new(slots: usize, budget: usize) -> Self {
+    /// A budget that leaves nothing for prefill beside full slots is raised. The longest sequence fits into `blocks`.
+    pub(super) fn new(slots: usize, budget: usize, blocks: Blocks) -> Self {
         Self {
+            slots,
             budget: budget.max(slots + 16),
-            free: (0..slots).rev().collect(),
+            blocks,
             waiting: Waiting::default(),
+            preempted: VecDeque::new(),
             order: Vec::new(),
             running: HashMap::new(),
+            promised: HashMap::new(),
+            counts: Counts::default(),
         }
     }
 
     /// Sequences that hold a slot.
-    pub(super) fn running(&self) -> usize {
+    pub(super) const fn running(&self) -> usize {
         self.order.len()
     }
 
-    /// Sequences that wait for a slot.
+    /// Sequences that wait for a slot or for blocks.
     pub(super) fn waiting(&self) -> usize {
-        self.waiting.len()
+        self.waiting.len() + self.preempted.len()
+    }
+
+    /// Blocks that can be taken.
+    pub(super) fn free_blocks(&self) -> usize {
+        self.blocks.available()
+    }
+
+    /// What was counted since the last call.
+    pub(super) fn take_counts(&mut self) -> Counts {
+        std::mem::take(&mut self.counts)
     }
 
     /// A new sequence.
@@ -73,196 +133,177 @@ impl Scheduler {
     pub(super) fn schedule(&mut self) -> Vec<Planned> {
         let mut left = self.budget;
         let mut plan = Vec::with_capacity(self.order.len());
-        for decoding in [true, false] {
-            for id in &self.order {
-                let running = self.running[id];
-                if (running.known - running.cached == 1) == decoding {
-                    plan.extend(take(*id, running, &mut left));
-                }
+        for id in self.order.clone() {
+            if self.running.get(&id).is_some_and(|one| one.behind() == 1) && self.grow(id) {
+                plan.extend(self.take(id, &mut left));
+            }
+        }
+        for id in &self.order {
+            if self.running[id].behind() > 1 {
+                plan.extend(self.take(*id, &mut left));
             }
         }
         while left > 0
-            && !self.waiting.is_empty()
-            && let Some(slot) = self.free.pop()
+            && self.running.len() < self.slots
+            && let Some(id) = self.admit()
         {
-            let running = &self.running;
-            let slots_of = |tenant| running.values().filter(|one| one.tenant == tenant).count();
-            let Entry { id, len, share } = self.waiting.pop(slots_of).expect("not empty");
-            let running = Running {
-                slot,
-                tenant: share.tenant,
-                known: len,
-                cached: 0,
-            };
-            self.order.push(id);
-            self.running.insert(id, running);
-            plan.extend(take(id, running, &mut left));
+            plan.extend(self.take(id, &mut left));
         }
         plan
     }
 
-    /// A row was computed. `ended` is `Some` if a token was drawn: `true` frees the slot, `false` makes the token known.
-    pub(super) fn advance(&mut self, planned: &Planned, ended: Option<bool>) {
-        if let Some(running) = self.running.get_mut(&planned.id) {
-            running.cached = planned.tokens.end;
-            running.known += usize::from(ended == Some(false));
+    /// A row was computed.
+    pub(super) fn advance(&mut self, planned: &Planned, drawn: Option<Drawn>) {
+        let Some(running) = self.running.get_mut(&planned.id) else {
+            return;
+        };
+        running.cached = planned.tokens.end;
+        for place in planned.tokens.start / BLOCK..planned.tokens.end / BLOCK {
+            let hash = running.prefix.whole()[place];
+            self.blocks.complete(running.blocks[place], hash);
+            if running.promised.contains(&place) {
+                running.promised.start = place + 1;
+                withdraw(&mut self.promised, &[hash]);
+            }
         }
-        if ended == Some(true) {
-            self.remove(planned.id);
+        match drawn {
+            Some(Drawn::Next(token)) => running.prefix.push(token),
+            Some(Drawn::Last) => self.remove(planned.id),
+            None => {}
         }
     }
 
     /// Forgets a sequence, wherever it is. One that is not there is none of its business.
     pub(super) fn remove(&mut self, id: SequenceId) {
-        if let Some(running) = self.running.remove(&id) {
-            self.free.push(running.slot);
-            self.order.retain(|other| *other != id);
-        } else {
+        if self.stop(id).is_none() {
             self.waiting.remove(id);
+            self.preempted.retain(|one| one.id != id);
         }
+    }
+
+    /// Forgets a sequence whose row went wrong, and what it left in the cache.
+    pub(super) fn spoil(&mut self, id: SequenceId) {
+        if let Some(running) = self.running.get(&id) {
+            for block in &running.blocks {
+                self.blocks.forget(*block);
+            }
+        }
+        self.remove(id);
+    }
+
+    /// Makes room for a sequence's next token. `false`: it had to make room itself.
+    fn grow(&mut self, id: SequenceId) -> bool {
+        if !self.running[&id].is_full() {
+            return true;
+        }
+        loop {
+            if let Some(block) = self.blocks.take() {
+                self.running.get_mut(&id).expect("it runs").blocks.push(block);
+                return true;
+            }
+            // Never one that is planned already: those were admitted earlier.
+            let last = *self.order.last().expect("at least this one runs");
+            self.preempt(last);
+            if last == id {
+                return false;
+            }
+        }
+    }
+
+    fn preempt(&mut self, id: SequenceId) {
+        let Running { share, prefix, .. } = self.stop(id).expect("it runs");
+        self.preempted.push_front(Entry { id, prefix, share });
+        self.counts.preemptions += 1;
+    }
+
+    /// Takes a sequence's slot and blocks.
+    fn stop(&mut self, id: SequenceId) -> Option<Running> {
+        let running = self.running.remove(&id)?;
+        self.order.retain(|other| *other != id);
+        self.blocks.release(&running.blocks);
+        withdraw(&mut self.promised, &running.prefix.whole()[running.promised.clone()]);
+        Some(running)
+    }
+
+    /// Gives a slot, and blocks for all that is known, to the sequence whose turn it is, if it has room.
+    fn admit(&mut self) -> Option<SequenceId> {
+        let Entry { id, prefix, share } = if let Some(entry) = self.preempted.front() {
+            self.room(&entry.prefix)?;
+            self.preempted.pop_front()?
+        } else {
+            let running = &self.running;
+            let slots_of = |tenant| running.values().filter(|one| one.share.tenant == tenant).count();
+            let turn = self.waiting.next(slots_of, |entry| self.is_ready(entry))?;
+            self.room(&self.waiting.entry(&turn).prefix)?;
+            self.waiting.take(turn)
+        };
+        let mut blocks: Vec<u32> = self.blocks.find(prefix.sharable()).collect();
+        let found = blocks.len();
+        for block in &blocks {
+            self.blocks.share(*block);
+        }
+        while blocks.len() < prefix.len().div_ceil(BLOCK) {
+            blocks.push(self.blocks.take().expect("there was room"));
+        }
+        let promised = found..prefix.whole().len();
+        for hash in &prefix.whole()[promised.clone()] {
+            *self.promised.entry(*hash).or_default() += 1;
+        }
+        self.counts.admitted_tokens += prefix.len() as u64;
+        self.counts.hit_tokens += (found * BLOCK) as u64;
+        self.order.push(id);
+        let running = Running {
+            share,
+            prefix,
+            blocks,
+            cached: found * BLOCK,
+            promised,
+        };
+        self.running.insert(id, running);
+        Some(id)
+    }
+
+    /// Whether the blocks of a sequence are there, and one more for each that runs, so that it does not have to leave soon.
+    fn room(&self, prefix: &Prefix) -> Option<()> {
+        let found: Vec<u32> = self.blocks.find(prefix.sharable()).collect();
+        let new = prefix.len().div_ceil(BLOCK) - found.len();
+        let needed = new + self.blocks.idle_among(&found) + self.running.len();
+        (needed <= self.blocks.available()).then_some(())
+    }
+
+    /// Whether no running sequence is about to have computed what this one would begin with.
+    fn is_ready(&self, entry: &Entry) -> bool {
+        let sharable = entry.prefix.sharable();
+        let next = sharable.get(self.blocks.find(sharable).count());
+        next.is_none_or(|hash| !self.blocks.keeps() || !self.promised.contains_key(hash))
+    }
+
+    /// A row of a running sequence, as long as the budget allows.
+    fn take(&self, id: SequenceId, left: &mut usize) -> Option<Planned> {
+        let running = &self.running[&id];
+        let count = running.behind().min(*left);
+        *left -= count;
+        let tokens = running.cached..running.cached + count;
+        let complete = tokens.end == running.prefix.len();
+        (count > 0).then(|| Planned {
+            id,
+            blocks: running.blocks.clone(),
+            tokens,
+            complete,
+        })
     }
 }
 
-fn take(id: SequenceId, running: Running, left: &mut usize) -> Option<Planned> {
-    let count = (running.known - running.cached).min(*left);
-    *left -= count;
-    let tokens = running.cached..running.cached + count;
-    let complete = tokens.end == running.known;
-    (count > 0).then_some(Planned {
-        id,
-        slot: running.slot,
-        tokens,
-        complete,
-    })
+fn withdraw(promised: &mut HashMap<BlockHash, u32>, hashes: &[BlockHash]) {
+    for hash in hashes {
+        if let Some(count) = promised.get_mut(hash) {
+            *count -= 1;
+            if *count == 0 {
+                promised.remove(hash);
+            }
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::HashSet;
-
-    use claimcheck_common::domain::{JobId, JobKey, Share};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn id(number: usize) -> SequenceId {
-        let id = JobId::from_uuid(uuid::Uuid::from_u128(number as u128));
-        SequenceId {
-            key: JobKey { id, fence: 1 },
-            choice: 0,
-        }
-    }
-
-    fn entry(number: usize, len: usize) -> Entry {
-        Entry {
-            id: id(number),
-            len,
-            share: Share::default(),
-        }
-    }
-
-    /// A sequence as the test keeps account of it.
-    #[derive(Debug, Clone)]
-    struct Account {
-        prompt: usize,
-        to_generate: usize,
-        cached: usize,
-        generated: usize,
-        first_step: Option<usize>,
-    }
-
-    proptest! {
-        #[test]
-        fn all_finish_in_order_within_budget_and_no_slot_leaks_or_is_shared(
-            slots in 1..6_usize,
-            budget in 1..40_usize,
-            sequences in prop::collection::vec((1..60_usize, 1..12_usize, 0..20_usize, prop::bool::weighted(0.1)), 1..30),
-        ) {
-            let mut scheduler = Scheduler::new(slots, budget);
-            let budget = scheduler.budget;
-            let mut accounts: Vec<_> = sequences
-                .iter()
-                .map(|(prompt, to_generate, ..)| Account { prompt: *prompt, to_generate: *to_generate, cached: 0, generated: 0, first_step: None })
-                .collect();
-            let mut live: HashSet<usize> = HashSet::new();
-            let total: usize = sequences.iter().map(|(prompt, generate, ..)| prompt + generate).sum();
-            // Every step with work moves at least one token, so that nobody can wait longer than all work together.
-            for step in 0..total + 20 {
-                for (number, (prompt, _, arrival, _)) in sequences.iter().enumerate() {
-                    if *arrival == step {
-                        scheduler.add(entry(number, *prompt));
-                        live.insert(number);
-                    }
-                }
-                let plan = scheduler.schedule();
-                prop_assert!(plan.iter().map(|row| row.tokens.len()).sum::<usize>() <= budget);
-                let used: HashSet<_> = plan.iter().map(|row| row.slot).collect();
-                prop_assert_eq!(used.len(), plan.len(), "a slot has two rows");
-                prop_assert!(used.iter().all(|slot| *slot < slots));
-                prop_assert!(live.is_empty() || !plan.is_empty(), "work waits and nothing runs");
-                // Who decodes is never left out.
-                for number in &live {
-                    let account = &accounts[*number];
-                    if account.cached >= account.prompt {
-                        prop_assert!(plan.iter().any(|row| row.id == id(*number)), "a running row was stalled");
-                    }
-                }
-                for row in plan {
-                    let number = (0..accounts.len()).find(|number| id(*number) == row.id).unwrap();
-                    let account = &mut accounts[number];
-                    account.first_step.get_or_insert(step);
-                    prop_assert_eq!(row.tokens.start, account.cached, "each token once and in order");
-                    account.cached = row.tokens.end;
-                    let known = account.prompt + account.generated;
-                    prop_assert!(row.tokens.end <= known);
-                    prop_assert_eq!(row.complete, row.tokens.end == known);
-                    let cancelled = sequences[number].3 && account.generated > 0;
-                    if row.complete {
-                        account.generated += 1;
-                        let ended = account.generated == account.to_generate;
-                        scheduler.advance(&row, Some(ended));
-                        if ended {
-                            live.remove(&number);
-                        }
-                    } else {
-                        scheduler.advance(&row, None);
-                    }
-                    if cancelled && live.remove(&number) {
-                        scheduler.remove(id(number));
-                    }
-                }
-            }
-            prop_assert!(live.is_empty(), "starved: {live:?}");
-            prop_assert_eq!(scheduler.free.len(), slots, "a slot leaked");
-            prop_assert!(scheduler.running.is_empty() && scheduler.order.is_empty());
-            // First come, first served, among those that came in different steps.
-            for (a, first) in accounts.iter().enumerate() {
-                for (b, second) in accounts.iter().enumerate() {
-                    if sequences[a].2 < sequences[b].2 && let (Some(first), Some(second)) = (first.first_step, second.first_step) {
-                        prop_assert!(first <= second);
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_long_prompt_is_prefilled_in_chunks_beside_running_rows() {
-        let mut scheduler = Scheduler::new(2, 20);
-        scheduler.add(entry(0, 1));
-        let plan = scheduler.schedule();
-        scheduler.advance(&plan[0], Some(false));
-        scheduler.add(entry(1, 50));
-        for expected in [0..19, 19..38, 38..50] {
-            let plan = scheduler.schedule();
-            assert_eq!(
-                (plan[0].id, plan[0].tokens.len()),
-                (id(0), 1),
-                "the running row comes first"
-            );
-            assert_eq!((plan[1].id, plan[1].tokens.clone()), (id(1), expected.clone()));
-            scheduler.advance(&plan[0], Some(false));
-            scheduler.advance(&plan[1], (expected.end == 50).then_some(false));
-        }
-    }
-}
+mod tests;

@@ -7,6 +7,7 @@ use claimcheck_common::tokenizer::Tokenizer;
 
 use super::logprobs;
 use super::sampler::Sampler;
+use super::scheduler::Drawn;
 use super::text::TextStream;
 
 pub(super) struct Sequence {
@@ -39,8 +40,8 @@ impl Sequence {
         }
     }
 
-    /// Draws a token. Answers whether the sequence ended by it, or `None` if the logits are not numbers.
-    pub(super) fn sample(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> Option<bool> {
+    /// Draws a token, or `None` if the logits are not numbers.
+    pub(super) fn sample(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> Option<Drawn> {
         let token = self.sampler.sample(logits)?;
         self.note_logprobs(logits, token, tokenizer);
         self.tokens.push(token);
@@ -55,7 +56,10 @@ impl Sequence {
         } else {
             None
         };
-        Some(self.finish_reason.is_some())
+        Some(match self.finish_reason {
+            Some(_) => Drawn::Last,
+            None => Drawn::Next(token),
+        })
     }
 
     fn note_logprobs(&mut self, logits: &[f32], token: u32, tokenizer: &Tokenizer) {

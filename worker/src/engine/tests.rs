@@ -2,56 +2,73 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use burn::backend::flex::FlexDevice;
 use claimcheck_common::domain::{Completion, Dtype, FinishReason, GenerationParams, JobId, JobKey, Share};
 use claimcheck_common::tokenizer::Tokenizer;
+use futures::FutureExt;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::mpsc;
 
 use super::{Ending, Engine, EngineConfig, EngineEvent, EngineHandle, EngineJob};
-use crate::gpt2::{BLOCK, Cpu, Gpt2, Gpt2Config, Gpt2Runner, StepError, StepModel, StepRow, byte_tokenizer_json};
+use crate::gpt2::{Cpu, Gpt2, Gpt2Config, Gpt2Runner, StepError, StepModel, StepRow, byte_tokenizer_json};
 
 const LIMIT: Duration = Duration::from_mins(1);
 const VOCABULARY: usize = 260;
+const CONTEXT: usize = 128;
+/// Blocks that are enough for what these tests run side by side.
+const PLENTY: usize = 400;
 
 /// One token for each byte; 256 ends a text.
 fn tokenizer() -> Arc<Tokenizer> {
     Arc::new(Tokenizer::from_bytes(byte_tokenizer_json(VOCABULARY).as_bytes()).unwrap())
 }
 
-fn model(slots: usize) -> Box<dyn StepModel> {
+/// A cache of so many blocks of 32 tokens, and as many as one sequence needs at least.
+fn model(blocks: usize) -> Box<dyn StepModel> {
     let config = Gpt2Config {
         vocab_size: VOCABULARY,
-        n_positions: 64,
+        n_positions: CONTEXT,
         n_embd: 32,
         n_layer: 2,
         n_head: 2,
         ..Gpt2Config::named("tiny").unwrap()
     };
-    let blocks = slots * config.n_positions.div_ceil(BLOCK);
     Box::new(Gpt2Runner::new(
         Gpt2::<Cpu>::random(config, 3, Dtype::F32, &FlexDevice),
         blocks,
     ))
 }
 
-fn start(model: Box<dyn StepModel>, budget: usize) -> (EngineHandle, mpsc::Receiver<EngineEvent>) {
+fn start(model: Box<dyn StepModel>, slots: usize) -> (EngineHandle, mpsc::Receiver<EngineEvent>) {
+    start_as(model, config(slots, 128))
+}
+
+fn start_as(model: Box<dyn StepModel>, config: EngineConfig) -> (EngineHandle, mpsc::Receiver<EngineEvent>) {
     let (events, received) = mpsc::channel(8);
-    (
-        Engine::start(model, tokenizer(), EngineConfig { token_budget: budget }, events),
-        received,
-    )
+    (Engine::start(model, tokenizer(), config, events), received)
+}
+
+const fn config(slots: usize, token_budget: usize) -> EngineConfig {
+    EngineConfig {
+        slots,
+        token_budget,
+        prefix_cache: true,
+    }
 }
 
 fn job(number: u64) -> EngineJob {
     let mut random = ChaCha8Rng::seed_from_u64(number);
-    let prompt = (0..random.random_range(1..40))
+    // Some begin alike.
+    let common = 0..[0, 0, 33, 70][random.random_range(0..4)];
+    let own: Vec<_> = (0..random.random_range(1..40))
         .map(|_| random.random_range(0..256))
         .collect();
+    let prompt = common.chain(own).collect();
     let params = GenerationParams {
         max_tokens: random.random_range(1..30),
         temperature: [0.0, 0.7, 1.0, 1.5][random.random_range(0..4)],
@@ -95,8 +112,16 @@ async fn next_ending(events: &mut mpsc::Receiver<EngineEvent>) -> (JobKey, Endin
     }
 }
 
-async fn run_all(jobs: &[EngineJob], slots: usize, budget: usize) -> HashMap<JobKey, Completion> {
-    let (engine, mut events) = start(model(slots), budget);
+async fn run_all(jobs: &[EngineJob], slots: usize) -> HashMap<JobKey, Completion> {
+    run_all_on(model(PLENTY), jobs, config(slots, 128)).await
+}
+
+async fn run_all_on(
+    model: Box<dyn StepModel>,
+    jobs: &[EngineJob],
+    config: EngineConfig,
+) -> HashMap<JobKey, Completion> {
+    let (engine, mut events) = start_as(model, config);
     let submit = async {
         for job in jobs {
             engine.submit(job.clone()).await.unwrap();
@@ -116,30 +141,101 @@ async fn run_all(jobs: &[EngineJob], slots: usize, budget: usize) -> HashMap<Job
     tokio::join!(submit, collect).1
 }
 
+/// Counts the tokens that are computed.
+struct Counting {
+    inner: Box<dyn StepModel>,
+    tokens: Arc<AtomicUsize>,
+}
+
+impl StepModel for Counting {
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab_size()
+    }
+
+    fn context_length(&self) -> usize {
+        self.inner.context_length()
+    }
+
+    fn blocks(&self) -> usize {
+        self.inner.blocks()
+    }
+
+    fn step(&mut self, rows: &[StepRow]) -> Result<Vec<f32>, StepError> {
+        let tokens = rows.iter().map(|row| row.tokens.len()).sum();
+        self.tokens.fetch_add(tokens, Ordering::Relaxed);
+        self.inner.step(rows)
+    }
+}
+
+fn counting(blocks: usize) -> (Arc<AtomicUsize>, Box<Counting>) {
+    let tokens = Arc::default();
+    let model = Counting {
+        inner: model(blocks),
+        tokens: Arc::clone(&tokens),
+    };
+    (tokens, Box::new(model))
+}
+
 #[tokio::test]
-async fn sixty_jobs_give_the_same_output_alone_and_in_shuffled_company() {
+async fn sixty_jobs_give_the_same_output_alone_in_company_after_preemption_and_with_a_cached_prefix() {
     let mut jobs: Vec<_> = (0..60).map(job).collect();
     let mut alone = HashMap::new();
     for job in &jobs {
-        alone.extend(run_all(std::slice::from_ref(job), 5, 128).await);
+        let without = EngineConfig {
+            prefix_cache: false,
+            ..config(5, 128)
+        };
+        alone.extend(run_all_on(model(PLENTY), std::slice::from_ref(job), without).await);
     }
     assert!(alone.values().any(|completion| completion.choices.len() > 1));
     let listed = |completion: &Completion| completion.choices.iter().any(|choice| choice.logprobs.is_some());
     assert!(alone.values().any(listed) && !alone.values().all(listed));
+    let usage = |completion: &Completion| {
+        let choices = completion.choices.len();
+        completion.usage.completion_tokens as usize + choices * (completion.usage.prompt_tokens as usize - 1)
+    };
+    let each_once: usize = alone.values().map(usage).sum();
     let mut random = ChaCha8Rng::seed_from_u64(1);
-    for (slots, budget) in [(4, 20), (16, 128), (64, 32)] {
+    // Blocks for all; for all but without what was computed before; for fewer than want to run.
+    for (slots, budget, blocks, prefix_cache) in [
+        (4, 20, PLENTY, true),
+        (16, 128, PLENTY, false),
+        (64, 32, PLENTY, true),
+        (16, 128, 7, false),
+        (16, 128, 10, true),
+    ] {
         jobs.shuffle(&mut random);
-        assert_eq!(
-            run_all(&jobs, slots, budget).await,
-            alone,
-            "{slots} slots, budget {budget}"
-        );
+        let (computed, model) = counting(blocks);
+        let config = EngineConfig {
+            prefix_cache,
+            ..config(slots, budget)
+        };
+        let what = format!("{slots} slots, budget {budget}, {blocks} blocks, prefix cache {prefix_cache}");
+        assert_eq!(run_all_on(model, &jobs, config).await, alone, "{what}");
+        let computed = computed.load(Ordering::Relaxed);
+        match (blocks, prefix_cache) {
+            (PLENTY, true) => assert!(computed < each_once, "{what}: nothing was found"),
+            (PLENTY, false) => assert_eq!(computed, each_once, "{what}"),
+            (_, true) => {}
+            (_, false) => assert!(computed > each_once, "{what}: nobody had to make room"),
+        }
     }
 }
 
 #[tokio::test]
+async fn choices_are_drawn_from_one_prefill() {
+    let mut job = plain_job(1, 2);
+    job.prompt = (0..100).collect();
+    (job.params.n, job.params.temperature) = (3, 1.0);
+    let (computed, model) = counting(PLENTY);
+    run_all_on(model, std::slice::from_ref(&job), config(8, 128)).await;
+    // The prompt once; what is no whole block for the other two; a second token each.
+    assert_eq!(computed.load(Ordering::Relaxed), 100 + 2 * 4 + 3);
+}
+
+#[tokio::test]
 async fn a_job_says_when_it_starts_and_counts_its_tokens() {
-    let (engine, mut events) = start(model(2), 128);
+    let (engine, mut events) = start(model(PLENTY), 2);
     let mut job = job(1);
     (
         job.params.max_tokens,
@@ -147,6 +243,7 @@ async fn a_job_says_when_it_starts_and_counts_its_tokens() {
         job.params.temperature,
         job.params.stop,
     ) = (5, 2, 0.0, vec![]);
+    job.params.stop_token_ids.clear();
     engine.submit(job.clone()).await.unwrap();
     assert_eq!(events.recv().await, Some(EngineEvent::Started(job.key)));
     let (key, ending) = next_ending(&mut events).await;
@@ -169,7 +266,7 @@ async fn a_job_says_when_it_starts_and_counts_its_tokens() {
 async fn a_stop_token_ends_the_text_and_is_counted_but_not_shown() {
     let mut first = plain_job(1, 8);
     first.params.logprobs = Some(0);
-    let free = run_all(std::slice::from_ref(&first), 1, 128)
+    let free = run_all(std::slice::from_ref(&first), 1)
         .await
         .remove(&first.key)
         .unwrap();
@@ -179,7 +276,7 @@ async fn a_stop_token_ends_the_text_and_is_counted_but_not_shown() {
         .unwrap();
     let before = names.iter().position(|name| *name == names[3]).unwrap();
     first.params.stop_token_ids = vec![id];
-    let stopped = run_all(std::slice::from_ref(&first), 1, 128)
+    let stopped = run_all(std::slice::from_ref(&first), 1)
         .await
         .remove(&first.key)
         .unwrap();
@@ -208,15 +305,9 @@ async fn log_probabilities_are_listed_for_every_token_and_do_not_change_the_text
         job.params.stop_token_ids,
     ) = (1.0, 1, vec![], vec![]);
     job.params.logprobs = None;
-    let bare = run_all(std::slice::from_ref(&job), 1, 128)
-        .await
-        .remove(&job.key)
-        .unwrap();
+    let bare = run_all(std::slice::from_ref(&job), 1).await.remove(&job.key).unwrap();
     job.params.logprobs = Some(3);
-    let listing = run_all(std::slice::from_ref(&job), 1, 128)
-        .await
-        .remove(&job.key)
-        .unwrap();
+    let listing = run_all(std::slice::from_ref(&job), 1).await.remove(&job.key).unwrap();
     let (bare, choice) = (&bare.choices[0], &listing.choices[0]);
     assert_eq!((bare.logprobs.as_ref(), &bare.text), (None, &choice.text));
     let listed = choice.logprobs.as_ref().unwrap();
@@ -248,17 +339,18 @@ async fn generation_ends_where_the_context_does() {
         job.params.temperature,
         job.params.stop,
     ) = (4096, 1, 0.0, vec![]);
-    let done = run_all(std::slice::from_ref(&job), 1, 128).await;
-    assert_eq!(done[&job.key].usage.total_tokens, 64);
+    job.params.stop_token_ids.clear();
+    let done = run_all(std::slice::from_ref(&job), 1).await;
+    assert_eq!(done[&job.key].usage.total_tokens as usize, CONTEXT);
     assert_eq!(done[&job.key].choices[0].finish_reason, Some(FinishReason::Length));
 }
 
 #[tokio::test]
 async fn a_prompt_that_this_model_cannot_take_fails_alone() {
-    let (engine, mut events) = start(model(2), 128);
+    let (engine, mut events) = start(model(PLENTY), 2);
     let mut biased = job(3);
     biased.params.logit_bias = [(9999, 1.0)].into();
-    for prompt in [Some(vec![]), Some(vec![1; 64]), Some(vec![9999]), None] {
+    for prompt in [Some(vec![]), Some(vec![1; CONTEXT]), Some(vec![9999]), None] {
         let bad = match prompt {
             Some(prompt) => EngineJob { prompt, ..job(3) },
             None => biased.clone(),
@@ -278,6 +370,8 @@ struct Scripted {
 
 const POISON: u32 = 13;
 const NAN: u32 = 14;
+/// The model leaves out logits that it owes: a bug that shows outside of it.
+const SHORT: u32 = 15;
 
 impl StepModel for Scripted {
     fn vocab_size(&self) -> usize {
@@ -306,16 +400,19 @@ impl StepModel for Scripted {
                 logits[7] = f32::NAN;
             }
         }
+        if rows.iter().any(|row| row.tokens.contains(&SHORT)) {
+            logits.clear();
+        }
         Ok(logits)
     }
 }
 
-fn scripted(slots: usize) -> (std::sync::mpsc::Sender<()>, Box<Scripted>) {
+fn scripted() -> (std::sync::mpsc::Sender<()>, Box<Scripted>) {
     let (open, gate) = std::sync::mpsc::channel();
     (
         open,
         Box::new(Scripted {
-            inner: model(slots),
+            inner: model(PLENTY),
             gate,
         }),
     )
@@ -339,8 +436,8 @@ fn plain_job(token: u32, max_tokens: u32) -> EngineJob {
 
 #[tokio::test]
 async fn a_poisoned_and_a_non_numeric_row_fail_alone_and_their_neighbours_finish() {
-    let (open, model) = scripted(8);
-    let (engine, mut events) = start(model, 128);
+    let (open, model) = scripted();
+    let (engine, mut events) = start(model, 8);
     let jobs: Vec<_> = [1, POISON, 2, NAN, 3]
         .into_iter()
         .map(|token| plain_job(token, 1))
@@ -366,9 +463,42 @@ async fn a_poisoned_and_a_non_numeric_row_fail_alone_and_their_neighbours_finish
 }
 
 #[tokio::test]
+async fn after_a_panic_the_engine_gives_up_the_jobs_that_it_had_and_takes_others() {
+    let (open, model) = scripted();
+    let (engine, mut events) = start(model, 8);
+    let jobs = [plain_job(1, 50), plain_job(SHORT, 50), plain_job(2, 50)];
+    for job in &jobs {
+        engine.submit(job.clone()).await.unwrap();
+    }
+    drop(open);
+    let mut lost: Vec<_> = jobs.iter().map(|job| job.key).collect();
+    for _ in &jobs {
+        let (key, ending) = next_ending(&mut events).await;
+        assert_eq!(ending, Ending::Lost);
+        lost.retain(|other| *other != key);
+    }
+    assert_eq!(lost, []);
+    let after = plain_job(3, 2);
+    engine.submit(after.clone()).await.unwrap();
+    assert!(matches!(next_ending(&mut events).await, (key, Ending::Completed(_)) if key == after.key));
+}
+
+#[tokio::test]
+async fn a_step_that_does_not_end_is_noticed_and_an_idle_engine_does_not_hang() {
+    let (open, model) = scripted();
+    let (engine, _events) = start(model, 1);
+    assert!(engine.hung(Duration::from_millis(20)).now_or_never().is_none());
+    engine.submit(plain_job(1, 50)).await.unwrap();
+    tokio::time::timeout(LIMIT, engine.hung(Duration::from_millis(20)))
+        .await
+        .expect("the gate is shut");
+    drop(open);
+}
+
+#[tokio::test]
 async fn a_cancelled_job_stops_at_the_next_step_and_keeps_its_tokens() {
-    let (open, model) = scripted(1);
-    let (engine, mut events) = start(model, 128);
+    let (open, model) = scripted();
+    let (engine, mut events) = start(model, 1);
     let (running, waiting) = (plain_job(1, 50), plain_job(2, 50));
     engine.submit(running.clone()).await.unwrap();
     engine.submit(waiting.clone()).await.unwrap();
@@ -399,8 +529,8 @@ async fn a_cancelled_job_stops_at_the_next_step_and_keeps_its_tokens() {
 
 #[tokio::test]
 async fn the_thread_ends_when_its_last_handle_is_dropped_however_many_jobs_wait() {
-    let (open, model) = scripted(1);
-    let (engine, mut events) = start(model, 128);
+    let (open, model) = scripted();
+    let (engine, mut events) = start(model, 1);
     // One runs, one waits inside, one at the door.
     engine.submit(plain_job(1, 50)).await.unwrap();
     engine.submit(plain_job(2, 50)).await.unwrap();
@@ -421,7 +551,7 @@ async fn the_thread_ends_when_its_last_handle_is_dropped_however_many_jobs_wait(
 
 #[tokio::test]
 async fn a_handle_hears_of_the_threads_end() {
-    let (engine, events) = start(model(1), 128);
+    let (engine, events) = start(model(PLENTY), 1);
     drop(events);
     engine.submit(plain_job(1, 50)).await.unwrap();
     tokio::time::timeout(LIMIT, engine.stopped())

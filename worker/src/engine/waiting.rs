@@ -2,22 +2,24 @@
 //!
 //! Interactive goes before batch, but not for ever; then the tenant that has the fewest slots; then, within that tenant,
 //! priority, deadline, arrival. What never ends is only what a tenant does to itself: a low priority behind ever new high ones.
+//! Whoever would only repeat what a running sequence is about to have computed is passed over until then.
 
 use std::cmp::Reverse;
 
 use claimcheck_common::domain::{Class, Share, TenantId};
 
 use super::job::SequenceId;
+use super::prefix::Prefix;
 
 /// A batch sequence that waits lets so many interactive ones go first, and then one of its class goes.
 const PASSED_OVER: u32 = 3;
 
 /// A sequence that waits.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Entry {
     pub(super) id: SequenceId,
-    /// Tokens of its prompt.
-    pub(super) len: usize,
+    /// What it begins with: its prompt, and what was generated before it had to make room.
+    pub(super) prefix: Prefix,
     pub(super) share: Share,
 }
 
@@ -34,10 +36,6 @@ impl Waiting {
         self.entries.len()
     }
 
-    pub(super) const fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
     pub(super) fn push(&mut self, entry: Entry) {
         self.entries.push(entry);
     }
@@ -46,15 +44,11 @@ impl Waiting {
         self.entries.retain(|entry| entry.id != id);
     }
 
-    /// Whose turn it is, given how many slots each tenant has.
-    pub(super) fn pop(&mut self, slots_of: impl Fn(TenantId) -> usize) -> Option<Entry> {
-        let class = self.next_class()?;
-        let candidates = || {
-            self.entries
-                .iter()
-                .enumerate()
-                .filter(|(_, one)| one.share.class == class)
-        };
+    /// Whose turn it is of those that are `ready`, given how many slots each tenant has. Nothing changes until it is taken.
+    pub(super) fn next(&self, slots_of: impl Fn(TenantId) -> usize, ready: impl Fn(&Entry) -> bool) -> Option<Turn> {
+        let ready: Vec<_> = self.entries.iter().enumerate().filter(|(_, one)| ready(one)).collect();
+        let class = self.next_class(|class| ready.iter().any(|(_, one)| one.share.class == class))?;
+        let candidates = || ready.iter().filter(|(_, one)| one.share.class == class);
         // Of several that are least, the one that arrived first.
         let tenant = candidates()
             .map(|(_, one)| one.share.tenant)
@@ -65,21 +59,38 @@ impl Waiting {
                 let Share { priority, deadline, .. } = one.share;
                 (Reverse(priority), deadline.is_none(), deadline)
             })?;
-        Some(self.entries.remove(place))
+        Some(Turn(*place))
     }
 
-    fn next_class(&mut self) -> Option<Class> {
-        let has = |class| self.entries.iter().any(|one| one.share.class == class);
+    /// Looks at whose turn it is.
+    pub(super) fn entry(&self, turn: &Turn) -> &Entry {
+        &self.entries[turn.0]
+    }
+
+    /// The turn is used: the entry does not wait any more.
+    pub(super) fn take(&mut self, Turn(place): Turn) -> Entry {
+        let entry = self.entries.remove(place);
+        let batch_waits = self.entries.iter().any(|one| one.share.class == Class::Batch);
+        self.passed_over = match entry.share.class {
+            Class::Interactive if batch_waits => self.passed_over + 1,
+            _ => 0,
+        };
+        entry
+    }
+
+    fn next_class(&self, has: impl Fn(Class) -> bool) -> Option<Class> {
         let (interactive, batch) = (has(Class::Interactive), has(Class::Batch));
         if interactive && !(batch && self.passed_over >= PASSED_OVER) {
-            self.passed_over = if batch { self.passed_over + 1 } else { 0 };
             Some(Class::Interactive)
         } else {
-            self.passed_over = 0;
             batch.then_some(Class::Batch)
         }
     }
 }
+
+/// A place among those that wait; good until something is pushed, taken or removed.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Turn(usize);
 
 #[cfg(test)]
 mod tests {
@@ -97,7 +108,7 @@ mod tests {
                 key: JobKey { id, fence: 1 },
                 choice: 0,
             },
-            len: 1,
+            prefix: Prefix::new(share.tenant, &[1]),
             share,
         }
     }
@@ -117,7 +128,8 @@ mod tests {
         }
         let mut running: Vec<TenantId> = Vec::new();
         let mut order = Vec::new();
-        while let Some(next) = waiting.pop(|tenant| running.iter().filter(|one| **one == tenant).count()) {
+        while let Some(turn) = waiting.next(|tenant| running.iter().filter(|one| **one == tenant).count(), |_| true) {
+            let next = waiting.take(turn);
             running.push(next.share.tenant);
             order.push(next.id.key.id.uuid().as_u128() as usize);
         }
@@ -132,6 +144,20 @@ mod tests {
     #[test]
     fn one_job_of_a_tenant_does_not_wait_for_many_of_another() {
         assert_eq!(admitted(&[of(1), of(1), of(1), of(2), of(2)]), [0, 3, 1, 4, 2]);
+    }
+
+    #[test]
+    fn who_is_not_ready_is_passed_over_and_keeps_the_place() {
+        let mut waiting = Waiting::default();
+        for number in 0..2 {
+            waiting.push(entry(number, of(1)));
+        }
+        let first = waiting.entries[0].id;
+        let turn = waiting.next(|_| 0, |one| one.id != first).unwrap();
+        assert_ne!(waiting.take(turn).id, first);
+        assert_eq!(waiting.next(|_| 0, |one| one.id != first), None);
+        let turn = waiting.next(|_| 0, |_| true).unwrap();
+        assert_eq!(waiting.entry(&turn).id, first);
     }
 
     #[test]

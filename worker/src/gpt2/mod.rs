@@ -23,7 +23,6 @@ mod step;
 #[cfg(test)]
 mod tests;
 
-#[cfg(test)]
 pub(crate) use byte_tokenizer::json as byte_tokenizer_json;
 pub use config::{Activation, Gpt2Config};
 pub use cpu::Cpu;

@@ -317,7 +317,7 @@ impl Look<'_> {
         strips.resize(panels * R, [0.0; WIDTH]);
         let blocks = &self.blocks[..panels];
         for (strips, one) in strips.chunks_exact_mut(R).zip(blocks) {
-            block::<S, W, R>(simd, once(self.plan.keys(self.keys, *one)), x, strips);
+            block::<S, W, R>(simd, &once(self.plan.keys(self.keys, *one)), x, strips);
         }
         // Weights for each position that the last of the tokens sees, none beyond a token's own.
         let lines = positions.div_ceil(W::INPUTS);
@@ -339,7 +339,7 @@ impl Look<'_> {
             let runs = blocks.iter().zip((0..lines).step_by(value_lines));
             let runs = runs.map(|(one, before)| self.plan.values(self.values, *one, panel, lines - before));
             let mut sums = [[0.0; WIDTH]; R];
-            block::<S, W, R>(simd, runs, x, &mut sums);
+            block::<S, W, R>(simd, &runs, x, &mut sums);
             for row in 0..R {
                 let mixed = &mut mixed[row * head_dim..][..head_dim];
                 for (mixed, sum) in mixed[panel * WIDTH..].iter_mut().zip(&sums[row]) {

@@ -99,7 +99,7 @@ impl<W: Word> WithSimd for PanelProduct<'_, W> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         for (strips, x) in self.strips.chunks_mut(self.x.rows).zip(self.x.iter()) {
-            with_rows!(strips.len(), R => block::<S, W, R>(simd, once(self.lines), x, strips));
+            with_rows!(strips.len(), R => block::<S, W, R>(simd, &once(self.lines), x, strips));
         }
     }
 }
@@ -109,7 +109,7 @@ impl<W: Word> WithSimd for PanelProduct<'_, W> {
 #[inline(always)]
 pub(super) fn block<'a, S: Simd, W: Word, const R: usize>(
     simd: S,
-    runs: impl Iterator<Item = &'a [Line]> + Clone,
+    runs: &(impl Iterator<Item = &'a [Line]> + Clone),
     x: &[f32],
     strips: &mut [Strip],
 ) {
