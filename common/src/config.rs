@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -242,6 +242,46 @@ impl ApiConfig {
     /// Reads `CLAIMCHECK_*`.
     pub fn from_env() -> Result<Self, ConfigError> {
         from_env("CLAIMCHECK_")
+    }
+}
+
+/// What the command line needs.
+#[derive(Debug, Clone, Default)]
+pub struct ClientConfig {
+    /// `CLAIMCHECK_API_URL`: where the service is. That of the last login unless set.
+    pub api_url: Option<String>,
+    /// `CLAIMCHECK_API_KEY`: goes before the credentials of the last login.
+    pub api_key: Option<SecretString>,
+    /// `XDG_CONFIG_HOME`, else `.config` in `HOME`: the folder whose subfolder `claimcheck` holds the credentials.
+    pub config_home: Option<PathBuf>,
+}
+
+impl ClientConfig {
+    /// Reads the variables. Empty ones count as unset.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        #[derive(Deserialize)]
+        struct Own {
+            api_url: Option<String>,
+            api_key: Option<SecretString>,
+        }
+        #[derive(Deserialize)]
+        struct Folders {
+            xdg_config_home: Option<PathBuf>,
+            home: Option<PathBuf>,
+        }
+        let (own, folders): (Own, Folders) = (from_env("CLAIMCHECK_")?, from_env("")?);
+        let set = |path: Option<PathBuf>| path.filter(|path| !path.as_os_str().is_empty());
+        let home = set(folders.home).map(|home| home.join(".config"));
+        Ok(Self {
+            api_url: own.api_url.filter(|url| !url.is_empty()),
+            api_key: own.api_key.filter(|key| !key.expose_secret().is_empty()),
+            config_home: set(folders.xdg_config_home).or(home),
+        })
+    }
+
+    /// Where `login` keeps credentials.
+    pub fn credentials_file(&self) -> Option<PathBuf> {
+        Some(self.config_home.as_ref()?.join("claimcheck").join("credentials.json"))
     }
 }
 

@@ -1,5 +1,6 @@
 //! All integration tests in one binary; each module is one part of the promise.
 
+mod cli;
 mod faults;
 mod http_accounts;
 mod http_again;

@@ -14,7 +14,7 @@ mod world;
 pub use eventually::eventually;
 pub use gate::{Gate, Moment};
 pub use model::{TINY_CONTEXT, save_tiny_model};
-pub use processes::{Installation, Process, TINY, setting};
+pub use processes::{Installation, Process, TINY, binary, setting};
 pub use stack::{Server, Stack};
 pub use wire::Wire;
 pub use world::{Servers, World, in_world, in_world_on};

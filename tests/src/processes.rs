@@ -276,6 +276,11 @@ fn free_address() -> SocketAddr {
         .expect("a free port")
 }
 
+/// Where a binary of the build is.
+pub fn binary(name: &str) -> PathBuf {
+    binaries().join(name)
+}
+
 fn binaries() -> PathBuf {
     if let Some(folder) = setting("CLAIMCHECK_BIN_DIR") {
         return folder.into();

@@ -62,6 +62,8 @@ pub async fn in_world(test: impl AsyncFnOnce(&mut World)) {
 
 /// As [`in_world`], on other servers.
 pub async fn in_world_on(servers: Servers, test: impl AsyncFnOnce(&mut World)) {
+    // Every HTTP client asks for the process's TLS, also those that need none.
+    let _there_is_one = rustls::crypto::ring::default_provider().install_default();
     let mut world = World::create(servers).await;
     let outcome = AssertUnwindSafe(test(&mut world)).catch_unwind().await;
     world.clear_away().await;
