@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use claimcheck_common::backoff::Backoff;
 use claimcheck_common::config::{
-    ApiConfig, BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, JwtAlgorithm, RedisConfig,
+    ApiConfig, BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, JwtAlgorithm, RedisConfig, WebhookConfig,
 };
 use claimcheck_common::queue::Broker;
 use claimcheck_common::store::notify::JobChanges;
@@ -29,6 +29,7 @@ use crate::receipt_key::ReceiptKey;
 use crate::relay::Relay;
 use crate::routes::submit_job::render;
 use crate::serve::{ServeLimits, serve};
+use crate::webhooks::Webhooks;
 
 /// Written into tokens and demanded of them.
 const TOKEN_ISSUER: &str = "claimcheck";
@@ -52,6 +53,8 @@ pub struct Config {
     pub redis: RedisConfig,
     /// The relay's window and interval.
     pub delivery: DeliveryConfig,
+    /// Where webhooks may go, and what seals their secrets.
+    pub webhooks: WebhookConfig,
 }
 
 impl Config {
@@ -63,6 +66,7 @@ impl Config {
             broker: BrokerConfig::from_env()?,
             redis: RedisConfig::from_env()?,
             delivery: DeliveryConfig::from_env()?,
+            webhooks: WebhookConfig::from_env()?,
         })
     }
 }
@@ -96,6 +100,8 @@ pub struct AppState {
     pub max_queued: Option<u32>,
     /// Holds guesses against what came of them.
     pub promises: Promises,
+    /// What webhooks are made of.
+    pub webhooks: Webhooks,
     /// Answers the probes.
     pub health: Health,
     /// Cancelled when the process is to stop: long waits end.
@@ -130,6 +136,7 @@ impl AppState {
             submitted: Arc::new(Notify::new()),
             max_queued: config.api.max_queued,
             promises: Promises::default(),
+            webhooks: Webhooks::new(&config.webhooks).context("the webhooks' settings cannot be used")?,
             health: Health::new(pool.clone(), &config.broker.url, &config.redis.url),
             stopping: CancellationToken::new(),
             pool,

@@ -25,5 +25,6 @@ pub mod routes;
 pub mod serve;
 pub mod validate;
 pub mod view;
+pub mod webhooks;
 
 pub use app::{App, AppState, Config};

@@ -15,16 +15,16 @@ use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::access::Need::{Admin, Auditor, Credential, JobsRead, JobsWrite, Keys, Nothing, User};
+use crate::access::Need::{Admin, Auditor, Credential, JobsRead, JobsWrite, Keys, Nothing, User, Webhooks};
 use crate::access::Needs;
 use crate::app::AppState;
 use crate::docs::{self, ApiDoc};
 use crate::error::{ApiError, Problem};
 use crate::middleware;
 use crate::routes::{
-    api_keys, bulk_jobs, cancel_job, dead_letters, delete_job, get_job, get_model, get_place, health, jwks, list_jobs,
-    list_models, logout, metrics, openapi, operators, put_job, receipt, register, replay_job, retry_job, root,
-    submit_job, token, usage, users,
+    api_keys, bulk_jobs, cancel_job, dead_letters, delete_job, get_job, get_model, get_place, health, jwks,
+    list_events, list_jobs, list_models, logout, metrics, openapi, operators, put_job, receipt, register, replay_job,
+    retry_job, root, submit_job, token, usage, users, webhook_endpoints, webhook_log, webhook_secrets,
 };
 
 /// A request is given up after this.
@@ -92,6 +92,26 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(bulk_jobs::retry_jobs).needs(JobsWrite))
         .routes(routes!(dead_letters::list_dead_letters).needs(JobsRead));
 
+    let webhooks = OpenApiRouter::new()
+        .routes(routes!(webhook_endpoints::create_endpoint, webhook_endpoints::list_endpoints).needs(Webhooks))
+        .routes(
+            routes!(
+                webhook_endpoints::get_endpoint,
+                webhook_endpoints::change_endpoint,
+                webhook_endpoints::delete_endpoint
+            )
+            .needs(Webhooks),
+        )
+        .routes(routes!(webhook_secrets::get_secret).needs(Webhooks))
+        .routes(routes!(webhook_secrets::rotate_secret).needs(Webhooks))
+        .routes(routes!(webhook_secrets::send_example).needs(Webhooks))
+        .routes(routes!(webhook_log::list_deliveries).needs(Webhooks))
+        .routes(routes!(webhook_log::get_delivery).needs(Webhooks))
+        .routes(routes!(webhook_log::resend).needs(Webhooks))
+        .routes(routes!(webhook_log::recover).needs(Webhooks))
+        .routes(routes!(webhook_log::get_stats).needs(Webhooks))
+        .routes(routes!(list_events::list_events).needs(Webhooks));
+
     let operators = OpenApiRouter::new()
         .routes(routes!(dead_letters::redrive).needs(Admin))
         .routes(routes!(operators::list_pauses).needs(Auditor))
@@ -112,6 +132,7 @@ fn documented() -> OpenApiRouter<AppState> {
 
     let quick = accounts
         .merge(jobs)
+        .merge(webhooks)
         .merge(operators)
         .merge(models)
         .layer(from_fn_with_state(TIME_LIMIT, middleware::time_limit))

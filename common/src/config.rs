@@ -7,11 +7,14 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use url::Url;
 
 use crate::domain::Dtype;
+use crate::webhook::Vault;
 
 /// A variable is missing or does not read.
 #[derive(Debug, thiserror::Error)]
@@ -362,6 +365,95 @@ impl HubConfig {
                 .hub_offline
                 .is_some_and(|text| ["1", "on", "yes", "true"].contains(&text.to_lowercase().as_str())),
         })
+    }
+}
+
+/// Where webhooks may go, how they are signed and sent. API and dispatchers share these.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct WebhookConfig {
+    /// `CLAIMCHECK_WEBHOOK_KEY`: seals signing secrets and headers in the database; at least 32 bytes. Unset: there are no
+    /// webhooks.
+    pub key: Option<SecretString>,
+    /// `CLAIMCHECK_WEBHOOK_OLD_KEY`: the key before, which still opens what it sealed.
+    pub old_key: Option<SecretString>,
+    /// `CLAIMCHECK_WEBHOOK_ALLOW`: networks, by commas, that webhooks may reach though they are not the public internet, by any
+    /// port and without TLS (`10.20.0.0/16,127.0.0.0/8`). Unset: none.
+    #[serde(skip)]
+    pub allow: Vec<IpNet>,
+    /// `CLAIMCHECK_WEBHOOK_TIMEOUT`: a receiver must have answered within this (15 s).
+    #[serde(with = "humantime_serde")]
+    pub timeout: Duration,
+    /// `CLAIMCHECK_WEBHOOK_INTERVAL`: dispatchers look for due deliveries at least this often (500 ms).
+    #[serde(with = "humantime_serde")]
+    pub interval: Duration,
+    /// `CLAIMCHECK_WEBHOOK_IN_FLIGHT`: most deliveries of a dispatcher at the same time (256).
+    pub in_flight: u32,
+    /// `CLAIMCHECK_WEBHOOK_KEEP`: the delivery log goes back so far (30 days).
+    #[serde(with = "humantime_serde")]
+    pub keep: Duration,
+    /// `CLAIMCHECK_PUBLIC_URL`: where callers reach the API; links in events begin with it. Unset: they begin with `/v1`.
+    #[serde(skip)]
+    pub public_url: Option<Url>,
+}
+
+impl Default for WebhookConfig {
+    fn default() -> Self {
+        Self {
+            key: None,
+            old_key: None,
+            allow: Vec::new(),
+            timeout: Duration::from_secs(15),
+            interval: Duration::from_millis(500),
+            in_flight: 256,
+            keep: Duration::from_hours(30 * 24),
+            public_url: None,
+        }
+    }
+}
+
+impl WebhookConfig {
+    /// Reads `CLAIMCHECK_WEBHOOK_*` and `CLAIMCHECK_PUBLIC_URL`. Empty values count as unset.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        #[derive(Deserialize)]
+        struct Texts {
+            public_url: Option<String>,
+            webhook_allow: Option<String>,
+        }
+        let mut config: Self = from_env("CLAIMCHECK_WEBHOOK_")?;
+        let set = |key: Option<SecretString>| key.filter(|key| !key.expose_secret().is_empty());
+        (config.key, config.old_key) = (set(config.key), set(config.old_key));
+        let texts: Texts = from_env("CLAIMCHECK_")?;
+        let networks = texts.webhook_allow.unwrap_or_default();
+        config.allow = networks
+            .split(',')
+            .map(str::trim)
+            .filter(|network| !network.is_empty())
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .map_err(|_| {
+                ConfigError::Invalid("CLAIMCHECK_WEBHOOK_ALLOW lists networks: 10.20.0.0/16,127.0.0.0/8".to_owned())
+            })?;
+        config.public_url = texts
+            .public_url
+            .filter(|url| !url.is_empty())
+            .map(|url| url.parse())
+            .transpose()
+            .map_err(|error| ConfigError::Invalid(format!("CLAIMCHECK_PUBLIC_URL is no URL: {error}")))?;
+        if config.in_flight == 0 {
+            return Err(ConfigError::Invalid(
+                "CLAIMCHECK_WEBHOOK_IN_FLIGHT must be at least 1".to_owned(),
+            ));
+        }
+        Ok(config)
+    }
+
+    /// What seals and opens; `None` if there are no webhooks.
+    pub fn vault(&self) -> Result<Option<Vault>, ConfigError> {
+        let vault = self.key.as_ref().map(|key| Vault::new(key, self.old_key.as_ref()));
+        vault
+            .transpose()
+            .map_err(|error| ConfigError::Invalid(error.to_string()))
     }
 }
 

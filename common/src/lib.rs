@@ -12,3 +12,4 @@ pub mod telemetry;
 pub mod tokenizer;
 pub mod validate;
 pub mod view;
+pub mod webhook;

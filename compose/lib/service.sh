@@ -12,6 +12,7 @@ check_needs() {
 
 start_service() {
   make_secret "$DEMO/jwt-secret"
+  make_secret "$DEMO/webhook-key"
   # shellcheck disable=SC2034 # read by job.sh
   API_URL=http://127.0.0.1:$API_PORT
   say "bringing the schema up to date"
@@ -21,7 +22,7 @@ start_service() {
   ensure_running worker "$WORKER_PORT" "$BIN/claimcheck-worker" run --model "$MODEL" --model-name "$MODEL_NAME"
 }
 
-# Signs the access tokens. Kept, so that they outlive a restart.
+# They sign access tokens and seal the secrets of webhooks. Kept, so that those outlive a restart.
 make_secret() {
   [[ -s $1 ]] || (umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$1")
 }
@@ -69,7 +70,9 @@ ensure_running() {
     mkdir -p "$DEMO/$service"
     echo "$settings" >"$DEMO/$service.settings"
     launch "$service" "$DEMO/$service.log" env NO_COLOR=1 CLAIMCHECK_LOG=pretty \
-      "CLAIMCHECK_JWT_SECRET=$(cat "$DEMO/jwt-secret")" "CLAIMCHECK_HTTP_ADDR=127.0.0.1:$API_PORT" \
+      "CLAIMCHECK_JWT_SECRET=$(cat "$DEMO/jwt-secret")" "CLAIMCHECK_WEBHOOK_KEY=$(cat "$DEMO/webhook-key")" \
+      "CLAIMCHECK_WEBHOOK_ALLOW=127.0.0.0/8,::1/128" "CLAIMCHECK_PUBLIC_URL=http://127.0.0.1:$API_PORT" \
+      "CLAIMCHECK_HTTP_ADDR=127.0.0.1:$API_PORT" \
       "CLAIMCHECK_WORKER_HTTP_ADDR=127.0.0.1:$WORKER_PORT" "$@"
   fi
   await_service "$service" "$port"

@@ -8,6 +8,7 @@ mod full_disk;
 mod operators;
 mod outages;
 mod rolling;
+mod webhooks;
 mod windows;
 mod wires;
 
@@ -25,6 +26,8 @@ fn hurry(world: &mut World) {
     world.delivery.heartbeat = Duration::from_millis(500);
     world.delivery.maintenance_interval = Duration::from_millis(250);
     world.delivery.reemit_after = Duration::from_secs(3);
+    // A lease of 9 s.
+    world.webhooks.timeout = Duration::from_secs(2);
 }
 
 /// What the processes go by to reach the servers.

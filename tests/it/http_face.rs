@@ -103,6 +103,7 @@ pub(crate) fn config(world: &World) -> Config {
         broker: world.broker.clone(),
         redis: world.redis.clone(),
         delivery: world.delivery.clone(),
+        webhooks: world.webhooks.clone(),
     }
 }
 

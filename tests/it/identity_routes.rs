@@ -227,6 +227,8 @@ fn foreign<'a>(operation: &Operation, victims: &'a Victims) -> Option<(&'a str, 
         | "/v1/jobs/{id}/receipt"
         | "/v1/jobs/{id}/replay" => Some((&victims.job, json!(null))),
         "/v1/api_keys/{id}" | "/v1/api_keys/{id}/rotate" => Some((&victims.key, json!({}))),
+        "/v1/webhook_endpoints/{endpoint_id}/recover" => Some((&victims.endpoint, json!({"since": 0}))),
+        hook if hook.starts_with("/v1/webhook_endpoints/{endpoint_id}") => Some((&victims.endpoint, json!({}))),
         // Shared by all.
         "/v1/models/{name}" => None,
         // For admins, who may touch anybody's.
@@ -238,6 +240,7 @@ fn foreign<'a>(operation: &Operation, victims: &'a Victims) -> Option<(&'a str, 
 struct Victims {
     job: String,
     key: String,
+    endpoint: String,
 }
 
 /// Everything that the route answers to `session`, without what differs from one request to the next.
@@ -253,7 +256,12 @@ async fn outcome(session: &Session, operation: &Operation, id: &str, body: &Valu
 async fn what_belongs_to_others_is_404_on_every_route_and_answered_like_what_does_not_exist() {
     with_api(async |_, api| {
         let (ada, eve) = (api.user("ada").await, api.user("eve").await);
+        let hook = json!({"url": "https://example.org/"});
         let victims = Victims {
+            endpoint: answer(ada.post("/v1/webhook_endpoints").json(&hook)).await.1["id"]
+                .as_str()
+                .unwrap()
+                .to_owned(),
             job: ada.submit(&a_job()).await,
             key: make_key(&ada, json!({"name": "a", "scopes": ["batches"]})).await["id"]
                 .as_str()

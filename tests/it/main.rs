@@ -28,3 +28,4 @@ mod store_guards;
 mod store_shares;
 mod store_time;
 mod store_walk;
+mod webhooks;

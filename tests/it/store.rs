@@ -77,6 +77,7 @@ pub(crate) fn new_job(account: &Account) -> NewJob {
         options: JobOptions::default(),
         queue_limit: None,
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
+        webhook: None,
     }
 }
 

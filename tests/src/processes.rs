@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use claimcheck_common::config::WebhookConfig;
+use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
 use crate::{World, eventually, save_tiny_model};
@@ -46,6 +48,10 @@ impl Installation {
             ("CLAIMCHECK_MAINTENANCE_INTERVAL", millis(delivery.maintenance_interval)),
             ("CLAIMCHECK_REEMIT_AFTER", millis(delivery.reemit_after)),
             ("CLAIMCHECK_RELEASE_WINDOW", delivery.release_window.to_string()),
+            ("CLAIMCHECK_WEBHOOK_KEY", key(&world.webhooks)),
+            ("CLAIMCHECK_WEBHOOK_ALLOW", networks(&world.webhooks)),
+            ("CLAIMCHECK_WEBHOOK_TIMEOUT", millis(world.webhooks.timeout)),
+            ("CLAIMCHECK_WEBHOOK_INTERVAL", millis(world.webhooks.interval)),
             (
                 "CLAIMCHECK_JWT_SECRET",
                 "a secret of at least thirty-two bytes".to_owned(),
@@ -105,6 +111,11 @@ impl Installation {
     /// A worker that runs jobs and looks after none.
     pub async fn generator<const N: usize>(&self, name: &str, more: [(&str, String); N]) -> Process {
         self.worker_of(name, &["--role", "generate"], more).await
+    }
+
+    /// A worker that sends webhooks and runs no jobs.
+    pub async fn dispatcher(&self, name: &str) -> Process {
+        self.worker_of(name, &["--role", "dispatch"], []).await
     }
 
     /// A worker that looks after jobs and runs none.
@@ -259,6 +270,16 @@ impl Drop for Process {
             eprintln!("--- {} ---\n{}", self.log.display(), last.join("\n"));
         }
     }
+}
+
+fn key(webhooks: &WebhookConfig) -> String {
+    let key = webhooks.key.as_ref().map(ExposeSecret::expose_secret);
+    key.unwrap_or_default().to_owned()
+}
+
+fn networks(webhooks: &WebhookConfig) -> String {
+    let networks: Vec<_> = webhooks.allow.iter().map(ToString::to_string).collect();
+    networks.join(",")
 }
 
 fn client() -> reqwest::Client {

@@ -14,7 +14,7 @@ const PROMISES: [(&str, &str); 7] = [
         "an ended job has one event and one audit row of its ending, an unfinished one has none",
         "SELECT j.id::text FROM jobs j
          LEFT JOIN LATERAL (SELECT count(*) AS all_of_them, count(*) FILTER (WHERE type = 'job.' || j.status) AS fitting
-             FROM events WHERE job_id = j.id) event ON true
+             FROM events WHERE job_id = j.id AND type <> 'job.started') event ON true
          LEFT JOIN LATERAL (SELECT count(*) AS all_of_them, count(*) FILTER (WHERE action = 'job.' || j.status) AS fitting
              FROM audit_log WHERE subject = j.id
                  AND action IN ('job.completed', 'job.failed', 'job.cancelled', 'job.expired')) audit ON true

@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, resume_unwind};
 
-use claimcheck_common::config::{BrokerConfig, DatabaseConfig, DeliveryConfig, RedisConfig};
+use claimcheck_common::config::{BrokerConfig, DatabaseConfig, DeliveryConfig, RedisConfig, WebhookConfig};
 use claimcheck_common::queue::Broker;
 use claimcheck_common::store::{self, Pool};
 use futures::FutureExt;
@@ -23,6 +23,8 @@ pub struct World {
     pub redis: RedisConfig,
     /// The protocol's times, short enough for a test.
     pub delivery: DeliveryConfig,
+    /// Webhooks, with a key and the loopback network open for receivers of the test's own.
+    pub webhooks: WebhookConfig,
     name: String,
     admin_url: String,
 }
@@ -57,7 +59,7 @@ impl Servers {
 /// # Panics
 /// If the servers cannot be reached, and with whatever the test panics.
 pub async fn in_world(test: impl AsyncFnOnce(&mut World)) {
-    in_world_on(Servers::from_env(), test).await;
+    Box::pin(in_world_on(Servers::from_env(), test)).await;
 }
 
 /// As [`in_world`], on other servers.
@@ -100,6 +102,11 @@ impl World {
             },
             redis: servers.redis,
             delivery: DeliveryConfig::default(),
+            webhooks: WebhookConfig {
+                key: Some("a webhook key of at least thirty-two bytes".to_owned().into()),
+                allow: vec!["127.0.0.0/8".parse().expect("a network")],
+                ..WebhookConfig::default()
+            },
             database,
             name,
             admin_url,

@@ -1,12 +1,14 @@
 //! The worker process: its parts are wired in [`WorkerApp::build`] and live in [`WorkerApp::run_until_stopped`].
 //!
 //! Everything it needs is in [`Settings`]; nothing below reads the environment. Must never know how a role does its work.
-//! Next: `generate.rs`, `maintenance/`.
+//! Next: `generate.rs`, `maintenance/`, `webhooks/`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use claimcheck_common::config::{BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, WorkerConfig};
+use claimcheck_common::config::{
+    BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, WebhookConfig, WorkerConfig,
+};
 use claimcheck_common::domain::WorkerId;
 use claimcheck_common::queue::Broker;
 use claimcheck_common::store::{self, Pool, StoreError};
@@ -20,6 +22,7 @@ use crate::health::Health;
 use crate::http;
 use crate::maintenance;
 use crate::roles::Role;
+use crate::webhooks::{ClientError, Dispatch};
 
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
@@ -32,6 +35,12 @@ pub enum AppError {
     /// The database's URL does not read.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The settings of the webhooks cannot be used.
+    #[error(transparent)]
+    Webhooks(#[from] ConfigError),
+    /// The webhooks' client cannot be made.
+    #[error(transparent)]
+    Client(#[from] ClientError),
     /// The role `generate` came to an end.
     #[error(transparent)]
     Generate(#[from] GenerateError),
@@ -49,6 +58,8 @@ pub struct Settings {
     pub broker: BrokerConfig,
     /// The protocol's times.
     pub delivery: DeliveryConfig,
+    /// Where webhooks may go, how they are signed and sent.
+    pub webhooks: WebhookConfig,
     /// The model, the slots, the drain, the address for health and metrics.
     pub worker: WorkerConfig,
     /// What this process does.
@@ -62,6 +73,7 @@ impl Settings {
             database: DatabaseConfig::from_env()?,
             broker: BrokerConfig::from_env()?,
             delivery: DeliveryConfig::from_env()?,
+            webhooks: WebhookConfig::from_env()?,
             worker: WorkerConfig::from_env()?,
             roles: Role::ALL.to_vec(),
         })
@@ -77,6 +89,7 @@ pub struct WorkerApp {
     listener: TcpListener,
     address: SocketAddr,
     health: Health,
+    dispatch: Option<Dispatch>,
 }
 
 impl WorkerApp {
@@ -89,9 +102,11 @@ impl WorkerApp {
             .await
             .map_err(|error| AppError::Listen(wanted, error))?;
         let address = listener.local_addr().map_err(|error| AppError::Listen(wanted, error))?;
+        let pool = store::connect(&settings.database)?;
         Ok(Self {
             id: WorkerId::new(),
-            pool: store::connect(&settings.database)?,
+            dispatch: dispatch(&settings, &pool)?,
+            pool,
             broker: Broker::new(settings.broker.clone()),
             health: Health::new(&settings.roles),
             listener,
@@ -123,12 +138,17 @@ impl WorkerApp {
         let http = tokio::spawn(http::serve(self.listener, self.health.clone(), serving.clone()));
         let stop_all = stop.child_token();
         let mut running = JoinSet::new();
-        if self.settings.roles.contains(&Role::Dispatch) {
-            tracing::info!("role dispatch: there is nothing to dispatch yet");
+        if let Some(dispatch) = self.dispatch {
+            let stop = stop_all.clone();
+            running.spawn(async {
+                dispatch.run(stop).await;
+                Ok(())
+            });
         }
         if self.settings.roles.contains(&Role::Maintain) {
             let (pool, broker) = (self.pool.clone(), self.broker.clone());
-            let work = maintenance::run(pool, broker, self.settings.delivery.clone(), stop_all.clone());
+            let (delivery, keep) = (self.settings.delivery.clone(), self.settings.webhooks.keep);
+            let work = maintenance::run(pool, broker, delivery, keep, stop_all.clone());
             running.spawn(async {
                 work.await;
                 Ok(())
@@ -160,6 +180,18 @@ impl WorkerApp {
         tracing::info!("the worker has stopped");
         outcome
     }
+}
+
+/// The role `dispatch`, if it is this process's and there is a key to open secrets with.
+fn dispatch(settings: &Settings, pool: &Pool) -> Result<Option<Dispatch>, AppError> {
+    if !settings.roles.contains(&Role::Dispatch) {
+        return Ok(None);
+    }
+    let Some(vault) = settings.webhooks.vault()? else {
+        tracing::info!("CLAIMCHECK_WEBHOOK_KEY is not set: there are no webhooks to dispatch");
+        return Ok(None);
+    };
+    Ok(Some(Dispatch::new(pool.clone(), settings.webhooks.clone(), vault)?))
 }
 
 /// Waits for all; the first failure stops the rest and is the answer.

@@ -21,3 +21,4 @@ pub mod maintenance;
 pub mod results;
 pub mod roles;
 pub mod served_model;
+pub mod webhooks;

@@ -4,7 +4,9 @@ use super::*;
 use crate::auth::{Secret, SecretKind};
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
-use claimcheck_common::config::{ApiConfig, BrokerConfig, DatabaseConfig, DeliveryConfig, JwtAlgorithm, RedisConfig};
+use claimcheck_common::config::{
+    ApiConfig, BrokerConfig, DatabaseConfig, DeliveryConfig, JwtAlgorithm, RedisConfig, WebhookConfig,
+};
 use claimcheck_common::domain::{SessionId, UserId};
 use secrecy::ExposeSecret;
 use serde_json::Value;
@@ -37,6 +39,7 @@ fn state() -> AppState {
             url: "redis://127.0.0.1:9".to_owned(),
         },
         delivery: DeliveryConfig::default(),
+        webhooks: WebhookConfig::default(),
     };
     AppState::new(&config).unwrap()
 }
@@ -119,6 +122,9 @@ async fn without_a_token_every_private_route_is_401_with_a_challenge() {
         (Method::GET, "/v1/jobs/job_01h455vb4pex5vsknk084sn02q"),
         (Method::POST, "/v1/jobs/job_01h455vb4pex5vsknk084sn02q/cancel"),
         (Method::GET, "/v1/models"),
+        (Method::GET, "/v1/events"),
+        (Method::POST, "/v1/webhook_endpoints"),
+        (Method::GET, "/v1/webhook_endpoints/jobs/secret"),
         (Method::GET, "/v1/models/tiny"),
         (Method::GET, "/v1/models/openai-community/gpt2"),
     ] {

@@ -22,6 +22,7 @@ use crate::validate::idempotency as validate;
 use crate::validate::job::{ModelLimits, SubmitJob, ValidJob};
 use crate::validate::text::Text;
 use crate::view::JobBody;
+use crate::webhooks;
 
 /// Seconds after which a first look is worth while.
 pub(super) const LOOK_AFTER: &str = "1";
@@ -87,13 +88,17 @@ pub(super) async fn accept(
     {
         return Ok(earlier);
     }
-    let request: SubmitJob = json::parse(raw)?;
+    let mut request: SubmitJob = json::parse(raw)?;
+    let webhook = webhooks::of_job(state, caller, request.webhook.take()).await?;
     let served = state.catalog.find(request.model.as_ref().map(Text::as_str)).await?;
     let prompt_tokens = state.catalog.count_tokens(&served, &request.prompt.0).await?;
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let valid = request.into_valid(prompt_tokens, limits(&served), now)?;
     caller.may_generate(&served.model.name, valid.params.max_tokens)?;
-    let job = new_job(caller, served, valid, state.max_queued, trace::parent(headers));
+    let job = NewJob {
+        webhook,
+        ..new_job(caller, served, valid, state.max_queued, trace::parent(headers))
+    };
     let submitted = state.intake.submit(Submission { job, claim }).await?;
     if matches!(submitted, Submitted::Accepted(_)) {
         state.submitted.notify_one();
@@ -131,6 +136,7 @@ fn new_job(
         options: valid.options,
         queue_limit,
         traceparent,
+        webhook: None,
     }
 }
 

@@ -8,5 +8,6 @@ pub mod account;
 pub mod api_key;
 pub mod idempotency;
 pub mod selection;
+pub mod webhook;
 
 pub use claimcheck_common::validate::{job, number, text};

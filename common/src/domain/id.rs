@@ -42,6 +42,7 @@ id_kinds! {
     EventKind, EventId, "evt_", "an event";
     ApiKeyKind, ApiKeyId, "key_", "an API key";
     SessionKind, SessionId, "sess_", "a session";
+    EndpointKind, EndpointId, "whe_", "a webhook endpoint";
 }
 
 /// An id of kind `K`.

@@ -6,6 +6,7 @@
 
 mod access;
 mod dtype;
+mod event;
 mod generation;
 mod id;
 mod job;
@@ -14,10 +15,11 @@ mod state;
 
 pub use access::{Role, Scope, Scopes};
 pub use dtype::Dtype;
+pub use event::{DeliveryStatus, EventType, PayloadKind};
 pub use generation::{Choice, Completion, FinishReason, GenerationParams, Logprobs, Prompt, Usage};
 pub use id::{
-    ApiKeyId, ApiKeyKind, EventId, EventKind, Id, IdKind, IdParseError, JobId, JobKind, ProjectId, ProjectKind,
-    SessionId, SessionKind, TenantId, TenantKind, UserId, UserKind, WorkerId, WorkerKind,
+    ApiKeyId, ApiKeyKind, EndpointId, EndpointKind, EventId, EventKind, Id, IdKind, IdParseError, JobId, JobKind,
+    ProjectId, ProjectKind, SessionId, SessionKind, TenantId, TenantKind, UserId, UserKind, WorkerId, WorkerKind,
 };
 pub use job::{Class, JobError, JobKey, ModelRef, QueueName, Share};
 pub use receipt::{Runtime, Spent};

@@ -2,10 +2,8 @@
 //!
 //! The push is a hint, like every notification: what is lost while nobody listens comes with the next heartbeat.
 
-use std::time::Duration;
-
 use sqlx::PgConnection;
-use sqlx::postgres::{PgListener, PgRow};
+use sqlx::postgres::PgRow;
 use tokio_util::sync::CancellationToken;
 
 use super::jobs::{self, JobView};
@@ -13,12 +11,9 @@ use super::row::{get, ids, parse};
 use super::selection::{Chunk, Selection, lock_chunk};
 use super::settle::{Settlement, settle};
 use super::{Pool, StoreResult, notify, transaction};
-use crate::backoff::Backoff;
 use crate::domain::{Id, JobId, JobKey, JobStatus, ProjectId};
 
 const CHANNEL: &str = "claimcheck_cancels";
-/// After so long without a push, the connection is asked whether it lives.
-const SILENCE: Duration = Duration::from_secs(10);
 
 /// Asks a job to stop: a waiting one ends at once, a running one becomes `cancelling`, an ended one stays as it is.
 ///
@@ -81,30 +76,8 @@ async fn cancel_locked(connection: &mut PgConnection, rows: &[PgRow], actor: &st
 }
 
 /// Calls `heard` for every job that is to be stopped, anybody's, until `stop` and through every failure of the database.
-pub async fn listen(pool: Pool, heard: impl Fn(JobId) + Send, stop: CancellationToken) {
-    let mut backoff = Backoff::default();
-    let listening = Box::pin(async {
-        loop {
-            if let Err(error) = listen_once(&pool, &heard, &mut backoff).await {
-                tracing::warn!(%error, "lost the connection that cancels are pushed on");
-            }
-            backoff.wait().await;
-        }
-    });
-    let _stopped: Option<()> = stop.run_until_cancelled(listening).await;
-}
-
-async fn listen_once(pool: &Pool, heard: &(impl Fn(JobId) + Send), backoff: &mut Backoff) -> StoreResult<()> {
-    let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen(CHANNEL).await?;
-    loop {
-        match tokio::time::timeout(SILENCE, listener.try_recv()).await {
-            Ok(Ok(Some(notification))) => notify::told(notification.payload()).for_each(heard),
-            // The connection was made anew, and what came in between is left to the heartbeat.
-            Ok(Ok(None)) => {}
-            Ok(Err(error)) => return Err(error.into()),
-            Err(_) => notify::still_there(&mut listener).await?,
-        }
-        backoff.reset();
-    }
+pub async fn listen(pool: Pool, heard: impl Fn(JobId) + Send + Sync, stop: CancellationToken) {
+    let heard = |payload: Option<&str>| payload.into_iter().flat_map(notify::told).for_each(&heard);
+    // What is lost while the connection is made anew is left to the heartbeat.
+    notify::listen(&pool, CHANNEL, heard, stop).await;
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use sqlx::{PgExecutor, Row};
 
 use super::row::column;
-use super::{Pool, StoreResult, notify, transaction};
+use super::{Pool, StoreResult, events, notify, transaction};
 use crate::domain::{Id, JobKey};
 
 /// What a heartbeat brings back.
@@ -81,16 +81,19 @@ pub async fn mark_started(pool: &Pool, begun: Vec<(JobKey, Instant)>) -> StoreRe
         Box::pin(async move {
             let keys: Vec<_> = begun.iter().map(|(key, _)| *key).collect();
             let (ids, fences) = columns(&keys);
-            sqlx::query(
+            sqlx::query(concat!(
                 "WITH started AS MATERIALIZED (
                      SELECT j.id, held.ago FROM jobs j
                      JOIN unnest($1::uuid[], $2::bigint[], $3::float8[]) AS held (id, fence, ago) USING (id, fence)
                      WHERE j.status IN ('in_progress', 'cancelling') AND j.started_at IS NULL
                      ORDER BY j.id FOR NO KEY UPDATE OF j
-                 )
-                 UPDATE jobs j SET started_at = now() - make_interval(secs => started.ago)
-                 FROM started WHERE j.id = started.id",
-            )
+                 ), begun AS (
+                     UPDATE jobs j SET started_at = now() - make_interval(secs => started.ago)
+                     FROM started WHERE j.id = started.id RETURNING j.*
+                 ), ",
+                events::starts!("begun", "true"),
+                " SELECT count(*) FROM begun",
+            ))
             .bind(ids)
             .bind(fences)
             .bind(column(&begun, |(_, began)| began.elapsed().as_secs_f64()))

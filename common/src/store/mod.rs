@@ -5,7 +5,8 @@
 //!
 //! A job's life in this folder: [`submit`] → [`outbox`] → [`claim`] → [`lease`] → [`settle`], with [`rescue`] and
 //! [`schedule`] leading back to the outbox, [`jobs`] for reading, [`cancels`] for stopping, [`retry`] for doing again,
-//! [`replay`] for comparing, [`receipts`] for what it cost and [`notify`] for waking who waits.
+//! [`replay`] for comparing, [`receipts`] for what it cost and [`notify`] for waking who waits. What happened to it is an event
+//! ([`events`]), and goes to whoever wants to hear of it ([`webhooks`]).
 
 pub mod accounts;
 pub mod api_keys;
@@ -14,6 +15,7 @@ pub mod claim;
 pub mod dead_letters;
 pub mod erase;
 mod error;
+pub mod events;
 pub mod expire;
 pub mod idempotency;
 pub mod jobs;
@@ -38,6 +40,7 @@ pub mod sessions;
 pub mod settle;
 pub mod signing_keys;
 pub mod submit;
+pub mod webhooks;
 
 pub use error::{StoreError, StoreResult};
 pub use pool::{Pool, connect, migrate, ping, transaction, within};

@@ -22,6 +22,8 @@ const CHANNEL: &str = "claimcheck_jobs";
 const IDS_PER_PAYLOAD: usize = 200;
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+/// After so long without a notification, a connection is asked whether it lives.
+const SILENCE: Duration = Duration::from_secs(10);
 
 /// Tells every process that these jobs changed, at the commit of the caller's transaction.
 pub async fn jobs_changed(connection: &mut PgConnection, ids: &[JobId]) -> StoreResult<()> {
@@ -39,6 +41,41 @@ pub(super) async fn tell(connection: &mut PgConnection, channel: &str, ids: &[Jo
             .await?;
     }
     Ok(())
+}
+
+/// Calls `heard` with each payload on `channel`, until `stop` and through every failure of the database; with `None` after the
+/// connection was made anew, since what came in between is unknown.
+pub async fn listen(pool: &Pool, channel: &str, heard: impl Fn(Option<&str>) + Send + Sync, stop: CancellationToken) {
+    let mut backoff = Backoff::default();
+    let listening = Box::pin(async {
+        loop {
+            if let Err(error) = listen_to(pool, channel, &heard, &mut backoff).await {
+                tracing::warn!(%error, channel, "lost a connection that listens");
+            }
+            backoff.wait().await;
+        }
+    });
+    let _stopped: Option<()> = stop.run_until_cancelled(listening).await;
+}
+
+async fn listen_to(
+    pool: &Pool,
+    channel: &str,
+    heard: &(impl Fn(Option<&str>) + Send + Sync),
+    backoff: &mut Backoff,
+) -> StoreResult<()> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen(channel).await?;
+    heard(None);
+    loop {
+        match tokio::time::timeout(SILENCE, listener.try_recv()).await {
+            Ok(Ok(Some(notification))) => heard(Some(notification.payload())),
+            Ok(Ok(None)) => heard(None),
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => still_there(&mut listener).await?,
+        }
+        backoff.reset();
+    }
 }
 
 /// A connection that only listens would never notice that nobody is at its other end.

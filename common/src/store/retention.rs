@@ -23,6 +23,19 @@ pub async fn forget_jobs(pool: &Pool, keep: Duration) -> StoreResult<u64> {
     Ok(done.rows_affected())
 }
 
+/// Deletes one chunk of events that are no job's and older than `keep`; those of jobs go with them. Answers how many.
+pub async fn forget_events(pool: &Pool, keep: Duration) -> StoreResult<u64> {
+    let done = sqlx::query(
+        "DELETE FROM events WHERE id IN (
+             SELECT id FROM events WHERE job_id IS NULL AND created_at < now() - $1::interval ORDER BY created_at LIMIT $2)",
+    )
+    .bind(keep)
+    .bind(CHUNK)
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected())
+}
+
 /// Deletes one chunk of idempotency keys whose time is over. Answers how many.
 pub async fn forget_idempotency_keys(pool: &Pool) -> StoreResult<u64> {
     let done = sqlx::query(

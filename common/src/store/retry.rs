@@ -221,6 +221,10 @@ async fn insert(
              INSERT INTO job_inputs (job_id, prompt, parameters, metadata)
              SELECT made.id, i.prompt, i.parameters, i.metadata
              FROM made JOIN pair ON pair.new = made.id JOIN job_inputs i ON i.job_id = pair.old
+         ), webhook AS (
+             INSERT INTO job_webhooks (job_id, endpoint_id, lane, url, events, payload)
+             SELECT made.id, w.endpoint_id, w.lane, w.url, w.events, w.payload
+             FROM made JOIN job_webhooks w ON w.job_id = made.retry_of
          ), message AS (
              INSERT INTO outbox (job_id, model, class, tenant_id, priority)
              SELECT id, model, class, tenant_id, priority FROM made

@@ -12,7 +12,7 @@ use sqlx::PgConnection;
 use super::lease::columns;
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{get, parse};
-use super::{Pool, StoreError, StoreResult, notify};
+use super::{Pool, StoreError, StoreResult, events, notify};
 use crate::domain::{Choice, Completion, EventId, Id, JobError, JobKey, JobStatus, Runtime, Spent};
 
 /// What is not to be stored and never fetched is kept this long all the same.
@@ -231,7 +231,7 @@ async fn end(
         return Ok(());
     }
     let (ids, fences) = columns(&keys);
-    sqlx::query(
+    sqlx::query(concat!(
         "WITH ending AS MATERIALIZED (
              SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::jsonb[], $5::int[], $6::jsonb[], $7::uuid[],
                      $10::float8[], $11::jsonb[], $12::jsonb[])
@@ -243,8 +243,10 @@ async fn end(
                  cancel_requested_at = CASE e.status WHEN 'cancelled' THEN coalesce(cancel_requested_at, now()) END,
                  erase_at = now() + coalesce(ttl, CASE WHEN NOT store THEN $9::interval END)
              FROM ending e WHERE j.id = e.id AND j.fence = e.fence
-             RETURNING j.*, e.choices, e.event_id, e.tokens, e.measured
-         ), output AS (
+             RETURNING j.*, e.choices, e.event_id, e.tokens, e.measured, e.started_ago
+         ), ",
+        events::starts!("settled", "j.started_at = now() - make_interval(secs => j.started_ago)"),
+        ", output AS (
              INSERT INTO job_outputs (job_id, choices, tokens)
              SELECT id, choices, tokens FROM settled WHERE choices IS NOT NULL
          ), receipt AS (
@@ -272,7 +274,7 @@ async fn end(
          )
          INSERT INTO audit_log (tenant_id, actor, action, subject)
          SELECT tenant_id, $8, 'job.' || status, id FROM settled",
-    )
+    ))
     .bind(ids)
     .bind(fences)
     .bind(endings.clone().map(|ending| ending.status.as_str()).collect::<Vec<_>>())
@@ -320,7 +322,7 @@ async fn try_again(
         return Ok(());
     }
     let (ids, fences) = columns(&keys);
-    sqlx::query(
+    sqlx::query(concat!(
         // From a second to five minutes; the jitter keeps jobs that failed together from coming back together.
         "WITH failure AS MATERIALIZED (
              SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::jsonb[], $5::float8[])
@@ -331,14 +333,16 @@ async fn try_again(
                  started_at = coalesce(started_at, now() - make_interval(secs => f.started_ago)),
                  dispatched_at = NULL, dispatches = 0
              FROM failure f WHERE j.id = f.id AND j.fence = f.fence
-             RETURNING j.*
-         ), audit AS (
+             RETURNING j.*, f.started_ago
+         ), ",
+        events::starts!("queued", "j.started_at = now() - make_interval(secs => j.started_ago)"),
+        ", audit AS (
              INSERT INTO audit_log (tenant_id, actor, action, subject)
              SELECT tenant_id, $4, 'job.attempt_failed', id FROM queued
          )
          INSERT INTO outbox (job_id, model, class, available_at, tenant_id, priority, deadline_at)
          SELECT id, model, class, available_at, tenant_id, priority, deadline_at FROM queued",
-    )
+    ))
     .bind(ids)
     .bind(fences)
     .bind(

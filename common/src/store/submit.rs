@@ -15,6 +15,7 @@ use super::idempotency::{self, Before, Claim, Render};
 use super::jobs::{self, JobInput, JobView};
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{column, get};
+use super::webhooks::endpoints::{JobWebhook, attach};
 use super::{Pool, StoreError, StoreResult, quota};
 use crate::domain::{
     ApiKeyId, Class, GenerationParams, JobId, JobKey, JobStatus, ModelRef, ProjectId, Prompt, TenantId, Usage, UserId,
@@ -53,6 +54,8 @@ pub struct NewJob {
     pub queue_limit: Option<u32>,
     /// W3C trace context of the request.
     pub traceparent: Option<String>,
+    /// Where its events go, besides the project's endpoints.
+    pub webhook: Option<JobWebhook>,
 }
 
 /// What a caller may say of a job besides what to generate.
@@ -198,6 +201,11 @@ async fn submit_all(
     let jobs: Vec<&NewJob> = new.iter().map(|&place| &submissions[place].job).collect();
     if !jobs.is_empty() {
         let mut views = insert(connection, &jobs).await?;
+        let hooks: Vec<_> = jobs
+            .iter()
+            .filter_map(|job| Some((job.id, job.webhook.as_ref()?)))
+            .collect();
+        attach(connection, &hooks).await?;
         let made: Vec<(&Submission, &JobView)> = new
             .iter()
             .filter_map(|&place| Some((&submissions[place], views.get(&submissions[place].job.id)?)))

@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use super::Problem;
 use super::number::{Between, UpTo, Whole};
 use super::text::{Text, check};
+use super::webhook::{JobHook, JobHookSchema};
 use crate::domain::{Class, GenerationParams, Prompt};
 use crate::store::submit::JobOptions;
 
@@ -109,6 +110,10 @@ pub struct SubmitJob {
     /// Seconds after the job's end at which prompt and output are erased.
     #[schema(value_type = Option<u32>, minimum = 60, maximum = 31_536_000)]
     pub ttl: Option<Whole<60, 31_536_000>>,
+    /// A URL that is told how the job ends, or an object with `url`, `events` and `payload`. Signed with the secret at
+    /// `/v1/webhook_endpoints/jobs/secret`.
+    #[schema(value_type = Option<JobHookSchema>)]
+    pub webhook: Option<JobHook>,
 }
 
 /// How urgently a job waits.
@@ -176,6 +181,11 @@ impl SubmitJob {
     /// Checks what depends on the model, on the clock and on several fields. `prompt_tokens` is the encoded length of a
     /// text prompt (an array of ids is its own length), `now` is in Unix seconds.
     pub fn into_valid(self, prompt_tokens: u32, limits: ModelLimits, now: i64) -> Result<ValidJob, Problem> {
+        if self.webhook.is_some() {
+            // Who takes one has taken it out by now.
+            let message = "`webhook` is not a field here; a webhook endpoint of the project is told of all jobs.";
+            return Err(Problem::new("unknown_field", message).at("webhook"));
+        }
         self.check_vocabulary(limits.vocab_size)?;
         let max_tokens = self.max_tokens.map_or(100, |value| value.get() as u32);
         check_context(prompt_tokens, max_tokens, limits.context_length)?;

@@ -10,5 +10,6 @@ pub mod json;
 pub mod number;
 mod problem;
 pub mod text;
+pub mod webhook;
 
 pub use problem::Problem;

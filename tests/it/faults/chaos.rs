@@ -8,11 +8,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use claimcheck_common::domain::{Class, QueueName};
-use claimcheck_tests::{Process, Server, Stack, TINY, World, eventually, in_world_on, setting};
+use claimcheck_tests::{Process, Receiver, Server, Stack, TINY, World, eventually, in_world_on, setting};
 use futures::future::join_all;
 use lapin::options::QueuePurgeOptions;
 use rand::prelude::*;
 use rand_chacha::ChaCha8Rng;
+use reqwest::StatusCode;
+use serde_json::json;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
@@ -196,6 +198,17 @@ async fn run(plan: &Plan) {
         for number in 0..CALLERS {
             callers.push(Caller::of(&api, &format!("user-{number}")).await);
         }
+        let receiver = Receiver::start().await;
+        for caller in &callers {
+            let endpoint = json!({"url": receiver.url("/"), "events": ["job.completed"]});
+            let made = caller
+                .post("/v1/webhook_endpoints")
+                .json(&endpoint)
+                .send()
+                .await
+                .unwrap();
+            assert_eq!(made.status(), StatusCode::CREATED);
+        }
         let mut victims = Victims {
             world,
             stack: &stack,
@@ -228,8 +241,28 @@ async fn run(plan: &Plan) {
         until_all_completed(world, plan.jobs).await;
         report(&victims, plan, began).await;
         assert_each_settled_once(world, plan.jobs).await;
+        assert_each_told(&receiver, &ids).await;
     })
     .await;
+}
+
+/// Every job's end was told, under one id each, however often.
+async fn assert_each_told(receiver: &Receiver, jobs: &HashSet<String>) {
+    let told: HashSet<(String, String)> = eventually("every job was told", LIMIT, async || {
+        let told: HashSet<_> = receiver
+            .received()
+            .iter()
+            .map(|one| {
+                let job = one.json()["data"]["id"].as_str().unwrap().to_owned();
+                (one.header("webhook-id").to_owned(), job)
+            })
+            .collect();
+        (told.len() >= jobs.len()).then_some(told)
+    })
+    .await;
+    let (ids, named): (HashSet<_>, HashSet<_>) = told.into_iter().unzip();
+    eprintln!("| webhooks for {} jobs | {} |", named.len(), receiver.received().len());
+    assert_eq!((ids.len(), &named), (jobs.len(), jobs));
 }
 
 /// Waits as long as it goes on: a long run's backlog may take longer than any one limit.

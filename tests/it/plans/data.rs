@@ -143,6 +143,7 @@ async fn one_that_ended(pool: &Pool, account: &Account) {
         options: JobOptions::default(),
         queue_limit: None,
         traceparent: None,
+        webhook: None,
     };
     let id = job.id;
     submit::submit(pool, job, None, |_| Answer::default()).await.unwrap();

@@ -48,15 +48,15 @@ trait Task: Send + 'static {
     fn run(&mut self) -> impl Future<Output = Result<(), MaintenanceError>> + Send;
 }
 
-/// Runs all tasks until `stop`.
-pub async fn run(pool: Pool, broker: Broker, config: DeliveryConfig, stop: CancellationToken) {
+/// Runs all tasks until `stop`. The delivery log of webhooks goes back for `keep_log`.
+pub async fn run(pool: Pool, broker: Broker, config: DeliveryConfig, keep_log: Duration, stop: CancellationToken) {
     let mut tasks = JoinSet::new();
     tasks.spawn(repeat(Rescue::new(pool.clone(), &config), stop.clone()));
     for sweep in Sweep::all(&pool, &config) {
         tasks.spawn(repeat(sweep, stop.clone()));
     }
     tasks.spawn(repeat(Reemit::new(pool.clone(), broker, &config), stop.clone()));
-    tasks.spawn(repeat(Retention::new(pool, &config), stop));
+    tasks.spawn(repeat(Retention::new(pool, &config, keep_log), stop));
     tasks.join_all().await;
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use claimcheck_common::config::DeliveryConfig;
 use claimcheck_common::store::rescue::CHUNK;
-use claimcheck_common::store::{Pool, idempotency, models, retention};
+use claimcheck_common::store::{Pool, idempotency, models, retention, webhooks};
 
 use super::{MaintenanceError, Task};
 
@@ -17,13 +17,15 @@ pub(super) struct Retention {
     pool: Pool,
     /// Ended jobs stay for ever unless the operator said otherwise.
     keep: Option<Duration>,
+    keep_log: Duration,
 }
 
 impl Retention {
-    pub(super) const fn new(pool: Pool, config: &DeliveryConfig) -> Self {
+    pub(super) const fn new(pool: Pool, config: &DeliveryConfig, keep_log: Duration) -> Self {
         Self {
             pool,
             keep: config.retention,
+            keep_log,
         }
     }
 }
@@ -44,7 +46,9 @@ impl Task for Retention {
         models::forget_workers(&self.pool, FORGET_WORKERS_AFTER).await?;
         if let Some(keep) = self.keep {
             while retention::forget_jobs(&self.pool, keep).await? == chunk {}
+            while retention::forget_events(&self.pool, keep).await? == chunk {}
         }
+        while webhooks::log::forget(&self.pool, self.keep_log, CHUNK).await? == chunk {}
         Ok(retention::prepare_audit_partitions(&self.pool).await?)
     }
 }
