@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::attendance::Attendance;
 use crate::auth::{Doorkeeper, Key, KeyUses, Keyring, Passwords, Seal, TokenError, TokenIssuer, Tokens};
 use crate::catalog::Catalog;
 use crate::health::Health;
@@ -94,6 +95,8 @@ pub struct AppState {
     pub changes: JobChanges,
     /// Commits submissions in groups.
     pub intake: Intake,
+    /// Says whose callers wait at this process's connections.
+    pub attendance: Attendance,
     /// Told after each commit that wrote to the outbox.
     pub submitted: Arc<Notify>,
     /// Most waiting jobs of a tenant that has no limit of its own.
@@ -133,6 +136,7 @@ impl AppState {
             catalog: Catalog::new(pool.clone()),
             changes: JobChanges::default(),
             intake: Intake::open(pool.clone(), render),
+            attendance: Attendance::new(config.delivery.hangup_grace, config.delivery.attendance()),
             submitted: Arc::new(Notify::new()),
             max_queued: config.api.max_queued,
             promises: Promises::default(),
@@ -208,6 +212,7 @@ impl App {
             async move { tokens.follow(stop).await }
         });
         tasks.spawn(state.key_uses.clone().write(state.pool.clone(), background.clone()));
+        tasks.spawn(state.attendance.clone().run(state.pool.clone(), background.clone()));
         tasks.spawn(supervise_relay(state.clone(), config.clone(), background.clone()));
         let (stopping, closing) = (state.stopping.clone(), CancellationToken::new());
         let forward = tokio::spawn({

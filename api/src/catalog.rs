@@ -93,7 +93,8 @@ impl Catalog {
             .map_err(ApiError::internal)?
     }
 
-    async fn tokenizer(&self, model: &ServedModel) -> Result<Arc<Tokenizer>, ApiError> {
+    /// The model's own tokenizer.
+    pub async fn tokenizer(&self, model: &ServedModel) -> Result<Arc<Tokenizer>, ApiError> {
         if let Some(known) = self.kept().get(&model.tokenizer_sha256) {
             return Ok(known.clone());
         }

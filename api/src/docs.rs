@@ -24,6 +24,7 @@ use crate::error::{ApiError, ErrorBody, Problem};
     modifiers(&Security),
     tags(
         (name = "Jobs", description = "Submit, watch, list and cancel."),
+        (name = "OpenAI", description = "What OpenAI's client libraries call."),
         (name = "Webhooks", description = "Be told what happens, or read it as a feed."),
         (name = "Operators", description = "Pause, drain, limit, redrive; for admins."),
         (name = "Models", description = "What can be asked for."),

@@ -76,6 +76,9 @@ pub enum ApiError {
     /// 504: the request ran into its time limit.
     #[error("time limit reached")]
     TimedOut,
+    /// 500: the job of a caller that waited for it failed, after all its attempts.
+    #[error("the job failed: {}", .0.message)]
+    JobFailed(Problem),
     /// 500: a bug or a broken invariant; the cause is logged.
     #[error("internal error: {0}")]
     Internal(Cause),
@@ -148,7 +151,7 @@ impl ApiError {
             Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
-            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::JobFailed(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 
@@ -181,7 +184,8 @@ impl ApiError {
             | Self::Conflict(problem)
             | Self::UnsupportedMedia(problem)
             | Self::Unprocessable(problem)
-            | Self::TooMany(problem) => problem,
+            | Self::TooMany(problem)
+            | Self::JobFailed(problem) => problem,
             Self::MethodNotAllowed => Problem::new(
                 "method_not_allowed",
                 "This path does not take this method; the Allow header names those it takes.",

@@ -6,9 +6,11 @@
 
 pub mod access;
 pub mod app;
+pub mod attendance;
 pub mod auth;
 pub mod catalog;
 pub mod docs;
+pub mod dry_run;
 pub mod error;
 pub mod extract;
 pub mod groups;
@@ -16,6 +18,8 @@ pub mod health;
 pub mod idempotent;
 pub mod intake;
 pub mod middleware;
+pub mod parts;
+pub mod prefer;
 pub mod promises;
 pub mod reads;
 pub mod receipt_key;
@@ -25,6 +29,7 @@ pub mod routes;
 pub mod serve;
 pub mod validate;
 pub mod view;
+pub mod waiting;
 pub mod webhooks;
 
 pub use app::{App, AppState, Config};

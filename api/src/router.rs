@@ -22,15 +22,18 @@ use crate::docs::{self, ApiDoc};
 use crate::error::{ApiError, Problem};
 use crate::middleware;
 use crate::routes::{
-    api_keys, bulk_jobs, cancel_job, dead_letters, delete_job, get_job, get_model, get_place, health, jwks,
-    list_events, list_jobs, list_models, logout, metrics, openapi, operators, put_job, receipt, register, replay_job,
-    retry_job, root, submit_job, token, usage, users, webhook_endpoints, webhook_log, webhook_secrets,
+    api_keys, bulk_jobs, cancel_job, completions, dead_letters, delete_job, get_job, get_model, get_place, health,
+    jwks, list_events, list_jobs, list_models, logout, metrics, openapi, operators, put_job, receipt, register,
+    replay_job, retry_job, root, submit_job, token, tokenize, usage, users, webhook_endpoints, webhook_log,
+    webhook_secrets,
 };
 
 /// A request is given up after this.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
 /// One that may wait for a job, after this: the longest `wait` and some room.
 const WAITING_TIME_LIMIT: Duration = Duration::from_secs(90);
+/// One that generates while its caller waits, after this: its own limit and some room.
+const GENERATION_TIME_LIMIT: Duration = completions::WAIT_MAX.saturating_add(Duration::from_secs(30));
 /// Requests at work at the same time, probes apart.
 const OPEN_REQUESTS: usize = 1024;
 /// Requests that wait for a job at the same time; they hold neither a thread nor a database connection.
@@ -123,6 +126,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(users::change_user).needs(Admin));
 
     let models = OpenApiRouter::new()
+        .routes(routes!(tokenize::tokenize).needs(Credential))
         .routes(routes!(list_models::list_models).needs(Credential))
         .routes(routes!(get_model::get_model).needs(Credential))
         .route(
@@ -141,21 +145,26 @@ fn documented() -> OpenApiRouter<AppState> {
             middleware::admit,
         ));
 
+    let waiting_room = Arc::new(Semaphore::new(WAITING_REQUESTS));
     let waiting = OpenApiRouter::new()
         .routes(routes!(get_job::get_job).needs(JobsRead))
         .routes(routes!(delete_job::delete_job).needs(JobsWrite))
         .routes(routes!(replay_job::replay_job).needs(JobsWrite))
         .routes(routes!(replay_job::get_replay).needs(JobsRead))
         .layer(from_fn_with_state(WAITING_TIME_LIMIT, middleware::time_limit))
-        .layer(from_fn_with_state(
-            Arc::new(Semaphore::new(WAITING_REQUESTS)),
-            middleware::admit,
-        ));
+        .layer(from_fn_with_state(waiting_room.clone(), middleware::admit));
+
+    // The caller waits until the text is there.
+    let generation = OpenApiRouter::new()
+        .routes(routes!(completions::create_completion).needs(JobsWrite))
+        .layer(from_fn_with_state(GENERATION_TIME_LIMIT, middleware::time_limit))
+        .layer(from_fn_with_state(waiting_room, middleware::admit));
 
     OpenApiRouter::with_openapi(ApiDoc::openapi())
         .merge(service)
         .merge(quick)
         .merge(waiting)
+        .merge(generation)
 }
 
 async fn not_found() -> ApiError {

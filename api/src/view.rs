@@ -1,8 +1,10 @@
 //! How answers look. What is shown of a job is in `common/src/view.rs`, since webhooks show it as well; here is what HTTP adds.
 
 mod bulk;
+mod completion;
 mod validator;
 
 pub use bulk::BulkBody;
-pub use claimcheck_common::view::{ErrorInfo, JobBody, StatusSchema};
+pub use claimcheck_common::view::{ErrorInfo, JobBody, OutputBody, StatusSchema};
+pub use completion::{completion, usage};
 pub use validator::{IfNoneMatch, Rendered};

@@ -157,6 +157,10 @@ pub struct DeliveryConfig {
     /// `CLAIMCHECK_REEMIT_AFTER`: a released job that nobody claimed for so long may have lost its message (30 s).
     #[serde(with = "humantime_serde")]
     pub reemit_after: Duration,
+    /// `CLAIMCHECK_HANGUP_GRACE`: a job whose caller hung up while waiting for it is cancelled unless a retry of the request
+    /// takes it up again within this time (15 s).
+    #[serde(with = "humantime_serde")]
+    pub hangup_grace: Duration,
     /// `CLAIMCHECK_RETENTION`: ended jobs are deleted after this time. Unset keeps them.
     #[serde(with = "humantime_serde")]
     pub retention: Option<Duration>,
@@ -172,12 +176,19 @@ impl Default for DeliveryConfig {
             relay_interval: Duration::from_millis(250),
             maintenance_interval: Duration::from_secs(1),
             reemit_after: Duration::from_secs(30),
+            hangup_grace: Duration::from_secs(15),
             retention: None,
         }
     }
 }
 
 impl DeliveryConfig {
+    /// How long the word of an API process that somebody waits for a job is good for: a hang-up's time, and some more for
+    /// the process to say so again.
+    pub fn attendance(&self) -> Duration {
+        self.hangup_grace + self.hangup_grace / 3
+    }
+
     /// Reads `CLAIMCHECK_*` and checks that the times fit each other.
     pub fn from_env() -> Result<Self, ConfigError> {
         let config: Self = from_env("CLAIMCHECK_")?;

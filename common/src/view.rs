@@ -9,7 +9,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use crate::domain::{Choice, GenerationParams, JobError, JobStatus, Logprobs, Usage};
+use crate::domain::{Choice, GenerationParams, JobError, JobId, JobStatus, Logprobs, Usage};
 use crate::store::jobs::{JobView, WaitingReason};
 
 /// A job.
@@ -260,10 +260,14 @@ fn seconds(time: Option<OffsetDateTime>) -> Option<i64> {
     time.map(OffsetDateTime::unix_timestamp)
 }
 
+/// A completion goes by its job's id, with OpenAI's prefix.
+pub fn completion_id(id: JobId) -> String {
+    id.to_string().replacen("job_", "cmpl-", 1)
+}
+
 fn output(job: &JobView, choices: &[Choice], usage: UsageBody) -> OutputBody {
-    let id = job.key.id.to_string();
     OutputBody {
-        id: id.replacen("job_", "cmpl-", 1),
+        id: completion_id(job.key.id),
         object: "text_completion",
         created: job.created_at.unix_timestamp(),
         model: job.model.name.clone(),
@@ -353,7 +357,7 @@ fn decimal(value: f32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Class, FinishReason, JobId, JobKey, ModelRef, Prompt};
+    use crate::domain::{Class, FinishReason, JobKey, ModelRef, Prompt};
     use crate::store::jobs::JobInput;
     use crate::store::submit::JobOptions;
 

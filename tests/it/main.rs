@@ -4,6 +4,7 @@ mod cli;
 mod faults;
 mod http_accounts;
 mod http_again;
+mod http_completions;
 mod http_face;
 mod http_intake;
 mod http_jobs;

@@ -19,6 +19,7 @@ use crate::extract::path::job_not_found;
 use crate::extract::{Caller, JobIdPath, Query};
 use crate::validate::number::from_text;
 use crate::view::{IfNoneMatch, JobBody, Rendered};
+use crate::waiting::Waiting;
 
 pub(super) const WAIT_MAX: u32 = 60;
 
@@ -78,22 +79,6 @@ pub async fn get_job(
             () = tokio::time::sleep_until(deadline) => {}
             () = state.stopping.cancelled() => {}
         }
-    }
-}
-
-/// Counts the requests that wait, also those whose client hangs up.
-struct Waiting;
-
-impl Waiting {
-    fn begin() -> Self {
-        metrics::gauge!("claimcheck_http_waiting").increment(1);
-        Self
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        metrics::gauge!("claimcheck_http_waiting").decrement(1);
     }
 }
 

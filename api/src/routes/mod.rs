@@ -6,6 +6,7 @@
 pub mod api_keys;
 pub mod bulk_jobs;
 pub mod cancel_job;
+pub mod completions;
 pub mod dead_letters;
 pub mod delete_job;
 pub mod get_job;
@@ -28,6 +29,7 @@ pub mod retry_job;
 pub mod root;
 pub mod submit_job;
 pub mod token;
+pub mod tokenize;
 pub mod usage;
 pub mod users;
 pub mod webhook_endpoints;

@@ -7,9 +7,10 @@ use axum::response::Response;
 use claimcheck_common::store::idempotency::{Answer, Before, ClaimedBy};
 use claimcheck_common::store::submit::Submitted;
 
-use super::submit_job::{accept, over_quota, render};
+use super::submit_job::{accept, over_quota, prepare, render};
 use crate::app::AppState;
 use crate::docs::{BadBody, NeedsToken, Trouble};
+use crate::dry_run;
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{Caller, RawJson};
 use crate::idempotent::{answered, replayed};
@@ -43,6 +44,10 @@ pub async fn put_job(
     RawJson(raw): RawJson,
 ) -> Result<Response, ApiError> {
     let id = idempotency::client_id(id.as_deref().map_or("", String::as_str))?;
+    if let Some(asked) = dry_run::wanted(&raw)? {
+        let job = prepare(&state, &caller, &headers, asked).await?;
+        return dry_run::answer(&state, &[job]).await;
+    }
     match accept(&state, &caller, &headers, &raw, Some(ClaimedBy::ClientId(id))).await? {
         Submitted::Accepted(view) => answered(render(&view)),
         Submitted::Before(Before::Replayed(answer)) => answered(answer).map(replayed),

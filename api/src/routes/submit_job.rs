@@ -15,9 +15,11 @@ use time::OffsetDateTime;
 
 use crate::app::AppState;
 use crate::docs::{BadBody, NeedsToken, Trouble};
+use crate::dry_run::{self, DryRunBody};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{Caller, RawJson, json, trace};
 use crate::idempotent::{KEEP_KEY, answered, answered_before, replayed};
+use crate::prefer;
 use crate::validate::idempotency as validate;
 use crate::validate::job::{ModelLimits, SubmitJob, ValidJob};
 use crate::validate::text::Text;
@@ -32,8 +34,13 @@ pub(super) const LOOK_AFTER: &str = "1";
 /// Answers at once; collect the result at the `Location`. With an `Idempotency-Key` a repeated request gets the first
 /// answer again for 24 hours, and no second job.
 #[utoipa::path(post, path = "/v1/jobs", tag = "Jobs", request_body = SubmitJob,
-    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
+    params(
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters"),
+        ("Prefer" = Option<String>, Header, description = "`wait=20`: answer with the ended job if it ends within so many \
+            seconds (25 at most), as 200"),
+    ),
     responses(
+        (status = 200, body = DryRunBody, description = "What it would come to (`dry_run`); or the ended job (`Prefer`)"),
         (status = 202, body = JobBody, description = "Accepted", headers(
             ("Location" = String, description = "Where the job is"),
             ("Retry-After" = u32, description = "Seconds until a first look is worth while"),
@@ -51,9 +58,16 @@ pub async fn submit_job(
     headers: HeaderMap,
     RawJson(raw): RawJson,
 ) -> Result<Response, ApiError> {
+    if let Some(asked) = dry_run::wanted(&raw)? {
+        let job = prepare(&state, &caller, &headers, asked).await?;
+        return dry_run::answer(&state, &[job]).await;
+    }
     let by = validate::claimed_by(&headers, KEEP_KEY)?;
     match accept(&state, &caller, &headers, &raw, by).await? {
-        Submitted::Accepted(view) => answered(render(&view)),
+        Submitted::Accepted(view) => match prefer::wait(&headers) {
+            Some(wait) => prefer::ended_within(&state, &caller, *view, wait).await,
+            None => answered(render(&view)),
+        },
         Submitted::Found(view) => answered(render(&view)).map(replayed),
         Submitted::Before(before) => answered_before(before),
         Submitted::OverQuota(limit) => Err(over_quota(limit)),
@@ -61,7 +75,7 @@ pub async fn submit_job(
 }
 
 /// The tenant has as much waiting as it may.
-pub(super) fn over_quota(limit: u32) -> ApiError {
+pub(crate) fn over_quota(limit: u32) -> ApiError {
     ApiError::TooMany(Problem::new(
         "quota_exceeded",
         format!("You have {limit} jobs waiting, which is as many as you may; submit again when some have run."),
@@ -88,18 +102,32 @@ pub(super) async fn accept(
     {
         return Ok(earlier);
     }
-    let mut request: SubmitJob = json::parse(raw)?;
+    let job = prepare(state, caller, headers, json::parse(raw)?).await?;
+    commit(state, Submission { job, claim }).await
+}
+
+/// Checks a request against its model and the clock.
+pub(crate) async fn prepare(
+    state: &AppState,
+    caller: &Caller,
+    headers: &HeaderMap,
+    mut request: SubmitJob,
+) -> Result<NewJob, ApiError> {
     let webhook = webhooks::of_job(state, caller, request.webhook.take()).await?;
     let served = state.catalog.find(request.model.as_ref().map(Text::as_str)).await?;
     let prompt_tokens = state.catalog.count_tokens(&served, &request.prompt.0).await?;
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let valid = request.into_valid(prompt_tokens, limits(&served), now)?;
     caller.may_generate(&served.model.name, valid.params.max_tokens)?;
-    let job = NewJob {
+    Ok(NewJob {
         webhook,
         ..new_job(caller, served, valid, state.max_queued, trace::parent(headers))
-    };
-    let submitted = state.intake.submit(Submission { job, claim }).await?;
+    })
+}
+
+/// Records a checked request, and tells the relay.
+pub(crate) async fn commit(state: &AppState, submission: Submission) -> Result<Submitted, ApiError> {
+    let submitted = state.intake.submit(submission).await?;
     if matches!(submitted, Submitted::Accepted(_)) {
         state.submitted.notify_one();
     }

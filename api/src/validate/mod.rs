@@ -6,6 +6,7 @@
 
 pub mod account;
 pub mod api_key;
+pub mod completion;
 pub mod idempotency;
 pub mod selection;
 pub mod webhook;

@@ -120,6 +120,27 @@ pub struct Logprobs {
     pub text_offset: Vec<u32>,
 }
 
+impl Logprobs {
+    /// Those of the tokens after the first `tokens`.
+    #[must_use]
+    pub fn since(mut self, tokens: usize) -> Self {
+        let from = tokens.min(self.tokens.len());
+        self.tokens.drain(..from);
+        self.token_logprobs.drain(..from.min(self.token_logprobs.len()));
+        self.top_logprobs.drain(..from.min(self.top_logprobs.len()));
+        self.text_offset.drain(..from.min(self.text_offset.len()));
+        self
+    }
+
+    /// Adds those of the tokens that follow.
+    pub fn append(&mut self, mut more: Self) {
+        self.tokens.append(&mut more.tokens);
+        self.token_logprobs.append(&mut more.token_logprobs);
+        self.top_logprobs.append(&mut more.top_logprobs);
+        self.text_offset.append(&mut more.text_offset);
+    }
+}
+
 /// Tokens that were read and written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Usage {

@@ -48,7 +48,7 @@ pub async fn cancel_selected(pool: &Pool, selection: Selection, actor: String) -
 }
 
 /// Cancels jobs that are locked, given as rows of `id`, `status` and `fence`. Answers how many changed.
-async fn cancel_locked(connection: &mut PgConnection, rows: &[PgRow], actor: &str) -> StoreResult<u64> {
+pub(super) async fn cancel_locked(connection: &mut PgConnection, rows: &[PgRow], actor: &str) -> StoreResult<u64> {
     let (mut waiting, mut running) = (Vec::new(), Vec::new());
     for row in rows {
         let status: JobStatus = parse(row, "status")?;

@@ -18,7 +18,8 @@ use super::submit::{Submission, Submitted};
 use super::{Pool, StoreResult, transaction};
 use crate::domain::{JobId, ProjectId, UserId};
 
-/// For so long after a request its retry may find the job. Client libraries wait for seconds between their attempts.
+/// For so long after a request its retry may find the job; also later, while its caller is waited for (`attend.rs`). Client
+/// libraries wait for seconds between their attempts.
 const RETRY_WITHIN: Duration = Duration::from_mins(1);
 /// A retry waits for so long for the request before it, if that one is about to commit.
 const RETRY_WAIT: &str = "5s";
@@ -133,7 +134,9 @@ async fn retried(pool: &Pool, claim: Claim, retry: u32) -> StoreResult<Option<Su
             let found: Option<Uuid> = sqlx::query_scalar(
                 "UPDATE sdk_requests SET retry = $3 WHERE job_id = (
                      SELECT job_id FROM sdk_requests
-                     WHERE credential = $1 AND request_sha256 = $2 AND created_at > now() - $4::interval AND retry < $3
+                     WHERE credential = $1 AND request_sha256 = $2 AND retry < $3
+                         AND (created_at > now() - $4::interval
+                              OR EXISTS (SELECT FROM attended_jobs a WHERE a.job_id = sdk_requests.job_id))
                      ORDER BY created_at DESC, job_id DESC LIMIT 1)
                  RETURNING job_id",
             )
@@ -385,7 +388,9 @@ async fn keep_sdk_requests(connection: &mut PgConnection, made: &[(&Claim, &JobV
 pub async fn forget_sdk_requests(pool: &Pool) -> StoreResult<u64> {
     let done = sqlx::query(
         "DELETE FROM sdk_requests WHERE job_id IN (
-             SELECT job_id FROM sdk_requests WHERE created_at < now() - $1::interval ORDER BY created_at LIMIT $2)",
+             SELECT job_id FROM sdk_requests WHERE created_at < now() - $1::interval
+                 AND NOT EXISTS (SELECT FROM attended_jobs a WHERE a.job_id = sdk_requests.job_id)
+             ORDER BY created_at LIMIT $2)",
     )
     .bind(RETRY_WITHIN)
     .bind(CHUNK)

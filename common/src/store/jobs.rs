@@ -264,5 +264,7 @@ fn options(row: &PgRow) -> StoreResult<JobOptions> {
         store: column(row, "store")?,
         // Written from a duration, so neither months nor days stand in it.
         ttl: ttl.map(|ttl| Duration::from_micros(ttl.microseconds.unsigned_abs())),
+        // No fact of the job: it stands apart, for as long as somebody waits.
+        attended: None,
     })
 }

@@ -4,12 +4,14 @@
 //! a transaction open across inference or HTTP. Statements on many rows lock in id order.
 //!
 //! A job's life in this folder: [`submit`] → [`outbox`] → [`claim`] → [`lease`] → [`settle`], with [`rescue`] and
-//! [`schedule`] leading back to the outbox, [`jobs`] for reading, [`cancels`] for stopping, [`retry`] for doing again,
-//! [`replay`] for comparing, [`receipts`] for what it cost and [`notify`] for waking who waits. What happened to it is an event
-//! ([`events`]), and goes to whoever wants to hear of it ([`webhooks`]).
+//! [`schedule`] leading back to the outbox, [`jobs`] for reading, [`cancels`] for stopping, [`attend`] for stopping what
+//! nobody waits for any more, [`retry`] for doing again, [`replay`] for comparing, [`receipts`] for what it cost and
+//! [`notify`] for waking who waits. What happened to it is an event ([`events`]), and goes to whoever wants to hear of it
+//! ([`webhooks`]).
 
 pub mod accounts;
 pub mod api_keys;
+pub mod attend;
 pub mod cancels;
 pub mod claim;
 pub mod dead_letters;
@@ -25,6 +27,7 @@ pub mod notify;
 pub mod once;
 pub mod operators;
 pub mod outbox;
+pub mod outlook;
 pub mod place;
 mod pool;
 mod quota;

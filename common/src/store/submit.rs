@@ -16,7 +16,7 @@ use super::jobs::{self, JobInput, JobView};
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{column, get};
 use super::webhooks::endpoints::{JobWebhook, attach};
-use super::{Pool, StoreError, StoreResult, quota};
+use super::{Pool, StoreError, StoreResult, attend, quota};
 use crate::domain::{
     ApiKeyId, Class, GenerationParams, JobId, JobKey, JobStatus, ModelRef, ProjectId, Prompt, TenantId, Usage, UserId,
 };
@@ -73,6 +73,8 @@ pub struct JobOptions {
     pub store: bool,
     /// Prompt and output go this long after the job's end.
     pub ttl: Option<Duration>,
+    /// Somebody waits at an open connection and has said so for this long: unless that is renewed, the job is cancelled.
+    pub attended: Option<Duration>,
 }
 
 impl Default for JobOptions {
@@ -84,6 +86,7 @@ impl Default for JobOptions {
             max_attempts: 5,
             store: true,
             ttl: None,
+            attended: None,
         }
     }
 }
@@ -211,6 +214,8 @@ async fn submit_all(
             .filter_map(|&place| Some((&submissions[place], views.get(&submissions[place].job.id)?)))
             .collect();
         idempotency::keep(connection, &made, render).await?;
+        let attended = jobs.iter().filter_map(|job| Some((job.id, job.options.attended?)));
+        attend::begin(connection, &attended.collect::<Vec<_>>()).await?;
         for place in new {
             let view = views.remove(&submissions[place].job.id).map(Box::new);
             outcomes[place] = view.map(Submitted::Accepted);

@@ -17,7 +17,8 @@ use super::webhook::{JobHook, JobHookSchema};
 use crate::domain::{Class, GenerationParams, Prompt};
 use crate::store::submit::JobOptions;
 
-const PROMPT_MAX: usize = 10_000;
+/// Most characters of a prompt, and most token ids.
+pub const PROMPT_MAX: usize = 10_000;
 const STOPS_MAX: usize = 4;
 const STOP_IDS_MAX: usize = 16;
 const BIASES_MAX: usize = 300;
@@ -30,7 +31,7 @@ const AHEAD_SECONDS: i64 = 366 * 24 * 3600;
 const SEED_DRAWN_BITS: u32 = 53;
 
 /// A job to be done. Fields that are null count as absent; unknown fields are refused.
-#[derive(Debug, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, expecting = "a JSON object")]
 #[schema(example = json!({"prompt": "Once upon a time", "max_tokens": 50, "temperature": 0.7}))]
 pub struct SubmitJob {
@@ -110,6 +111,9 @@ pub struct SubmitJob {
     /// Seconds after the job's end at which prompt and output are erased.
     #[schema(value_type = Option<u32>, minimum = 60, maximum = 31_536_000)]
     pub ttl: Option<Whole<60, 31_536_000>>,
+    /// `true` checks the request and says what it would come to; nothing is stored.
+    #[schema(default = false)]
+    pub dry_run: Option<bool>,
     /// A URL that is told how the job ends, or an object with `url`, `events` and `payload`. Signed with the secret at
     /// `/v1/webhook_endpoints/jobs/secret`.
     #[schema(value_type = Option<JobHookSchema>)]
@@ -178,6 +182,39 @@ pub struct ValidJob {
 }
 
 impl SubmitJob {
+    /// The job that a request with nothing but a prompt asks for.
+    pub const fn continuing(prompt: PromptIn) -> Self {
+        Self {
+            prompt,
+            model: None,
+            max_tokens: None,
+            temperature: None,
+            top_p: None,
+            top_k: None,
+            min_p: None,
+            repetition_penalty: None,
+            presence_penalty: None,
+            frequency_penalty: None,
+            logit_bias: None,
+            logprobs: None,
+            n: None,
+            stop: None,
+            stop_token_ids: None,
+            seed: None,
+            metadata: None,
+            scheduled_at: None,
+            deadline_at: None,
+            start_by: None,
+            class: None,
+            priority: None,
+            max_attempts: None,
+            store: None,
+            ttl: None,
+            dry_run: None,
+            webhook: None,
+        }
+    }
+
     /// Checks what depends on the model, on the clock and on several fields. `prompt_tokens` is the encoded length of a
     /// text prompt (an array of ids is its own length), `now` is in Unix seconds.
     pub fn into_valid(self, prompt_tokens: u32, limits: ModelLimits, now: i64) -> Result<ValidJob, Problem> {
@@ -239,6 +276,7 @@ impl SubmitJob {
                 .map_or(default.max_attempts, |value| value.get() as u32),
             store: self.store.unwrap_or(default.store),
             ttl: self.ttl.map(|value| Duration::from_secs(value.get().cast_unsigned())),
+            attended: default.attended,
         })
     }
 

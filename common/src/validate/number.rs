@@ -9,6 +9,15 @@ use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
 pub struct Whole<const MIN: i64, const MAX: i64>(i64);
 
 impl<const MIN: i64, const MAX: i64> Whole<MIN, MAX> {
+    /// The number, if it is in the range.
+    pub const fn new(value: i64) -> Option<Self> {
+        if MIN <= value && value <= MAX {
+            Some(Self(value))
+        } else {
+            None
+        }
+    }
+
     /// The number.
     pub const fn get(self) -> i64 {
         self.0
@@ -54,6 +63,15 @@ pub struct Between<const MIN: i32, const MAX: i32>(f32);
 pub type UpTo<const MAX: i32> = Between<0, MAX>;
 
 impl<const MIN: i32, const MAX: i32> Between<MIN, MAX> {
+    /// The number, if it is in the range.
+    pub const fn new(value: i32) -> Option<Self> {
+        if MIN <= value && value <= MAX {
+            Some(Self(value as f32))
+        } else {
+            None
+        }
+    }
+
     /// The number.
     pub const fn get(self) -> f32 {
         self.0

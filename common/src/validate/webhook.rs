@@ -12,7 +12,7 @@ use super::text::Text;
 use crate::domain::{EventType, PayloadKind};
 
 /// Where one job's events go: a URL, or an object with one.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobHook {
     /// Where deliveries go.
     pub url: Text<1, 2048>,

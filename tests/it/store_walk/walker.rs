@@ -367,6 +367,7 @@ impl<'a> Walker<'a> {
                 max_attempts: order.max_attempts,
                 store: order.store,
                 ttl: order.ttl.then_some(LEASE),
+                ..JobOptions::default()
             },
             ..new_job(account)
         };

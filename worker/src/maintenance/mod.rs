@@ -3,6 +3,7 @@
 //! Each is idempotent and takes no input, so any number of processes may run them, a missed turn costs time only, and a
 //! failed one is repeated. What they put back goes through the outbox, like everything else (`api/src/relay.rs`).
 
+mod abandoned;
 mod reap_clock;
 mod reemit;
 mod rescue;
@@ -18,6 +19,7 @@ use claimcheck_common::store::{Pool, StoreError};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use self::abandoned::CancelAbandoned;
 use self::reemit::Reemit;
 use self::rescue::Rescue;
 use self::retention::Retention;
@@ -52,6 +54,7 @@ trait Task: Send + 'static {
 pub async fn run(pool: Pool, broker: Broker, config: DeliveryConfig, keep_log: Duration, stop: CancellationToken) {
     let mut tasks = JoinSet::new();
     tasks.spawn(repeat(Rescue::new(pool.clone(), &config), stop.clone()));
+    tasks.spawn(repeat(CancelAbandoned::new(pool.clone(), &config), stop.clone()));
     for sweep in Sweep::all(&pool, &config) {
         tasks.spawn(repeat(sweep, stop.clone()));
     }
