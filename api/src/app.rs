@@ -10,12 +10,14 @@ use claimcheck_common::backoff::Backoff;
 use claimcheck_common::config::{
     ApiConfig, BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, JwtAlgorithm, RedisConfig, WebhookConfig,
 };
+use claimcheck_common::deltas::Following;
 use claimcheck_common::queue::Broker;
+use claimcheck_common::redis::Redis;
 use claimcheck_common::store::notify::JobChanges;
 use claimcheck_common::store::{self, Pool};
 use claimcheck_common::telemetry;
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -38,7 +40,12 @@ const TOKEN_AUDIENCE: &str = "claimcheck-api";
 /// Passwords that stand in line while all cores hash: a second or two of work.
 const PASSWORDS_WAITING: usize = 32;
 const HEAD_TIME: Duration = Duration::from_secs(10);
-const CONNECTIONS_MAX: usize = 4096;
+/// Streams, requests that wait and some room; the system must grant as many open files.
+const CONNECTIONS_MAX: usize = 16_384;
+/// Streams that are open at the same time: each is a task and what its job has come to.
+const STREAMS_MAX: usize = 12_288;
+/// Streams whose job's place is being looked up.
+const PLACE_LOOKUPS: usize = 4;
 const POOL_CLOSE_TIME: Duration = Duration::from_secs(5);
 
 /// Everything that the process is configured by.
@@ -97,6 +104,12 @@ pub struct AppState {
     pub intake: Intake,
     /// Says whose callers wait at this process's connections.
     pub attendance: Attendance,
+    /// The running texts that are followed here.
+    pub following: Following,
+    /// Room for open streams.
+    pub streams: Arc<Semaphore>,
+    /// Room for looking up the places of jobs that are followed.
+    pub place_lookups: Arc<Semaphore>,
     /// Told after each commit that wrote to the outbox.
     pub submitted: Arc<Notify>,
     /// Most waiting jobs of a tenant that has no limit of its own.
@@ -130,6 +143,7 @@ impl AppState {
             tokens,
             receipt_key: Arc::new(receipt_key),
             session_ttl: config.api.session_ttl,
+            following: Following::new(Redis::new(&config.redis)?),
             passwords: Passwords::new(cores, PASSWORDS_WAITING)?,
             doorkeeper: Arc::new(doorkeeper),
             key_uses,
@@ -137,6 +151,8 @@ impl AppState {
             changes: JobChanges::default(),
             intake: Intake::open(pool.clone(), render),
             attendance: Attendance::new(config.delivery.hangup_grace, config.delivery.attendance()),
+            streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+            place_lookups: Arc::new(Semaphore::new(PLACE_LOOKUPS)),
             submitted: Arc::new(Notify::new()),
             max_queued: config.api.max_queued,
             promises: Promises::default(),
@@ -212,6 +228,7 @@ impl App {
             async move { tokens.follow(stop).await }
         });
         tasks.spawn(state.key_uses.clone().write(state.pool.clone(), background.clone()));
+        tasks.spawn(state.following.clone().listen(background.clone()));
         tasks.spawn(state.attendance.clone().run(state.pool.clone(), background.clone()));
         tasks.spawn(supervise_relay(state.clone(), config.clone(), background.clone()));
         let (stopping, closing) = (state.stopping.clone(), CancellationToken::new());

@@ -215,6 +215,28 @@ impl From<Problem> for ApiError {
     }
 }
 
+impl ApiError {
+    /// The body alone, for an answer whose status was sent already.
+    pub fn into_body(self) -> ErrorBody {
+        self.log();
+        let kind = self.kind();
+        ErrorBody::new(self.into_problem(), kind)
+    }
+}
+
+impl ErrorBody {
+    fn new(problem: Problem, kind: &'static str) -> Self {
+        Self {
+            error: ErrorDetail {
+                message: problem.message,
+                kind,
+                param: problem.param,
+                code: problem.code,
+            },
+        }
+    }
+}
+
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         match error {
@@ -256,14 +278,7 @@ impl IntoResponse for ApiError {
         };
         let problem = self.into_problem();
         let challenge = (status == StatusCode::UNAUTHORIZED).then(|| challenge(&problem));
-        let body = ErrorBody {
-            error: ErrorDetail {
-                message: problem.message,
-                kind,
-                param: problem.param,
-                code: problem.code,
-            },
-        };
+        let body = ErrorBody::new(problem, kind);
         let mut response = (status, Json(body)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -27,6 +27,7 @@ pub mod relay;
 pub mod router;
 pub mod routes;
 pub mod serve;
+pub mod streams;
 pub mod validate;
 pub mod view;
 pub mod waiting;

@@ -23,9 +23,9 @@ use crate::error::{ApiError, Problem};
 use crate::middleware;
 use crate::routes::{
     api_keys, bulk_jobs, cancel_job, completions, dead_letters, delete_job, get_job, get_model, get_place, health,
-    jwks, list_events, list_jobs, list_models, logout, metrics, openapi, operators, put_job, receipt, register,
-    replay_job, retry_job, root, submit_job, token, tokenize, usage, users, webhook_endpoints, webhook_log,
-    webhook_secrets,
+    job_events, jwks, list_events, list_jobs, list_models, logout, metrics, openapi, operators, put_job, receipt,
+    register, replay_job, responses, retry_job, root, submit_job, token, tokenize, usage, users, webhook_endpoints,
+    webhook_log, webhook_secrets,
 };
 
 /// A request is given up after this.
@@ -88,6 +88,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(put_job::put_job).needs(JobsWrite))
         .routes(routes!(cancel_job::cancel_job).needs(JobsWrite))
         .routes(routes!(get_place::get_place).needs(JobsRead))
+        .routes(routes!(job_events::job_events).needs(JobsRead))
         .routes(routes!(retry_job::retry_job).needs(JobsWrite))
         .routes(routes!(receipt::get_receipt).needs(JobsRead))
         .routes(routes!(usage::usage).needs(JobsRead))
@@ -157,6 +158,10 @@ fn documented() -> OpenApiRouter<AppState> {
     // The caller waits until the text is there.
     let generation = OpenApiRouter::new()
         .routes(routes!(completions::create_completion).needs(JobsWrite))
+        .routes(routes!(responses::create_response).needs(JobsWrite))
+        .routes(routes!(responses::get_response).needs(JobsRead))
+        .routes(routes!(responses::delete_response).needs(JobsWrite))
+        .routes(routes!(responses::cancel_response).needs(JobsWrite))
         .layer(from_fn_with_state(GENERATION_TIME_LIMIT, middleware::time_limit))
         .layer(from_fn_with_state(waiting_room, middleware::admit));
 

@@ -2,9 +2,11 @@
 
 mod bulk;
 mod completion;
+mod response;
 mod validator;
 
 pub use bulk::BulkBody;
 pub use claimcheck_common::view::{ErrorInfo, JobBody, OutputBody, StatusSchema};
 pub use completion::{completion, usage};
+pub use response::{ResponseBody, job_of_response, message, message_id, output_text, response_id};
 pub use validator::{IfNoneMatch, Rendered};

@@ -67,6 +67,13 @@ impl DatabaseConfig {
     }
 }
 
+/// What tells this installation's queues and keys from others'.
+#[derive(Deserialize)]
+struct Prefix {
+    #[serde(default = "default_queue_prefix")]
+    queue_prefix: String,
+}
+
 /// Where `RabbitMQ` is and what our queues are called.
 #[derive(Debug, Clone)]
 pub struct BrokerConfig {
@@ -83,27 +90,32 @@ impl BrokerConfig {
         struct Url {
             url: String,
         }
-        #[derive(Deserialize)]
-        struct Prefix {
-            #[serde(default = "default_queue_prefix")]
-            queue_prefix: String,
-        }
         let (Url { url }, Prefix { queue_prefix }) = (from_env("AMQP_")?, from_env("CLAIMCHECK_")?);
         Ok(Self { url, queue_prefix })
     }
 }
 
-/// Where Redis is. It holds only what may be lost.
-#[derive(Debug, Clone, Deserialize)]
+/// Where Redis is and what our keys are called. It holds only what may be lost.
+#[derive(Debug, Clone)]
 pub struct RedisConfig {
     /// `REDIS_URL`.
     pub url: String,
+    /// `CLAIMCHECK_QUEUE_PREFIX`: the first part of every key's name too (`claimcheck`).
+    pub prefix: String,
 }
 
 impl RedisConfig {
-    /// Reads `REDIS_URL`.
+    /// Reads `REDIS_URL` and `CLAIMCHECK_QUEUE_PREFIX`.
     pub fn from_env() -> Result<Self, ConfigError> {
-        from_env("REDIS_")
+        #[derive(Deserialize)]
+        struct Url {
+            url: String,
+        }
+        let (Url { url }, Prefix { queue_prefix }) = (from_env("REDIS_")?, from_env("CLAIMCHECK_")?);
+        Ok(Self {
+            url,
+            prefix: queue_prefix,
+        })
     }
 }
 

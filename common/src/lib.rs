@@ -4,8 +4,10 @@
 
 pub mod backoff;
 pub mod config;
+pub mod deltas;
 pub mod domain;
 pub mod queue;
+pub mod redis;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;

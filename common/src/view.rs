@@ -350,7 +350,7 @@ impl From<&GenerationParams> for ParametersBody {
 }
 
 /// 0.7 as it was sent, and not as 0.699999988079071, its nearest single.
-fn decimal(value: f32) -> f64 {
+pub fn decimal(value: f32) -> f64 {
     value.to_string().parse().unwrap_or_else(|_| f64::from(value))
 }
 

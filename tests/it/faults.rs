@@ -8,6 +8,7 @@ mod full_disk;
 mod operators;
 mod outages;
 mod rolling;
+mod streams;
 mod webhooks;
 mod windows;
 mod wires;

@@ -49,6 +49,7 @@ pub(crate) async fn claim_all(world: &World, wanted: usize) -> Vec<JobKey> {
 
 pub(crate) fn choice(index: u32, text: &str, logprob: f32) -> Choice {
     Choice {
+        tokens: Vec::new(),
         text: text.to_owned(),
         index,
         finish_reason: Some(FinishReason::Length),
@@ -202,14 +203,14 @@ async fn a_job_whose_caller_hung_up_is_cancelled_when_its_time_is_over() {
         claim_all(world, 2).await;
         assert_eq!(count(world, ATTENDED).await, 2);
         leaves.abort();
-        let shortened = "SELECT count(*) FROM attended_jobs WHERE attended_until < now() + interval '15 seconds'";
+        let shortened = "SELECT count(*) FROM attended_jobs WHERE attended_until < now() + interval '12 seconds'";
         eventually("the process says that nobody waits", LIMIT, async || {
             (count(world, shortened).await == 1).then_some(())
         })
         .await;
         assert_eq!(cancel_abandoned(&world.pool).await.unwrap().cancelled, 0, "not yet");
         world
-            .execute_as_owner(&format!("{LAPSE} WHERE attended_until < now() + interval '15 seconds'"))
+            .execute_as_owner(&format!("{LAPSE} WHERE attended_until < now() + interval '12 seconds'"))
             .await;
         assert_eq!(cancel_abandoned(&world.pool).await.unwrap().cancelled, 1);
         assert_eq!(

@@ -225,7 +225,9 @@ fn foreign<'a>(operation: &Operation, victims: &'a Victims) -> Option<(&'a str, 
         | "/v1/jobs/{id}/queue"
         | "/v1/jobs/{id}/retry"
         | "/v1/jobs/{id}/receipt"
-        | "/v1/jobs/{id}/replay" => Some((&victims.job, json!(null))),
+        | "/v1/jobs/{id}/replay"
+        | "/v1/jobs/{id}/events" => Some((&victims.job, json!(null))),
+        "/v1/responses/{id}" | "/v1/responses/{id}/cancel" => Some((&victims.response, json!(null))),
         "/v1/api_keys/{id}" | "/v1/api_keys/{id}/rotate" => Some((&victims.key, json!({}))),
         "/v1/webhook_endpoints/{endpoint_id}/recover" => Some((&victims.endpoint, json!({"since": 0}))),
         hook if hook.starts_with("/v1/webhook_endpoints/{endpoint_id}") => Some((&victims.endpoint, json!({}))),
@@ -239,6 +241,7 @@ fn foreign<'a>(operation: &Operation, victims: &'a Victims) -> Option<(&'a str, 
 
 struct Victims {
     job: String,
+    response: String,
     key: String,
     endpoint: String,
 }
@@ -256,13 +259,15 @@ async fn outcome(session: &Session, operation: &Operation, id: &str, body: &Valu
 async fn what_belongs_to_others_is_404_on_every_route_and_answered_like_what_does_not_exist() {
     with_api(async |_, api| {
         let (ada, eve) = (api.user("ada").await, api.user("eve").await);
+        let job = ada.submit(&a_job()).await;
         let hook = json!({"url": "https://example.org/"});
         let victims = Victims {
             endpoint: answer(ada.post("/v1/webhook_endpoints").json(&hook)).await.1["id"]
                 .as_str()
                 .unwrap()
                 .to_owned(),
-            job: ada.submit(&a_job()).await,
+            response: job.replacen("job_", "resp_", 1),
+            job,
             key: make_key(&ada, json!({"name": "a", "scopes": ["batches"]})).await["id"]
                 .as_str()
                 .unwrap()

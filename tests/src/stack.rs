@@ -67,7 +67,10 @@ impl Stack {
                 url: broker.to_owned(),
                 queue_prefix: String::new(),
             },
-            redis: RedisConfig { url: redis.to_owned() },
+            redis: RedisConfig {
+                url: redis.to_owned(),
+                prefix: String::new(),
+            },
         }
     }
 

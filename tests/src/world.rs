@@ -19,7 +19,7 @@ pub struct World {
     pub pool: Pool,
     /// The broker, with the test's queue prefix.
     pub broker: BrokerConfig,
-    /// Redis, shared: keys hold ids that no other test has.
+    /// Redis, with the test's prefix of keys.
     pub redis: RedisConfig,
     /// The protocol's times, short enough for a test.
     pub delivery: DeliveryConfig,
@@ -100,7 +100,10 @@ impl World {
                 queue_prefix: name.clone(),
                 ..servers.broker
             },
-            redis: servers.redis,
+            redis: RedisConfig {
+                prefix: name.clone(),
+                ..servers.redis
+            },
             delivery: DeliveryConfig::default(),
             webhooks: WebhookConfig {
                 key: Some("a webhook key of at least thirty-two bytes".to_owned().into()),

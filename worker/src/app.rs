@@ -7,10 +7,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use claimcheck_common::config::{
-    BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, WebhookConfig, WorkerConfig,
+    BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, RedisConfig, WebhookConfig, WorkerConfig,
 };
 use claimcheck_common::domain::WorkerId;
 use claimcheck_common::queue::Broker;
+use claimcheck_common::redis::{Redis, RedisError};
 use claimcheck_common::store::{self, Pool, StoreError};
 use claimcheck_common::telemetry;
 use tokio::net::TcpListener;
@@ -41,6 +42,9 @@ pub enum AppError {
     /// The webhooks' client cannot be made.
     #[error(transparent)]
     Client(#[from] ClientError),
+    /// Redis' URL does not read.
+    #[error(transparent)]
+    Redis(#[from] RedisError),
     /// The role `generate` came to an end.
     #[error(transparent)]
     Generate(#[from] GenerateError),
@@ -56,6 +60,8 @@ pub struct Settings {
     pub database: DatabaseConfig,
     /// Where `RabbitMQ` is.
     pub broker: BrokerConfig,
+    /// Where Redis is.
+    pub redis: RedisConfig,
     /// The protocol's times.
     pub delivery: DeliveryConfig,
     /// Where webhooks may go, how they are signed and sent.
@@ -72,6 +78,7 @@ impl Settings {
         Ok(Self {
             database: DatabaseConfig::from_env()?,
             broker: BrokerConfig::from_env()?,
+            redis: RedisConfig::from_env()?,
             delivery: DeliveryConfig::from_env()?,
             webhooks: WebhookConfig::from_env()?,
             worker: WorkerConfig::from_env()?,
@@ -86,6 +93,7 @@ pub struct WorkerApp {
     id: WorkerId,
     pool: Pool,
     broker: Broker,
+    redis: Redis,
     listener: TcpListener,
     address: SocketAddr,
     health: Health,
@@ -108,6 +116,7 @@ impl WorkerApp {
             dispatch: dispatch(&settings, &pool)?,
             pool,
             broker: Broker::new(settings.broker.clone()),
+            redis: Redis::new(&settings.redis)?,
             health: Health::new(&settings.roles),
             listener,
             address,
@@ -158,6 +167,7 @@ impl WorkerApp {
             let generate = Generate {
                 pool: self.pool.clone(),
                 broker: self.broker,
+                redis: self.redis,
                 delivery: self.settings.delivery,
                 config: self.settings.worker,
                 worker: self.id,

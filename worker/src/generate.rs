@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use claimcheck_common::config::{DeliveryConfig, WorkerConfig};
+use claimcheck_common::deltas::DeltaPublisher;
 use claimcheck_common::domain::{Runtime, WorkerId};
 use claimcheck_common::queue::Broker;
+use claimcheck_common::redis::Redis;
 use claimcheck_common::store::{Pool, models};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
@@ -19,8 +21,9 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::announce::Announcement;
 use crate::cancels::Cancels;
 use crate::consumer::Consumer;
-use crate::engine::{Engine, EngineConfig, EngineStopped};
+use crate::engine::{Deltas, Engine, EngineConfig, EngineStopped, Followed};
 use crate::feeder::Feeder;
+use crate::followers::Followers;
 use crate::health::Health;
 use crate::heartbeat::Heartbeat;
 use crate::in_flight::InFlight;
@@ -29,6 +32,8 @@ use crate::served_model::{ServeError, ServedModel};
 
 /// Events that wait for `results.rs`. More than two for each job in flight: the engine waits only for a lost database.
 const EVENTS: usize = 1024;
+/// Pieces of text that wait to be published. What finds no room comes with the next piece.
+const PIECES: usize = 1024;
 /// How long finished results may wait for the database after the drain; then their leases lapse.
 const LAST_COMMIT_LIMIT: Duration = Duration::from_secs(5);
 
@@ -58,6 +63,8 @@ pub struct Generate {
     pub pool: Pool,
     /// Where deliveries come from.
     pub broker: Broker,
+    /// What may be lost, and may be away at any time.
+    pub redis: Redis,
     /// Lease and beat.
     pub delivery: DeliveryConfig,
     /// Which model, how many slots, how long to drain.
@@ -135,6 +142,16 @@ impl Generate {
             event_sender,
         );
         let in_flight = Arc::new(InFlight::default());
+        let (piece_sender, pieces) = mpsc::channel(PIECES);
+        let followers = Followers {
+            publisher: DeltaPublisher::new(self.redis.clone()),
+            in_flight: in_flight.clone(),
+            followed: Followed::default(),
+        };
+        engine.tell(Deltas {
+            followed: followers.followed.clone(),
+            pieces: piece_sender,
+        });
         let served = &announcement.model;
         let runtime = Runtime::of_this_build(served.weights_sha256.clone(), served.dtype.clone());
         let results = Results::new(self.pool.clone(), in_flight.clone(), self.worker, runtime);
@@ -159,6 +176,7 @@ impl Generate {
             in_flight: in_flight.clone(),
             engine: engine.clone(),
         };
+        let _followers = AbortOnDropHandle::new(tokio::spawn(followers.run(pieces, stop_beating.clone())));
         let cancels = AbortOnDropHandle::new(tokio::spawn(cancels.run(stop_beating.clone())));
         let mut heart = AbortOnDropHandle::new(tokio::spawn(heartbeat.run(stop_beating.clone())));
         let mut recorder = AbortOnDropHandle::new(tokio::spawn(results.record(events)));

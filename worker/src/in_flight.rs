@@ -147,6 +147,11 @@ impl<A> InFlight<A> {
         self.until(|phase| matches!(phase, Phase::Waiting | Phase::Ended)).await;
     }
 
+    /// Completes at the next change.
+    pub async fn changed(&self) {
+        self.changed.notified().await;
+    }
+
     /// Completes when no claim is in this worker's hands.
     pub async fn empty(&self) {
         self.until(|_| false).await;

@@ -11,6 +11,7 @@ pub mod cli;
 pub mod consumer;
 pub mod engine;
 pub mod feeder;
+pub mod followers;
 pub mod generate;
 pub mod gpt2;
 pub mod health;

@@ -36,6 +36,7 @@ fn state() -> AppState {
             queue_prefix: "none".to_owned(),
         },
         redis: RedisConfig {
+            prefix: "test".to_owned(),
             url: "redis://127.0.0.1:9".to_owned(),
         },
         delivery: DeliveryConfig::default(),

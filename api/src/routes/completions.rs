@@ -18,7 +18,9 @@ use crate::dry_run;
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{Caller, RawJson, json};
 use crate::parts::Parts;
-use crate::validate::completion::{CreateCompletion, Delivery, unsupported};
+use crate::streams;
+use crate::streams::sse::Room;
+use crate::validate::completion::{CreateCompletion, Delivery};
 use crate::validate::job::SubmitJob;
 use crate::validate::text::Text;
 use crate::view::{self, OutputBody};
@@ -29,7 +31,8 @@ pub const WAIT_MAX: Duration = Duration::from_mins(10);
 
 /// Create a completion
 ///
-/// OpenAI's own shape, for its client libraries. The answer comes when the text is there. A caller that hangs up has its
+/// OpenAI's own shape, for its client libraries. The answer comes when the text is there; with `stream` it comes as
+/// server-sent events, a chunk of the same shape each, and `[DONE]`. A caller that hangs up has its
 /// jobs cancelled after 15 seconds, unless it repeats the request: that takes the same jobs up again.
 #[utoipa::path(post, path = "/v1/completions", tag = "OpenAI", request_body = CreateCompletion,
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
@@ -50,9 +53,6 @@ pub async fn create_completion(
     let request: CreateCompletion = json::parse(&raw)?;
     let asks_only = request.dry_run == Some(true);
     let (shape, jobs) = request.into_jobs()?;
-    if shape.delivery != Delivery::Whole {
-        return Err(unsupported("stream", "Streams are not served yet; leave `stream` out."));
-    }
     if asks_only {
         let mut checked = Vec::with_capacity(jobs.len());
         for job in jobs {
@@ -65,6 +65,10 @@ pub async fn create_completion(
     } else {
         Vec::new()
     };
+    let room = match shape.delivery {
+        Delivery::Whole => None,
+        Delivery::Streamed { .. } => Some(Room::take(&state)?),
+    };
     let deadline = Instant::now() + WAIT_MAX;
     let parts = Parts {
         state: &state,
@@ -75,6 +79,11 @@ pub async fn create_completion(
         attended: true,
     };
     let parts = parts.submit(jobs).await?;
+    if let Some(room) = room {
+        let chunks = streams::completion::chunks(&state, &caller, shape, parts, echoes);
+        let chunks = chunks.ok_or_else(|| ApiError::internal("a request without a prompt"))?;
+        return Ok(streams::sse::answer(room, chunks));
+    }
     let mut ended = Vec::with_capacity(parts.len());
     for part in &parts {
         ended.push(completed(

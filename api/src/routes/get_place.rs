@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
+use claimcheck_common::domain::JobId;
 use claimcheck_common::store::jobs::WaitingReason;
-use claimcheck_common::store::place;
+use claimcheck_common::store::place::{self, Eta, Place};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -61,22 +62,30 @@ pub async fn get_place(
     let place = place::find(&state.pool, caller.project_id, id)
         .await?
         .ok_or_else(job_not_found)?;
-    // A job that waits for its time, a pause or a worker has a place, but no pace leads to it.
-    let eta = place
-        .as_ref()
-        .filter(|place| place.reason == Some(WaitingReason::Capacity))
-        .and_then(place::Place::eta);
-    if let Some(eta) = eta {
+    if let Some(eta) = place.as_ref().and_then(eta) {
         state.promises.made(id, Duration::from_secs_f64(eta.p90));
     }
-    let seconds = |seconds: f64| (seconds * 10.0).round() / 10.0;
-    Ok(Json(PlaceBody {
-        id: id.to_string(),
-        object: "job.queue",
-        waiting_reason: place.as_ref().and_then(|place| place.reason).map(WaitingReason::as_str),
-        position: place.as_ref().map(|place| place.ahead + 1),
-        exact: place.is_none_or(|place| place.exact),
-        eta_p50: eta.map(|eta| seconds(eta.p50)),
-        eta_p90: eta.map(|eta| seconds(eta.p90)),
-    }))
+    Ok(Json(PlaceBody::of(id, place.as_ref())))
+}
+
+/// A job that waits for its time, a pause or a worker has a place, but no pace leads to it.
+fn eta(place: &Place) -> Option<Eta> {
+    (place.reason == Some(WaitingReason::Capacity)).then(|| place.eta())?
+}
+
+impl PlaceBody {
+    /// `None`: it does not wait.
+    pub fn of(id: JobId, place: Option<&Place>) -> Self {
+        let eta = place.and_then(eta);
+        let seconds = |seconds: f64| (seconds * 10.0).round() / 10.0;
+        Self {
+            id: id.to_string(),
+            object: "job.queue",
+            waiting_reason: place.and_then(|place| place.reason).map(WaitingReason::as_str),
+            position: place.map(|place| place.ahead + 1),
+            exact: place.is_none_or(|place| place.exact),
+            eta_p50: eta.map(|eta| seconds(eta.p50)),
+            eta_p90: eta.map(|eta| seconds(eta.p90)),
+        }
+    }
 }

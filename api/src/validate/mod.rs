@@ -8,6 +8,7 @@ pub mod account;
 pub mod api_key;
 pub mod completion;
 pub mod idempotency;
+pub mod response;
 pub mod selection;
 pub mod webhook;
 

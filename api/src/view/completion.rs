@@ -67,6 +67,7 @@ mod tests {
 
     fn choice(index: u32, token_logprobs: &[f32]) -> Choice {
         Choice {
+            tokens: Vec::new(),
             text: String::new(),
             index,
             finish_reason: None,

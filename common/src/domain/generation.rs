@@ -123,21 +123,16 @@ pub struct Logprobs {
 impl Logprobs {
     /// Those of the tokens after the first `tokens`.
     #[must_use]
-    pub fn since(mut self, tokens: usize) -> Self {
-        let from = tokens.min(self.tokens.len());
-        self.tokens.drain(..from);
-        self.token_logprobs.drain(..from.min(self.token_logprobs.len()));
-        self.top_logprobs.drain(..from.min(self.top_logprobs.len()));
-        self.text_offset.drain(..from.min(self.text_offset.len()));
-        self
-    }
-
-    /// Adds those of the tokens that follow.
-    pub fn append(&mut self, mut more: Self) {
-        self.tokens.append(&mut more.tokens);
-        self.token_logprobs.append(&mut more.token_logprobs);
-        self.top_logprobs.append(&mut more.top_logprobs);
-        self.text_offset.append(&mut more.text_offset);
+    pub fn after(&self, tokens: usize) -> Self {
+        fn rest<T: Clone>(all: &[T], from: usize) -> Vec<T> {
+            all.get(from..).unwrap_or_default().to_vec()
+        }
+        Self {
+            tokens: rest(&self.tokens, tokens),
+            token_logprobs: rest(&self.token_logprobs, tokens),
+            top_logprobs: rest(&self.top_logprobs, tokens),
+            text_offset: rest(&self.text_offset, tokens),
+        }
     }
 }
 

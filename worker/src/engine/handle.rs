@@ -1,11 +1,13 @@
 //! The engine's door: jobs go in through a bounded channel, cancels beside it, events come out.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use claimcheck_common::domain::{Completion, GenerationParams, JobError, JobKey, Share, Spent};
 use tokio::sync::{mpsc, watch};
+
+use super::deltas::Deltas;
 
 /// A job as the engine takes it.
 #[derive(Debug, Clone)]
@@ -86,6 +88,7 @@ pub struct EngineHandle {
     jobs: mpsc::Sender<Arrival>,
     cancels: Cancels,
     pulse: Pulse,
+    deltas: Arc<OnceLock<Deltas>>,
     slots: usize,
     alive: watch::Receiver<()>,
 }
@@ -95,6 +98,7 @@ pub(super) struct Inbox {
     jobs: mpsc::Receiver<Arrival>,
     cancels: Cancels,
     pulse: Pulse,
+    deltas: Arc<OnceLock<Deltas>>,
     /// Sequences that may wait inside; more wait in the channel.
     capacity: usize,
     closed: bool,
@@ -105,10 +109,12 @@ pub(super) fn spawn(slots: usize, run: impl FnOnce(Inbox) + Send + 'static) -> E
     let (jobs, receiver) = mpsc::channel(capacity);
     let (living, alive) = watch::channel(());
     let (cancels, pulse) = (Cancels::default(), Pulse::default());
+    let deltas = Arc::new(OnceLock::new());
     let inbox = Inbox {
         jobs: receiver,
         cancels: cancels.clone(),
         pulse: pulse.clone(),
+        deltas: deltas.clone(),
         capacity,
         closed: false,
     };
@@ -122,6 +128,7 @@ pub(super) fn spawn(slots: usize, run: impl FnOnce(Inbox) + Send + 'static) -> E
         jobs,
         cancels,
         pulse,
+        deltas,
         slots,
         alive,
     }
@@ -142,6 +149,11 @@ impl EngineHandle {
     /// Stops a job at the next step, whether it runs or waits. A job that the engine does not have is nothing to it.
     pub fn cancel(&self, key: JobKey) {
         lock(&self.cancels).insert(key);
+    }
+
+    /// From now on running texts are told to whoever follows them. Said once.
+    pub fn tell(&self, deltas: Deltas) {
+        let _said_before = self.deltas.set(deltas);
     }
 
     /// Sequences that run side by side.
@@ -188,6 +200,11 @@ impl Inbox {
     /// No step runs.
     pub(super) fn step_ended(&self) {
         *lock(&self.pulse) = None;
+    }
+
+    /// Where running texts are told, if anywhere.
+    pub(super) fn deltas(&self) -> Option<&Deltas> {
+        self.deltas.get()
     }
 
     /// Whether every handle is gone.

@@ -114,6 +114,11 @@ impl Job {
         Some(drawn)
     }
 
+    /// One of its choices.
+    pub(super) fn sequence(&mut self, choice: u32) -> &mut Sequence {
+        &mut self.sequences[choice as usize]
+    }
+
     fn note_token(&mut self, now: Instant) {
         let first = *self.first_token.get_or_insert(now);
         self.spent.decode = now - first;

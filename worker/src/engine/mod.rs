@@ -7,6 +7,7 @@
 
 mod blocks;
 mod compute;
+mod deltas;
 mod handle;
 mod job;
 mod logprobs;
@@ -30,6 +31,7 @@ use claimcheck_common::domain::{Completion, JobError, JobKey, Spent};
 use claimcheck_common::tokenizer::Tokenizer;
 use tokio::sync::mpsc;
 
+pub use deltas::{Deltas, Followed};
 pub use handle::{Ending, EngineConfig, EngineEvent, EngineHandle, EngineJob, EngineStopped};
 
 use crate::gpt2::{StepModel, StepRow};
@@ -214,6 +216,9 @@ impl Engine {
         let Some(drawn) = job.sample(choice, &logits, &self.tokenizer) else {
             return self.fail(planned.id, numerical_error());
         };
+        if let Some(deltas) = self.inbox.deltas() {
+            deltas.tell(key, choice, job.sequence(choice));
+        }
         self.scheduler.advance(planned, Some(drawn));
         if job.is_complete()
             && let Some(job) = self.take(key)

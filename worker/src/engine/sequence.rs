@@ -22,6 +22,21 @@ pub(super) struct Sequence {
     finish_reason: Option<FinishReason>,
     /// When the newest token came, for the metrics.
     last_token: Option<Instant>,
+    told: Told,
+}
+
+/// How far this choice was told to whoever follows it.
+#[derive(Default)]
+struct Told {
+    /// Changes when all is to be told again; 0 while nobody follows.
+    number: u64,
+    bytes: usize,
+}
+
+/// What was not told yet.
+pub(super) struct Untold {
+    pub(super) offset: usize,
+    pub(super) text: String,
 }
 
 impl Sequence {
@@ -37,6 +52,7 @@ impl Sequence {
             most: room.min(params.max_tokens as usize),
             finish_reason: None,
             last_token: None,
+            told: Told::default(),
         }
     }
 
@@ -72,6 +88,25 @@ impl Sequence {
         self.logprobs.tokens.push(tokenizer.token_name(token));
         self.logprobs.token_logprobs.push(found.logprob);
         self.logprobs.text_offset.push(self.text.characters());
+    }
+
+    /// What is new since the last call with the same number, which counts as told from now on. With another number: all.
+    pub(super) fn untold(&mut self, number: u64) -> Option<Untold> {
+        if self.told.number != number {
+            self.told = Told { number, bytes: 0 };
+        }
+        let text = if self.finish_reason.is_some() {
+            self.text.text()
+        } else {
+            self.text.certain()
+        };
+        let new = text.get(self.told.bytes..).filter(|new| !new.is_empty())?;
+        let untold = Untold {
+            offset: self.told.bytes,
+            text: new.to_owned(),
+        };
+        self.told.bytes = text.len();
+        Some(untold)
     }
 
     /// What was generated, the end-of-text token included.

@@ -37,6 +37,23 @@ impl TextStream {
         }
     }
 
+    /// All of it, as it is now.
+    pub(super) fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// What no later token can take back: all but what may be the beginning of a stop string.
+    pub(super) fn certain(&self) -> &str {
+        let bytes = self.text.as_bytes();
+        let begun = |stop: &String| {
+            let stop = stop.as_bytes();
+            (1..stop.len()).rev().find(|&length| bytes.ends_with(&stop[..length]))
+        };
+        // Where a stop string's whole characters begin, a character of the text begins.
+        let held = self.stops.iter().filter_map(begun).max().unwrap_or(0);
+        &self.text[..self.text.len() - held]
+    }
+
     /// Whole characters so far.
     pub(super) fn characters(&self) -> u32 {
         self.text.chars().count() as u32
@@ -144,6 +161,26 @@ mod tests {
             let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
             let expected = String::from_utf8_lossy(&whole).replace('\0', "\u{fffd}");
             prop_assert_eq!(stream(&[], &pieces).0, expected);
+        }
+
+        #[test]
+        fn what_is_certain_is_never_taken_back(
+            pieces in prop::collection::vec("[ab\u{e9}]{1,3}", 0..12), stops in prop::collection::vec("[ab\u{e9}]{1,4}", 0..3),
+        ) {
+            let mut stream = TextStream::new(stops);
+            let mut certain = Vec::new();
+            for piece in pieces {
+                let stopped = stream.push(piece.as_bytes());
+                certain.push(stream.certain().to_owned());
+                if stopped {
+                    break;
+                }
+            }
+            stream.finish();
+            let text = stream.into_string();
+            for certain in certain {
+                prop_assert!(text.starts_with(&certain), "{certain:?} of {text:?}");
+            }
         }
 
         #[test]
