@@ -114,7 +114,7 @@ pub async fn usage(State(state): State<AppState>, caller: Caller, query: Query) 
 
 fn day(text: &str) -> Result<Date, String> {
     // The format also knows other ways of writing a day.
-    let plain = text.len() == "2026-11-25".len();
+    let plain = text.len() == "2026-11-25".len() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'-');
     let read = Date::parse(text, &Iso8601::DATE).ok().filter(|_| plain);
     read.ok_or_else(|| "must be a day as `2026-11-25`".to_owned())
 }
