@@ -8,9 +8,11 @@ use std::time::Duration;
 use anyhow::Context;
 use claimcheck_common::backoff::Backoff;
 use claimcheck_common::config::{
-    ApiConfig, BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, JwtAlgorithm, RedisConfig, WebhookConfig,
+    ApiConfig, BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, FilesConfig, JwtAlgorithm, RedisConfig,
+    WebhookConfig,
 };
 use claimcheck_common::deltas::Following;
+use claimcheck_common::files::FileStore;
 use claimcheck_common::queue::Broker;
 use claimcheck_common::redis::Redis;
 use claimcheck_common::store::notify::JobChanges;
@@ -32,6 +34,7 @@ use crate::receipt_key::ReceiptKey;
 use crate::relay::Relay;
 use crate::routes::submit_job::render;
 use crate::serve::{ServeLimits, serve};
+use crate::uploads::Uploads;
 use crate::webhooks::Webhooks;
 
 /// Written into tokens and demanded of them.
@@ -63,6 +66,8 @@ pub struct Config {
     pub delivery: DeliveryConfig,
     /// Where webhooks may go, and what seals their secrets.
     pub webhooks: WebhookConfig,
+    /// Where files lie.
+    pub files: FilesConfig,
 }
 
 impl Config {
@@ -75,6 +80,7 @@ impl Config {
             redis: RedisConfig::from_env()?,
             delivery: DeliveryConfig::from_env()?,
             webhooks: WebhookConfig::from_env()?,
+            files: FilesConfig::from_env()?,
         })
     }
 }
@@ -110,6 +116,10 @@ pub struct AppState {
     pub streams: Arc<Semaphore>,
     /// Room for looking up the places of jobs that are followed.
     pub place_lookups: Arc<Semaphore>,
+    /// The bytes of files.
+    pub files: FileStore,
+    /// Takes files in.
+    pub uploads: Uploads,
     /// Told after each commit that wrote to the outbox.
     pub submitted: Arc<Notify>,
     /// Most waiting jobs of a tenant that has no limit of its own.
@@ -136,6 +146,7 @@ impl AppState {
             KeyReads::open(pool.clone()),
             key_uses.clone(),
         );
+        let files = FileStore::open(&config.files)?;
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let receipt_secret = config.api.receipt_secret.as_ref().unwrap_or(&config.api.jwt_secret);
         let receipt_key = ReceiptKey::from_secret(receipt_secret).context("there is no key for receipts")?;
@@ -153,6 +164,8 @@ impl AppState {
             attendance: Attendance::new(config.delivery.hangup_grace, config.delivery.attendance()),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             place_lookups: Arc::new(Semaphore::new(PLACE_LOOKUPS)),
+            uploads: Uploads::new(pool.clone(), files.clone()),
+            files,
             submitted: Arc::new(Notify::new()),
             max_queued: config.api.max_queued,
             promises: Promises::default(),

@@ -26,6 +26,7 @@ use crate::error::{ApiError, ErrorBody, Problem};
         (name = "Jobs", description = "Submit, watch, list and cancel."),
         (name = "OpenAI", description = "What OpenAI's client libraries call."),
         (name = "Webhooks", description = "Be told what happens, or read it as a feed."),
+        (name = "Batches", description = "Upload a file of requests, watch it being done, read what came of it."),
         (name = "Operators", description = "Pause, drain, limit, redrive; for admins."),
         (name = "Models", description = "What can be asked for."),
         (name = "Accounts", description = "Register, get an access token, keep API keys."),

@@ -28,6 +28,7 @@ pub mod router;
 pub mod routes;
 pub mod serve;
 pub mod streams;
+pub mod uploads;
 pub mod validate;
 pub mod view;
 pub mod waiting;

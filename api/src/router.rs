@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::{Extension, Router};
 use tokio::sync::Semaphore;
@@ -15,17 +16,17 @@ use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::access::Need::{Admin, Auditor, Credential, JobsRead, JobsWrite, Keys, Nothing, User, Webhooks};
+use crate::access::Need::{Admin, Auditor, Batches, Credential, JobsRead, JobsWrite, Keys, Nothing, User, Webhooks};
 use crate::access::Needs;
 use crate::app::AppState;
 use crate::docs::{self, ApiDoc};
 use crate::error::{ApiError, Problem};
 use crate::middleware;
 use crate::routes::{
-    api_keys, bulk_jobs, cancel_job, completions, dead_letters, delete_job, get_job, get_model, get_place, health,
-    job_events, jwks, list_events, list_jobs, list_models, logout, metrics, openapi, operators, put_job, receipt,
-    register, replay_job, responses, retry_job, root, submit_job, token, tokenize, usage, users, webhook_endpoints,
-    webhook_log, webhook_secrets,
+    api_keys, batch_results, batches, bulk_jobs, cancel_job, completions, create_batch, dead_letters, delete_job,
+    files, get_job, get_model, get_place, health, job_events, jwks, list_events, list_jobs, list_models, logout,
+    metrics, openapi, operators, put_job, receipt, register, replay_job, responses, retry_job, root, submit_job, token,
+    tokenize, upload_file, usage, users, webhook_endpoints, webhook_log, webhook_secrets,
 };
 
 /// A request is given up after this.
@@ -34,6 +35,10 @@ const TIME_LIMIT: Duration = Duration::from_secs(30);
 const WAITING_TIME_LIMIT: Duration = Duration::from_secs(90);
 /// One that generates while its caller waits, after this: its own limit and some room.
 const GENERATION_TIME_LIMIT: Duration = completions::WAIT_MAX.saturating_add(Duration::from_secs(30));
+/// An upload, after this: 200 MB at 3 Mbit/s.
+const UPLOAD_TIME_LIMIT: Duration = Duration::from_mins(10);
+/// Uploads at the same time: each holds a few pieces of a file in memory.
+const UPLOADS: usize = 16;
 /// Requests at work at the same time, probes apart.
 const OPEN_REQUESTS: usize = 1024;
 /// Requests that wait for a job at the same time; they hold neither a thread nor a database connection.
@@ -116,6 +121,18 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(webhook_log::get_stats).needs(Webhooks))
         .routes(routes!(list_events::list_events).needs(Webhooks));
 
+    let batches = OpenApiRouter::new()
+        .routes(routes!(files::list_files).needs(Batches))
+        .routes(routes!(files::get_file, files::delete_file).needs(Batches))
+        .routes(routes!(files::file_content).needs(Batches))
+        .routes(routes!(create_batch::create_batch, batches::list_batches).needs(Batches))
+        .routes(routes!(batches::get_batch).needs(Batches))
+        .routes(routes!(batches::cancel_batch).needs(Batches))
+        .routes(routes!(batches::pause_batch).needs(Batches))
+        .routes(routes!(batches::resume_batch).needs(Batches))
+        .routes(routes!(create_batch::retry_batch).needs(Batches))
+        .routes(routes!(batch_results::batch_results).needs(Batches));
+
     let operators = OpenApiRouter::new()
         .routes(routes!(dead_letters::redrive).needs(Admin))
         .routes(routes!(operators::list_pauses).needs(Auditor))
@@ -138,6 +155,7 @@ fn documented() -> OpenApiRouter<AppState> {
     let quick = accounts
         .merge(jobs)
         .merge(webhooks)
+        .merge(batches)
         .merge(operators)
         .merge(models)
         .layer(from_fn_with_state(TIME_LIMIT, middleware::time_limit))
@@ -145,6 +163,13 @@ fn documented() -> OpenApiRouter<AppState> {
             Arc::new(Semaphore::new(OPEN_REQUESTS)),
             middleware::admit,
         ));
+
+    // A file of any size is read piece by piece.
+    let uploads = OpenApiRouter::new()
+        .routes(routes!(upload_file::upload_file).needs(Batches))
+        .layer(DefaultBodyLimit::disable())
+        .layer(from_fn_with_state(UPLOAD_TIME_LIMIT, middleware::time_limit))
+        .layer(from_fn_with_state(Arc::new(Semaphore::new(UPLOADS)), middleware::admit));
 
     let waiting_room = Arc::new(Semaphore::new(WAITING_REQUESTS));
     let waiting = OpenApiRouter::new()
@@ -168,6 +193,7 @@ fn documented() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(ApiDoc::openapi())
         .merge(service)
         .merge(quick)
+        .merge(uploads)
         .merge(waiting)
         .merge(generation)
 }

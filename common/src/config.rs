@@ -3,6 +3,7 @@
 //! The only place that reads environment variables. A value that cannot be read stops the process with the variable's
 //! name; nothing else is guessed. Durations carry a unit (`500ms`, `30s`, `2h`).
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -229,6 +230,87 @@ pub enum JwtAlgorithm {
     /// By the configured secret itself: whoever can verify can sign.
     #[serde(rename = "HS256")]
     Hs256,
+}
+
+/// Where uploaded files and batches' outputs lie. All processes of an installation share the place.
+#[derive(Debug, Clone)]
+pub struct FilesConfig {
+    /// `CLAIMCHECK_FILES`: a folder, or `s3://bucket/prefix` (`claimcheck-files`, where the process runs).
+    pub place: String,
+    /// `AWS_*`, for a bucket: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT` (of another service that
+    /// speaks S3), `AWS_ALLOW_HTTP`, …
+    pub s3: Vec<(String, String)>,
+}
+
+impl Default for FilesConfig {
+    fn default() -> Self {
+        Self {
+            place: "claimcheck-files".to_owned(),
+            s3: Vec::new(),
+        }
+    }
+}
+
+impl FilesConfig {
+    /// Reads `CLAIMCHECK_FILES` and, for a bucket, `AWS_*`.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        #[derive(Deserialize)]
+        struct Place {
+            files: Option<String>,
+        }
+        let Place { files } = from_env("CLAIMCHECK_")?;
+        let place = files.filter(|place| !place.is_empty()).unwrap_or(Self::default().place);
+        let config = Self { place, s3: Vec::new() };
+        if config.bucket_url().is_none() {
+            return Ok(config);
+        }
+        let variables: HashMap<String, String> = from_env("AWS_")?;
+        Ok(Self {
+            s3: variables
+                .into_iter()
+                .map(|(name, value)| (format!("aws_{name}"), value))
+                .collect(),
+            ..config
+        })
+    }
+
+    /// The bucket's URL, if it is one.
+    pub fn bucket_url(&self) -> Option<Url> {
+        Url::parse(&self.place).ok().filter(|url| url.scheme() == "s3")
+    }
+}
+
+/// How batches are fed.
+#[derive(Debug, Clone, Deserialize)]
+pub struct BatchConfig {
+    /// `CLAIMCHECK_BATCH_IN_FLIGHT`: most lines of a batch that are jobs at the same time (2048).
+    #[serde(default = "default_batch_in_flight")]
+    pub batch_in_flight: u32,
+    /// `CLAIMCHECK_MAX_QUEUED`, as for the API: lines beyond it wait.
+    #[serde(default)]
+    pub max_queued: Option<u32>,
+}
+
+impl Default for BatchConfig {
+    fn default() -> Self {
+        Self {
+            batch_in_flight: default_batch_in_flight(),
+            max_queued: None,
+        }
+    }
+}
+
+impl BatchConfig {
+    /// Reads `CLAIMCHECK_*`.
+    pub fn from_env() -> Result<Self, ConfigError> {
+        let config: Self = from_env("CLAIMCHECK_")?;
+        if config.batch_in_flight == 0 {
+            return Err(ConfigError::Invalid(
+                "CLAIMCHECK_BATCH_IN_FLIGHT must be at least 1".to_owned(),
+            ));
+        }
+        Ok(config)
+    }
 }
 
 /// What the API process alone needs.
@@ -506,6 +588,10 @@ const fn default_session_ttl() -> Duration {
 
 const fn default_drain() -> Duration {
     Duration::from_secs(20)
+}
+
+const fn default_batch_in_flight() -> u32 {
+    2048
 }
 
 const fn default_slots() -> u16 {

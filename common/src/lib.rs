@@ -3,14 +3,17 @@
 //! Must never know HTTP handlers (axum) or tensors (burn). Start reading at [`domain`].
 
 pub mod backoff;
+pub mod batch;
 pub mod config;
 pub mod deltas;
 pub mod domain;
+pub mod files;
 pub mod queue;
 pub mod redis;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
+mod tls;
 pub mod tokenizer;
 pub mod validate;
 pub mod view;

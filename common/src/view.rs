@@ -9,7 +9,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use crate::domain::{Choice, GenerationParams, JobError, JobId, JobStatus, Logprobs, Usage};
+use crate::domain::{Choice, GenerationParams, JobError, JobId, JobStatus, Logprobs, ModelRef, Usage};
 use crate::store::jobs::{JobView, WaitingReason};
 
 /// A job.
@@ -220,7 +220,6 @@ pub struct ErrorInfo {
 
 impl From<&JobView> for JobBody {
     fn from(job: &JobView) -> Self {
-        let usage = UsageBody::from(job.usage);
         Self {
             id: job.key.id.to_string(),
             object: "job",
@@ -243,10 +242,13 @@ impl From<&JobView> for JobBody {
             stopped_after_tokens: (job.status == JobStatus::Cancelled).then_some(job.usage.completion_tokens),
             erased_at: seconds(job.erased_at),
             parameters: job.input.as_ref().map(|input| ParametersBody::from(&input.params)),
-            output: job.choices.as_deref().map(|choices| output(job, choices, usage)),
+            output: job
+                .choices
+                .as_deref()
+                .map(|choices| OutputBody::new(job.key.id, job.created_at, &job.model, choices, job.usage)),
             error: job.error.as_ref().map(ErrorInfo::from),
             last_error: job.last_error.as_ref().map(ErrorInfo::from),
-            usage: job.choices.is_some().then_some(usage),
+            usage: job.choices.is_some().then(|| job.usage.into()),
             metadata: job
                 .input
                 .as_ref()
@@ -265,15 +267,18 @@ pub fn completion_id(id: JobId) -> String {
     id.to_string().replacen("job_", "cmpl-", 1)
 }
 
-fn output(job: &JobView, choices: &[Choice], usage: UsageBody) -> OutputBody {
-    OutputBody {
-        id: completion_id(job.key.id),
-        object: "text_completion",
-        created: job.created_at.unix_timestamp(),
-        model: job.model.name.clone(),
-        choices: choices.iter().map(ChoiceBody::from).collect(),
-        usage,
-        system_fingerprint: job.model.revision.clone(),
+impl OutputBody {
+    /// What came of a job that was accepted at `created`.
+    pub fn new(id: JobId, created: OffsetDateTime, model: &ModelRef, choices: &[Choice], usage: Usage) -> Self {
+        Self {
+            id: completion_id(id),
+            object: "text_completion",
+            created: created.unix_timestamp(),
+            model: model.name.clone(),
+            choices: choices.iter().map(ChoiceBody::from).collect(),
+            usage: usage.into(),
+            system_fingerprint: model.revision.clone(),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! No accepted job is lost and none settles twice: the real binaries, killed, frozen and cut off in the middle of work.
 
+mod batches;
 mod batching;
 mod chaos;
 mod delivery;

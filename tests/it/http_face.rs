@@ -104,6 +104,7 @@ pub(crate) fn config(world: &World) -> Config {
         redis: world.redis.clone(),
         delivery: world.delivery.clone(),
         webhooks: world.webhooks.clone(),
+        files: world.files.clone(),
     }
 }
 

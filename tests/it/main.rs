@@ -1,7 +1,9 @@
 //! All integration tests in one binary; each module is one part of the promise.
 
+mod batches;
 mod cli;
 mod faults;
+mod files;
 mod http_accounts;
 mod http_again;
 mod http_completions;

@@ -48,6 +48,7 @@ impl Installation {
             ("CLAIMCHECK_MAINTENANCE_INTERVAL", millis(delivery.maintenance_interval)),
             ("CLAIMCHECK_REEMIT_AFTER", millis(delivery.reemit_after)),
             ("CLAIMCHECK_HANGUP_GRACE", millis(delivery.hangup_grace)),
+            ("CLAIMCHECK_FILES", world.files.place.clone()),
             ("CLAIMCHECK_RELEASE_WINDOW", delivery.release_window.to_string()),
             ("CLAIMCHECK_WEBHOOK_KEY", key(&world.webhooks)),
             ("CLAIMCHECK_WEBHOOK_ALLOW", networks(&world.webhooks)),

@@ -2,12 +2,15 @@
 
 use std::panic::{AssertUnwindSafe, resume_unwind};
 
-use claimcheck_common::config::{BrokerConfig, DatabaseConfig, DeliveryConfig, RedisConfig, WebhookConfig};
+use claimcheck_common::config::{
+    BrokerConfig, DatabaseConfig, DeliveryConfig, FilesConfig, RedisConfig, WebhookConfig,
+};
 use claimcheck_common::queue::Broker;
 use claimcheck_common::store::{self, Pool};
 use futures::FutureExt;
 use lapin::options::QueueDeleteOptions;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tempfile::TempDir;
 use url::Url;
 use uuid::Uuid;
 
@@ -25,6 +28,9 @@ pub struct World {
     pub delivery: DeliveryConfig,
     /// Webhooks, with a key and the loopback network open for receivers of the test's own.
     pub webhooks: WebhookConfig,
+    /// Where files lie: a folder of the test's own.
+    pub files: FilesConfig,
+    _folder: TempDir,
     name: String,
     admin_url: String,
 }
@@ -94,7 +100,15 @@ impl World {
         store::migrate(database.owner_url())
             .await
             .expect("the schema can be made");
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let files = folder.path().join("files");
+        std::fs::create_dir(&files).expect("a folder to write to");
         Self {
+            files: FilesConfig {
+                place: files.display().to_string(),
+                ..FilesConfig::default()
+            },
+            _folder: folder,
             pool: store::connect(&database).expect("a valid URL"),
             broker: BrokerConfig {
                 queue_prefix: name.clone(),

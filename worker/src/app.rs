@@ -7,9 +7,11 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use claimcheck_common::config::{
-    BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, RedisConfig, WebhookConfig, WorkerConfig,
+    BatchConfig, BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, FilesConfig, RedisConfig, WebhookConfig,
+    WorkerConfig,
 };
 use claimcheck_common::domain::WorkerId;
+use claimcheck_common::files::{FileError, FileStore};
 use claimcheck_common::queue::Broker;
 use claimcheck_common::redis::{Redis, RedisError};
 use claimcheck_common::store::{self, Pool, StoreError};
@@ -18,6 +20,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::batches::Batches;
 use crate::generate::{Generate, GenerateError};
 use crate::health::Health;
 use crate::http;
@@ -45,6 +48,9 @@ pub enum AppError {
     /// Redis' URL does not read.
     #[error(transparent)]
     Redis(#[from] RedisError),
+    /// The place for files is not usable.
+    #[error(transparent)]
+    Files(#[from] FileError),
     /// The role `generate` came to an end.
     #[error(transparent)]
     Generate(#[from] GenerateError),
@@ -66,6 +72,10 @@ pub struct Settings {
     pub delivery: DeliveryConfig,
     /// Where webhooks may go, how they are signed and sent.
     pub webhooks: WebhookConfig,
+    /// Where files lie.
+    pub files: FilesConfig,
+    /// How batches are fed.
+    pub batches: BatchConfig,
     /// The model, the slots, the drain, the address for health and metrics.
     pub worker: WorkerConfig,
     /// What this process does.
@@ -81,6 +91,8 @@ impl Settings {
             redis: RedisConfig::from_env()?,
             delivery: DeliveryConfig::from_env()?,
             webhooks: WebhookConfig::from_env()?,
+            files: FilesConfig::from_env()?,
+            batches: BatchConfig::from_env()?,
             worker: WorkerConfig::from_env()?,
             roles: Role::ALL.to_vec(),
         })
@@ -94,6 +106,7 @@ pub struct WorkerApp {
     pool: Pool,
     broker: Broker,
     redis: Redis,
+    files: FileStore,
     listener: TcpListener,
     address: SocketAddr,
     health: Health,
@@ -117,6 +130,7 @@ impl WorkerApp {
             pool,
             broker: Broker::new(settings.broker.clone()),
             redis: Redis::new(&settings.redis)?,
+            files: FileStore::open(&settings.files)?,
             health: Health::new(&settings.roles),
             listener,
             address,
@@ -158,6 +172,17 @@ impl WorkerApp {
             let (pool, broker) = (self.pool.clone(), self.broker.clone());
             let (delivery, keep) = (self.settings.delivery.clone(), self.settings.webhooks.keep);
             let work = maintenance::run(pool, broker, delivery, keep, stop_all.clone());
+            running.spawn(async {
+                work.await;
+                Ok(())
+            });
+            let batches = Batches {
+                pool: self.pool.clone(),
+                files: self.files,
+                delivery: self.settings.delivery.clone(),
+                config: self.settings.batches,
+            };
+            let work = batches.run(stop_all.clone());
             running.spawn(async {
                 work.await;
                 Ok(())

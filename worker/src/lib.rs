@@ -6,6 +6,7 @@
 pub mod acks;
 pub mod announce;
 pub mod app;
+pub mod batches;
 pub mod cancels;
 pub mod cli;
 pub mod consumer;

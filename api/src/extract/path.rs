@@ -2,7 +2,7 @@
 
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
-use claimcheck_common::domain::{Id, IdKind, JobId};
+use claimcheck_common::domain::{BatchId, FileId, Id, IdKind, JobId};
 
 use crate::error::{ApiError, Problem};
 
@@ -47,4 +47,42 @@ impl<S: Send + Sync, K: IdKind> FromRequestParts<S> for IdPath<Id<K>> {
             ApiError::NotFound(Problem::new("not_found", message).at("id"))
         })
     }
+}
+
+/// The `{id}` of a file route.
+#[derive(Debug, Clone, Copy)]
+pub struct FileIdPath(pub FileId);
+
+impl<S: Send + Sync> FromRequestParts<S> for FileIdPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let text = Path::<String>::from_request_parts(parts, state).await;
+        let id = text.ok().and_then(|text| text.parse().ok());
+        id.map(Self).ok_or_else(file_not_found)
+    }
+}
+
+/// The one answer for files that do not exist and for files of others.
+pub fn file_not_found() -> ApiError {
+    ApiError::NotFound(Problem::new("file_not_found", "There is no such file.").at("id"))
+}
+
+/// The `{id}` of a batch route.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchIdPath(pub BatchId);
+
+impl<S: Send + Sync> FromRequestParts<S> for BatchIdPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let text = Path::<String>::from_request_parts(parts, state).await;
+        let id = text.ok().and_then(|text| text.parse().ok());
+        id.map(Self).ok_or_else(batch_not_found)
+    }
+}
+
+/// The one answer for batches that do not exist and for batches of others.
+pub fn batch_not_found() -> ApiError {
+    ApiError::NotFound(Problem::new("batch_not_found", "There is no such batch.").at("id"))
 }

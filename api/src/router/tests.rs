@@ -5,7 +5,7 @@ use crate::auth::{Secret, SecretKind};
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use claimcheck_common::config::{
-    ApiConfig, BrokerConfig, DatabaseConfig, DeliveryConfig, JwtAlgorithm, RedisConfig, WebhookConfig,
+    ApiConfig, BrokerConfig, DatabaseConfig, DeliveryConfig, FilesConfig, JwtAlgorithm, RedisConfig, WebhookConfig,
 };
 use claimcheck_common::domain::{SessionId, UserId};
 use secrecy::ExposeSecret;
@@ -41,6 +41,10 @@ fn state() -> AppState {
         },
         delivery: DeliveryConfig::default(),
         webhooks: WebhookConfig::default(),
+        files: FilesConfig {
+            place: std::env::temp_dir().join("claimcheck-no-files").display().to_string(),
+            ..FilesConfig::default()
+        },
     };
     AppState::new(&config).unwrap()
 }

@@ -4,11 +4,15 @@
 //! cannot cut short.
 
 pub mod api_keys;
+pub mod batch_results;
+pub mod batches;
 pub mod bulk_jobs;
 pub mod cancel_job;
 pub mod completions;
+pub mod create_batch;
 pub mod dead_letters;
 pub mod delete_job;
+pub mod files;
 pub mod get_job;
 pub mod get_model;
 pub mod get_place;
@@ -32,6 +36,7 @@ pub mod root;
 pub mod submit_job;
 pub mod token;
 pub mod tokenize;
+pub mod upload_file;
 pub mod usage;
 pub mod users;
 pub mod webhook_endpoints;

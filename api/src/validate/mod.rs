@@ -6,8 +6,10 @@
 
 pub mod account;
 pub mod api_key;
+pub mod batch;
 pub mod completion;
 pub mod idempotency;
+pub mod jsonl;
 pub mod response;
 pub mod selection;
 pub mod webhook;

@@ -43,6 +43,9 @@ id_kinds! {
     ApiKeyKind, ApiKeyId, "key_", "an API key";
     SessionKind, SessionId, "sess_", "a session";
     EndpointKind, EndpointId, "whe_", "a webhook endpoint";
+    FileKind, FileId, "file-", "an uploaded file";
+    BatchKind, BatchId, "batch_", "a batch";
+    BatchItemKind, BatchItemId, "batch_req_", "a batch's line; the same number as its job's";
 }
 
 /// An id of kind `K`.

@@ -5,8 +5,10 @@
 //! Next: `store/` persists these types, `queue/` carries their ids.
 
 mod access;
+mod batch;
 mod dtype;
 mod event;
+mod file;
 mod generation;
 mod id;
 mod job;
@@ -14,12 +16,15 @@ mod receipt;
 mod state;
 
 pub use access::{Role, Scope, Scopes};
+pub use batch::{BatchStatus, CompletionWindow, LineProblem};
 pub use dtype::Dtype;
 pub use event::{DeliveryStatus, EventType, PayloadKind};
+pub use file::FilePurpose;
 pub use generation::{Choice, Completion, FinishReason, GenerationParams, Logprobs, Prompt, Usage};
 pub use id::{
-    ApiKeyId, ApiKeyKind, EndpointId, EndpointKind, EventId, EventKind, Id, IdKind, IdParseError, JobId, JobKind,
-    ProjectId, ProjectKind, SessionId, SessionKind, TenantId, TenantKind, UserId, UserKind, WorkerId, WorkerKind,
+    ApiKeyId, ApiKeyKind, BatchId, BatchItemId, BatchItemKind, BatchKind, EndpointId, EndpointKind, EventId, EventKind,
+    FileId, FileKind, Id, IdKind, IdParseError, JobId, JobKind, ProjectId, ProjectKind, SessionId, SessionKind,
+    TenantId, TenantKind, UserId, UserKind, WorkerId, WorkerKind,
 };
 pub use job::{Class, JobError, JobKey, ModelRef, QueueName, Share};
 pub use receipt::{Runtime, Spent};

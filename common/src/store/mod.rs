@@ -8,10 +8,15 @@
 //! nobody waits for any more, [`retry`] for doing again, [`replay`] for comparing, [`receipts`] for what it cost and
 //! [`notify`] for waking who waits. What happened to it is an event ([`events`]), and goes to whoever wants to hear of it
 //! ([`webhooks`]).
+//! Batches: [`files`] → [`batches`] → [`batch_work`] → [`batch_results`].
 
 pub mod accounts;
 pub mod api_keys;
 pub mod attend;
+pub mod batch_results;
+pub mod batch_window;
+pub mod batch_work;
+pub mod batches;
 pub mod cancels;
 pub mod claim;
 pub mod dead_letters;
@@ -19,6 +24,7 @@ pub mod erase;
 mod error;
 pub mod events;
 pub mod expire;
+pub mod files;
 pub mod idempotency;
 pub mod jobs;
 pub mod lease;

@@ -39,6 +39,21 @@ pub(super) async fn exceeded(connection: &mut PgConnection, asked: &[Asked]) -> 
     Ok(asked.iter().map(exceeded).collect())
 }
 
+/// How many more lines of a tenant's batches may become waiting jobs: as many as its limit has room for, less one part in
+/// `left_to_others` of it. `None`: it has no limit.
+pub(super) async fn room_for_batch(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    limit: Option<u32>,
+    left_to_others: u32,
+) -> StoreResult<Option<u32>> {
+    let own = own_limits(connection, &[(tenant, limit)]).await?;
+    let Some(limit) = own.get(&tenant.uuid()).copied().or(limit) else {
+        return Ok(None);
+    };
+    Ok(Some(room(connection, tenant, limit - limit / left_to_others).await?))
+}
+
 async fn own_limits(connection: &mut PgConnection, asked: &[Asked]) -> StoreResult<BTreeMap<Uuid, u32>> {
     let tenants: Vec<_> = asked.iter().map(|(tenant, _)| tenant.uuid()).collect();
     let rows = sqlx::query(

@@ -10,7 +10,12 @@ use super::{Pool, StoreResult};
 pub async fn forget_jobs(pool: &Pool, keep: Duration) -> StoreResult<u64> {
     let done = sqlx::query(
         "WITH old AS MATERIALIZED (
-             SELECT id FROM jobs WHERE finished_at < now() - $1::interval ORDER BY finished_at LIMIT $2
+             SELECT id FROM jobs j WHERE finished_at < now() - $1::interval
+                 -- What a batch came to is needed until its files are written.
+                 AND NOT EXISTS (
+                     SELECT FROM batch_items i JOIN batches b ON b.id = i.batch_id
+                     WHERE i.id = j.id AND b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
+             ORDER BY finished_at LIMIT $2
          ), event AS (
              DELETE FROM events WHERE job_id IN (SELECT id FROM old)
          )
@@ -28,6 +33,28 @@ pub async fn forget_events(pool: &Pool, keep: Duration) -> StoreResult<u64> {
     let done = sqlx::query(
         "DELETE FROM events WHERE id IN (
              SELECT id FROM events WHERE job_id IS NULL AND created_at < now() - $1::interval ORDER BY created_at LIMIT $2)",
+    )
+    .bind(keep)
+    .bind(CHUNK)
+    .execute(pool)
+    .await?;
+    Ok(done.rows_affected())
+}
+
+/// Deletes one chunk of the lines of batches that ended longer than `keep` ago, and the batches that have none left; their
+/// files have times of their own. Answers how many lines went.
+pub async fn forget_batches(pool: &Pool, keep: Duration) -> StoreResult<u64> {
+    let done = sqlx::query(
+        "WITH old AS MATERIALIZED (
+             SELECT id FROM batches
+             WHERE greatest(completed_at, failed_at, expired_at, cancelled_at) < now() - $1::interval ORDER BY id LIMIT 10
+         ), line AS MATERIALIZED (
+             SELECT i.batch_id, i.line FROM batch_items i WHERE i.batch_id IN (SELECT id FROM old) LIMIT $2
+         ), gone AS (
+             DELETE FROM batches b WHERE b.id IN (SELECT id FROM old)
+                 AND NOT EXISTS (SELECT FROM batch_items i WHERE i.batch_id = b.id)
+         )
+         DELETE FROM batch_items i USING line WHERE i.batch_id = line.batch_id AND i.line = line.line",
     )
     .bind(keep)
     .bind(CHUNK)

@@ -226,7 +226,7 @@ async fn submit_all(
 }
 
 /// Writes the rows of all jobs in one statement; answers them as [`jobs::get`] would.
-async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> StoreResult<HashMap<JobId, JobView>> {
+pub(super) async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> StoreResult<HashMap<JobId, JobView>> {
     let rows = sqlx::query(concat!(
         "WITH new AS MATERIALIZED (
              SELECT *, coalesce(scheduled_at, now()) AS available_at

@@ -1,0 +1,224 @@
+//! `POST /v1/batches` and `POST /v1/batches/{id}/retry`: a batch is accepted. The worker checks its lines and does them
+//! (`worker/src/batches/`).
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+use bytes::Bytes;
+use claimcheck_common::batch::{ENDPOINT, LINES_MAX};
+use claimcheck_common::domain::{BatchId, CompletionWindow};
+use claimcheck_common::store::batches::{self, BatchView, Created, NewBatch, Source};
+use claimcheck_common::store::files;
+use claimcheck_common::store::idempotency::{self, Answer, Claim, ClaimedBy};
+use claimcheck_common::store::once::Once;
+use claimcheck_common::store::submit::Submitted;
+use sha2::{Digest, Sha256};
+
+use crate::app::AppState;
+use crate::docs::{BadBody, NeedsToken, Trouble};
+use crate::error::{ApiError, ErrorBody, Problem};
+use crate::extract::path::{BatchIdPath, batch_not_found};
+use crate::extract::{Caller, Query, RawJson};
+use crate::idempotent::{KEEP_KEY, answered, answered_before, replayed};
+use crate::validate::batch::{self as validate, CreateBatch, ValidLines, unknown_file};
+use crate::validate::idempotency::claimed_by;
+use crate::view::BatchBody;
+
+/// Create a batch
+///
+/// Does every line of an uploaded file, or of `requests`, as a job of class `batch`, within its window. All lines are checked
+/// before the first is done: one that is not in order fails the batch, with every such line in `errors`.
+#[utoipa::path(post, path = "/v1/batches", tag = "Batches", request_body = CreateBatch,
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
+    responses(
+        (status = 200, body = BatchBody, description = "The batch", headers(
+            ("Location" = String, description = "Where the batch is"),
+            ("idempotent-replayed" = bool, description = "Present if this answer was given before"),
+        )),
+        (status = 409, body = ErrorBody, description = "The first request with this key is still at work"),
+        (status = 422, body = ErrorBody, description = "The key was used with another body"),
+        BadBody, NeedsToken, Trouble,
+    ))]
+pub async fn create_batch(
+    State(state): State<AppState>,
+    caller: Caller,
+    headers: HeaderMap,
+    RawJson(raw): RawJson,
+) -> Result<Response, ApiError> {
+    may_make_batches(&caller)?;
+    let request = Known::of(&caller, &headers, "batch", &raw)?;
+    if let Some(claim) = &request.claim
+        && let Some(Submitted::Before(before)) = idempotency::earlier(&state.pool, claim).await?
+    {
+        return answered_before(before);
+    }
+    let valid = validate::read(&raw)?;
+    let (file, is_inline) = match valid.lines {
+        ValidLines::File(id) => (id, false),
+        ValidLines::Inline(text, lines) => (
+            state.uploads.keep(&caller, "requests.jsonl", text, lines).await?.id,
+            true,
+        ),
+    };
+    let batch = NewBatch {
+        metadata: valid
+            .metadata
+            .map(|metadata| metadata.0)
+            .filter(|metadata| !metadata.is_empty()),
+        output_ttl: valid.output_ttl,
+        ..new_batch(&caller, Source::File(file), valid.window, &request)
+    };
+    let created = batches::create(&state.pool, batch, request.claim, render).await;
+    let is_used = matches!(&created, Ok(Once::Done(Created::Accepted(_))));
+    if is_inline && created.is_ok() && !is_used {
+        files::delete(&state.pool, caller.project_id, file).await?;
+        state.uploads.remove(file).await;
+    }
+    answer(created?)
+}
+
+/// Retry a batch's failed lines
+///
+/// Makes a new batch of the lines of an ended one that came to no output, from the same file, with the same window.
+#[utoipa::path(post, path = "/v1/batches/{id}/retry", tag = "Batches",
+    params(
+        ("id" = String, Path, description = "The ended batch's id"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters"),
+    ),
+    responses(
+        (status = 200, body = BatchBody, description = "The new batch; its `retry_of` names the other", headers(
+            ("Location" = String, description = "Where the new batch is"),
+        )),
+        (status = 404, body = ErrorBody, description = "No such batch, or not yours"),
+        (status = 409, body = ErrorBody, description = "It has not ended (`batch_not_ended`), no line of it failed \
+            (`nothing_failed`), its input is gone, or the first request with this key is still at work"),
+        (status = 422, body = ErrorBody, description = "The key was used with another request"),
+        NeedsToken, Trouble,
+    ))]
+pub async fn retry_batch(
+    State(state): State<AppState>,
+    caller: Caller,
+    BatchIdPath(id): BatchIdPath,
+    query: Query,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
+    query.only(&[])?;
+    may_make_batches(&caller)?;
+    let request = Known::of(&caller, &headers, &format!("retry {id}"), &Bytes::new())?;
+    let old = batches::get(&state.pool, caller.project_id, id).await?;
+    let old = old.ok_or_else(batch_not_found)?;
+    let window = CompletionWindow::parse(&old.completion_window);
+    let window = window.ok_or_else(|| ApiError::internal("a stored window does not read"))?;
+    let batch = NewBatch {
+        metadata: old.metadata,
+        ..new_batch(&caller, Source::FailedOf(id), window, &request)
+    };
+    let created = batches::create(&state.pool, batch, request.claim, render).await?;
+    match created {
+        Once::Done(Created::UnknownFile) => Err(ApiError::Conflict(Problem::new(
+            "file_not_found",
+            "The batch's input file is gone; upload it again and make a new batch.",
+        ))),
+        created => answer(created),
+    }
+}
+
+/// 403 for API keys that are limited to models or tokens: a batch's lines are taken up when no key is there to ask.
+fn may_make_batches(caller: &Caller) -> Result<(), ApiError> {
+    match caller.key() {
+        Some(key) if key.grant.models.is_some() || key.grant.max_tokens.is_some() => {
+            let message =
+                "This API key is limited to models or tokens and cannot make batches; use one without these limits.";
+            Err(ApiError::Forbidden(Problem::new("limited_key", message)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// How a request is known when it comes again.
+struct Known {
+    claim: Option<Claim>,
+    sdk_retry: Option<u32>,
+    sha256: [u8; 32],
+}
+
+impl Known {
+    fn of(caller: &Caller, headers: &HeaderMap, what: &str, raw: &Bytes) -> Result<Self, ApiError> {
+        let sha256 = Sha256::new().chain_update(what).chain_update([0]).chain_update(raw);
+        let sha256: [u8; 32] = sha256.finalize().into();
+        let by = claimed_by(headers, KEEP_KEY)?;
+        let sdk_retry = match &by {
+            Some(ClaimedBy::SdkRetry(retry)) => Some(*retry),
+            _ => None,
+        };
+        let claim = by.filter(|by| matches!(by, ClaimedBy::Key(..))).map(|by| Claim {
+            user_id: caller.user_id,
+            project_id: caller.project_id,
+            request_sha256: sha256,
+            by,
+        });
+        Ok(Self {
+            claim,
+            sdk_retry,
+            sha256,
+        })
+    }
+}
+
+fn new_batch(caller: &Caller, source: Source, window: CompletionWindow, request: &Known) -> NewBatch {
+    NewBatch {
+        id: BatchId::new(),
+        tenant_id: caller.tenant_id,
+        project_id: caller.project_id,
+        user_id: caller.user_id,
+        api_key_id: caller.key().map(|key| key.id),
+        endpoint: ENDPOINT.to_owned(),
+        source,
+        window,
+        metadata: None,
+        output_ttl: None,
+        request_sha256: request.sha256,
+        sdk_retry: request.sdk_retry,
+        lines_max: LINES_MAX,
+    }
+}
+
+fn answer(created: Once<Created>) -> Result<Response, ApiError> {
+    let created = match created {
+        Once::Done(created) => created,
+        Once::Before(before) => return answered_before(before),
+    };
+    let conflict = |code, message| Err(ApiError::Conflict(Problem::new(code, message)));
+    match created {
+        Created::Accepted(view) => answered(render(&view)),
+        Created::Found(view) => answered(render(&view)).map(replayed),
+        Created::UnknownFile => Err(unknown_file()),
+        Created::WrongPurpose => Err(ApiError::invalid(
+            "input_file_id",
+            "This file is a batch's output; upload the input with purpose `batch`.",
+        )),
+        Created::WrongLength(lines) => {
+            let message =
+                format!("This file has {lines} lines; a batch takes 1 to {LINES_MAX}. Make several batches of it.");
+            Err(ApiError::Invalid(
+                Problem::new("too_many_lines", message).at("input_file_id"),
+            ))
+        }
+        Created::UnknownBatch => Err(batch_not_found()),
+        Created::Running => conflict("batch_not_ended", "The batch has not ended; cancel it or wait."),
+        Created::NothingFailed => conflict("nothing_failed", "No line of this batch was taken up and failed."),
+    }
+}
+
+/// The answer to an accepted batch, and to its request whenever it is repeated.
+fn render(view: &BatchView) -> Answer {
+    let headers = [
+        (header::CONTENT_TYPE, "application/json".to_owned()),
+        (header::LOCATION, format!("/v1/batches/{}", view.id)),
+    ];
+    Answer {
+        status: StatusCode::OK.as_u16(),
+        headers: headers.map(|(name, value)| (name.as_str().to_owned(), value)).into(),
+        body: serde_json::to_string(&BatchBody::from(view)).unwrap_or_default(),
+    }
+}

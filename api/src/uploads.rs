@@ -1,0 +1,280 @@
+//! Files on their way in: a multipart body streams into the object store, whatever its size, in the memory of a few pieces.
+//!
+//! What is cut off, too large or no text leaves nothing behind. The work runs in a task of its own, so that a caller who hangs
+//! up cannot cut the clearing away short.
+
+use std::time::Duration;
+
+use axum::extract::multipart::{Field, Multipart, MultipartError};
+use bytes::Bytes;
+use claimcheck_common::domain::{FileId, FilePurpose};
+use claimcheck_common::files::{FileError, FileStore};
+use claimcheck_common::store::Pool;
+use claimcheck_common::store::files::{self, FileView, NewFile};
+
+use crate::error::{ApiError, Problem};
+use crate::extract::Caller;
+use crate::validate::jsonl::Jsonl;
+
+/// Most bytes of a file.
+pub const FILE_BYTES_MAX: u64 = 200 << 20;
+/// A piece must come within this.
+const PIECE_TIME: Duration = Duration::from_secs(15);
+/// So much of a refused body is still read, so that the answer is not lost in a reset connection.
+const DRAIN_BYTES: usize = 16 << 20;
+const DRAIN_TIME: Duration = Duration::from_secs(10);
+const NAME_MAX: usize = 255;
+const TTL: std::ops::RangeInclusive<u64> = 3600..=2_592_000;
+
+/// Where files go.
+#[derive(Clone)]
+pub struct Uploads {
+    pool: Pool,
+    store: FileStore,
+}
+
+/// What the parts beside the file say.
+#[derive(Default)]
+struct Wishes {
+    purpose: bool,
+    anchor: bool,
+    seconds: Option<u64>,
+}
+
+/// The file as it came.
+struct Received {
+    bytes: u64,
+    lines: u64,
+}
+
+impl Uploads {
+    /// Nothing is opened yet.
+    pub const fn new(pool: Pool, store: FileStore) -> Self {
+        Self { pool, store }
+    }
+
+    /// Receives `{purpose, file}`, in any order, and stores the file. A caller that leaves cannot cut it short.
+    pub async fn receive(&self, caller: &Caller, parts: Multipart) -> Result<FileView, ApiError> {
+        let (uploads, file) = (self.clone(), new_file(caller));
+        let task = tokio::spawn(async move { uploads.receive_all(file, parts).await });
+        task.await.map_err(ApiError::internal)?
+    }
+
+    /// Stores a file that is here already.
+    pub async fn keep(&self, caller: &Caller, name: &str, text: Vec<u8>, lines: u64) -> Result<FileView, ApiError> {
+        let file = NewFile {
+            filename: name.to_owned(),
+            ..new_file(caller)
+        };
+        let uploads = self.clone();
+        let task = tokio::spawn(async move {
+            files::begin(&uploads.pool, &file).await?;
+            let mut writer = uploads.store.writer(file.id);
+            writer.write(Bytes::from(text)).await?;
+            let bytes = writer.finish().await?;
+            uploads.note(file.id, bytes, lines, None, None).await
+        });
+        task.await.map_err(ApiError::internal)?
+    }
+
+    /// Removes a file that nobody sees any more. What fails is left to the sweep.
+    pub async fn remove(&self, id: FileId) {
+        let outcome = async {
+            self.store.discard(id).await?;
+            files::forget(&self.pool, id).await?;
+            Ok::<(), ApiError>(())
+        };
+        if let Err(error) = outcome.await {
+            tracing::warn!(%error, file = %id, "a file is left for the sweep");
+        }
+    }
+
+    async fn receive_all(&self, file: NewFile, mut parts: Multipart) -> Result<FileView, ApiError> {
+        files::begin(&self.pool, &file).await?;
+        let outcome = self.receive_parts(&file, &mut parts).await;
+        if outcome.is_err() {
+            self.remove(file.id).await;
+            let _late = tokio::time::timeout(DRAIN_TIME, drain(parts)).await;
+        }
+        outcome
+    }
+
+    async fn receive_parts(&self, file: &NewFile, parts: &mut Multipart) -> Result<FileView, ApiError> {
+        let mut wishes = Wishes::default();
+        let mut received = None;
+        let mut filename = None;
+        while let Some(mut part) = in_time(parts.next_field()).await? {
+            let name = part.name().unwrap_or_default().to_owned();
+            if name == "file" {
+                if received.is_some() {
+                    return Err(twice("file"));
+                }
+                filename = part.file_name().map(readable_name);
+                received = Some(self.store_part(file.id, &mut part).await?);
+            } else {
+                wishes.take(&name, &mut part).await?;
+            }
+        }
+        let missing =
+            |name: &str| ApiError::Invalid(Problem::new("missing_field", format!("`{name}` is required.")).at(name));
+        if !wishes.purpose {
+            return Err(missing("purpose"));
+        }
+        let Received { bytes, lines } = received.ok_or_else(|| missing("file"))?;
+        let ttl = wishes.ttl()?;
+        self.note(file.id, bytes, lines, ttl, filename).await
+    }
+
+    async fn store_part(&self, id: FileId, part: &mut Field<'_>) -> Result<Received, ApiError> {
+        let mut writer = self.store.writer(id);
+        let mut text = Jsonl::default();
+        let mut bytes = 0;
+        while let Some(piece) = in_time(part.chunk()).await? {
+            bytes += piece.len() as u64;
+            if bytes > FILE_BYTES_MAX {
+                return Err(ApiError::TooLarge(FILE_BYTES_MAX as usize));
+            }
+            text.see(&piece)?;
+            writer.write(piece).await?;
+        }
+        let lines = text.finish()?;
+        Ok(Received {
+            bytes: writer.finish().await?,
+            lines,
+        })
+    }
+
+    async fn note(
+        &self,
+        id: FileId,
+        bytes: u64,
+        lines: u64,
+        ttl: Option<Duration>,
+        filename: Option<String>,
+    ) -> Result<FileView, ApiError> {
+        let noted = files::finish(&self.pool, id, bytes, lines, ttl, filename).await?;
+        noted.ok_or_else(|| ApiError::internal("an upload was swept while it was stored"))
+    }
+}
+
+impl Wishes {
+    async fn take(&mut self, name: &str, part: &mut Field<'_>) -> Result<(), ApiError> {
+        let text = short_text(name, part).await?;
+        match name {
+            "purpose" if self.purpose => Err(twice(name)),
+            "purpose" if text == "batch" => {
+                self.purpose = true;
+                Ok(())
+            }
+            "purpose" => Err(ApiError::invalid(name, "`purpose` must be `batch`.")),
+            "expires_after[anchor]" if text == "created_at" => {
+                self.anchor = true;
+                Ok(())
+            }
+            "expires_after[anchor]" => Err(ApiError::invalid(name, "`expires_after[anchor]` must be `created_at`.")),
+            "expires_after[seconds]" => {
+                let seconds = text.parse().ok().filter(|seconds| TTL.contains(seconds));
+                self.seconds = Some(seconds.ok_or_else(|| {
+                    let (least, most) = (TTL.start(), TTL.end());
+                    let message = format!("`{name}` must be a whole number from {least} to {most}.");
+                    ApiError::invalid(name, message)
+                })?);
+                Ok(())
+            }
+            other => {
+                let shown: String = other.chars().take(64).collect();
+                let message = format!(
+                    "`{shown}` is not a field here; known fields: purpose, file, expires_after[anchor], \
+                     expires_after[seconds]."
+                );
+                Err(ApiError::Invalid(Problem::new("unknown_field", message).at(shown)))
+            }
+        }
+    }
+
+    fn ttl(&self) -> Result<Option<Duration>, ApiError> {
+        match (self.anchor, self.seconds) {
+            (false, None) => Ok(None),
+            (true, Some(seconds)) => Ok(Some(Duration::from_secs(seconds))),
+            _ => {
+                let message = "`expires_after` takes an `anchor` and `seconds`, both.";
+                Err(ApiError::invalid("expires_after", message))
+            }
+        }
+    }
+}
+
+fn new_file(caller: &Caller) -> NewFile {
+    NewFile {
+        id: FileId::new(),
+        tenant_id: caller.tenant_id,
+        project_id: caller.project_id,
+        purpose: FilePurpose::Batch,
+        filename: "file".to_owned(),
+        ttl: None,
+    }
+}
+
+/// What a caller's system calls the file, without what a header or a page could not show.
+fn readable_name(name: &str) -> String {
+    let name: String = name
+        .chars()
+        .filter(|letter| !letter.is_control())
+        .take(NAME_MAX)
+        .collect();
+    if name.is_empty() { "file".to_owned() } else { name }
+}
+
+async fn short_text(name: &str, part: &mut Field<'_>) -> Result<String, ApiError> {
+    const MOST: usize = 64;
+    let mut text = Vec::new();
+    while let Some(piece) = in_time(part.chunk()).await? {
+        text.extend_from_slice(&piece);
+        if text.len() > MOST {
+            let name: String = name.chars().take(MOST).collect();
+            return Err(ApiError::invalid(
+                &name,
+                format!("`{name}` must have at most {MOST} bytes."),
+            ));
+        }
+    }
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn twice(name: &str) -> ApiError {
+    ApiError::Invalid(Problem::new("duplicate_field", format!("`{name}` is given twice.")).at(name))
+}
+
+/// Waits for the next piece, as long as one may take.
+async fn in_time<T>(piece: impl Future<Output = Result<T, MultipartError>>) -> Result<T, ApiError> {
+    let came = tokio::time::timeout(PIECE_TIME, piece).await;
+    came.map_err(|_| ApiError::SlowRequest)?.map_err(|_| {
+        let message = "The upload ended early, or is no multipart form; nothing of it was kept. Send it again.";
+        ApiError::Invalid(Problem::new("invalid_body", message))
+    })
+}
+
+async fn drain(mut parts: Multipart) {
+    let mut seen = 0;
+    while let Ok(Some(mut part)) = parts.next_field().await {
+        while let Ok(Some(piece)) = part.chunk().await {
+            seen += piece.len();
+            if seen > DRAIN_BYTES {
+                return;
+            }
+        }
+    }
+}
+
+impl From<FileError> for ApiError {
+    fn from(error: FileError) -> Self {
+        match error {
+            FileError::Missing => Self::internal(error),
+            FileError::Bucket(_) | FileError::Folder(_) | FileError::Place(..) => Self::Unavailable {
+                message: "The service cannot reach its file store right now; try again in a moment.",
+                retry_after: crate::error::RETRY_AFTER_OUTAGE,
+                cause: Some(error.into()),
+            },
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Whether a batch can be done within its window: an honest guess, made when it is submitted.
+//!
+//! Unfinished lines of other batches are the reservations: whoever submits stands in line for a moment, so that each guess
+//! counts all that was accepted before it.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
+
+use super::StoreResult;
+use super::row::get;
+use crate::domain::TenantId;
+
+/// The endings that the guess is taken from: the newest of them, at most this many and this old.
+const SAMPLE_JOBS: i64 = 200;
+const SAMPLE_SECONDS: f64 = 600.0;
+
+/// How long a batch may take, by two measures.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Forecast {
+    /// Lines of batches that take their turns before this one's last line.
+    pub lines_ahead: u64,
+    /// Seconds, if the lines run as fast as batch jobs lately ended. None ended lately: `None`. When little was asked for, little
+    /// ended, so this may be far too long.
+    pub at_present_pace: Option<f64>,
+    /// Seconds, if every slot of every worker did nothing else and a job took as long as the latest did. Nothing to go by:
+    /// `None`. This is the least.
+    pub at_best: Option<f64>,
+    /// Seconds of the window.
+    pub window: f64,
+}
+
+/// Whether a window is long enough.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Feasibility {
+    /// At the present pace it is.
+    Feasible,
+    /// Even with all slots it is not.
+    Infeasible,
+    /// In between, or nothing to go by.
+    Unknown,
+}
+
+impl Forecast {
+    /// The verdict.
+    pub fn feasibility(&self) -> Feasibility {
+        if self.at_best.is_some_and(|seconds| seconds > self.window) {
+            Feasibility::Infeasible
+        } else if self.at_present_pace.is_some_and(|seconds| seconds <= self.window) {
+            Feasibility::Feasible
+        } else {
+            Feasibility::Unknown
+        }
+    }
+}
+
+/// The guess for so many new lines of a tenant. The caller's transaction must write them down.
+pub(super) async fn forecast(
+    connection: &mut PgConnection,
+    tenant: TenantId,
+    lines: u64,
+    window: Duration,
+) -> StoreResult<Forecast> {
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('batches:forecast', 0))")
+        .execute(&mut *connection)
+        .await?;
+    // A statement of its own, after the lock: it sees what those before have committed.
+    let row = sqlx::query(
+        "WITH open AS (
+             SELECT tenant_id, sum(total - completed - failed) AS lines FROM batches
+             WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling') GROUP BY tenant_id
+         ), own AS (
+             SELECT coalesce((SELECT lines FROM open WHERE tenant_id = $1), 0) AS lines
+         ), newest AS (
+             SELECT class, started_at, finished_at FROM jobs
+             WHERE finished_at > now() - make_interval(secs => $4) AND started_at IS NOT NULL
+             ORDER BY finished_at DESC LIMIT $3
+         )
+         SELECT (own.lines + coalesce((
+                     -- Tenants take turns: of another's lines no more are in front than there are of one's own.
+                     SELECT sum(least(open.lines, own.lines + $2)) FROM open WHERE tenant_id <> $1), 0))::int8 AS ahead,
+             (SELECT (count(*) / nullif(extract(epoch FROM now() - min(finished_at)), 0))::float8
+              FROM newest WHERE class = 'batch') AS pace,
+             (SELECT avg(extract(epoch FROM finished_at - started_at))::float8 FROM newest) AS seconds,
+             (SELECT sum(prefetch)::float8 FROM workers
+              WHERE ready_at IS NOT NULL AND NOT draining AND last_seen_at > now() - interval '30 seconds') AS slots
+         FROM own",
+    )
+    .bind(tenant.uuid())
+    .bind(lines.cast_signed())
+    .bind(SAMPLE_JOBS)
+    .bind(SAMPLE_SECONDS)
+    .fetch_one(connection)
+    .await?;
+    let ahead = get::<i64, _>(&row, "ahead")?.cast_unsigned();
+    let all = (ahead + lines) as f64;
+    let (pace, seconds, slots): (Option<f64>, Option<f64>, Option<f64>) =
+        (get(&row, "pace")?, get(&row, "seconds")?, get(&row, "slots")?);
+    Ok(Forecast {
+        lines_ahead: ahead,
+        at_present_pace: pace.filter(|pace| *pace > 0.0).map(|pace| all / pace),
+        at_best: seconds
+            .zip(slots.filter(|slots| *slots > 0.0))
+            .map(|(seconds, slots)| all * seconds / slots),
+        window: window.as_secs_f64(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_both_measures_allow_is_said_for_certain() {
+        let verdict = |at_present_pace, at_best| {
+            Forecast {
+                lines_ahead: 0,
+                at_present_pace,
+                at_best,
+                window: 3600.0,
+            }
+            .feasibility()
+        };
+        assert_eq!(verdict(Some(3000.0), Some(30.0)), Feasibility::Feasible);
+        assert_eq!(
+            verdict(Some(90_000.0), Some(30.0)),
+            Feasibility::Unknown,
+            "little was asked for lately, perhaps"
+        );
+        assert_eq!(verdict(Some(90_000.0), Some(4000.0)), Feasibility::Infeasible);
+        assert_eq!(verdict(None, Some(4000.0)), Feasibility::Infeasible);
+        assert_eq!(
+            verdict(Some(3000.0), Some(4000.0)),
+            Feasibility::Infeasible,
+            "the pace of a few jobs misleads"
+        );
+        assert_eq!(verdict(None, None), Feasibility::Unknown);
+    }
+}

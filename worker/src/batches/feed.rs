@@ -1,0 +1,224 @@
+//! Takes a batch's lines up as jobs, as many at a time as may run, or as failures once the batch is to end.
+//!
+//! A bounded number of a batch's lines are jobs at the same time. The release window alone would keep the broker's queues
+//! short, but so the tenant's limit of waiting jobs holds for batches as well, `jobs` and the outbox do not grow by 50,000 rows at
+//! once, counting looks at the open items alone, and a cancel has little to undo.
+
+use std::sync::Arc;
+
+use claimcheck_common::batch::{input, output};
+use claimcheck_common::domain::{BatchStatus, Class, JobError, JobId, LineProblem};
+use claimcheck_common::files::FileError;
+use claimcheck_common::store::batch_work::{self, FedLine, Held, Progress};
+use claimcheck_common::store::submit::{JobOptions, NewJob};
+use claimcheck_common::validate::Problem;
+use claimcheck_common::validate::text::Text;
+use time::OffsetDateTime;
+
+use super::BatchError;
+use super::lines::{Lines, RawLine};
+use super::models::Served;
+use super::turn::Turn;
+
+/// Lines in one transaction.
+const CHUNK: usize = 500;
+const CHUNK_BYTES: usize = 4 << 20;
+/// Chunks in one turn.
+const CHUNKS: usize = 8;
+
+/// How far feeding came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Feed {
+    /// There is more to take up, and room for it.
+    More,
+    /// As many jobs run as may, or there are no more lines.
+    Full,
+    /// The tenant has too much waiting, or no model is served.
+    Blocked,
+    /// The batch is another worker's.
+    Lost,
+}
+
+pub(super) async fn feed(turn: &mut Turn<'_>) -> Result<Feed, BatchError> {
+    let (pool, held) = (turn.work.pool.clone(), &mut turn.held);
+    let served = Arc::new(turn.models.now(&pool).await?);
+    if served.is_empty() && held.view.ending.is_none() {
+        return Ok(Feed::Blocked);
+    }
+    let mut lines = match Lines::open(&turn.work.files, held.view.input_file_id, held.mark).await {
+        Ok(lines) => lines,
+        Err(FileError::Missing) => return without_input(turn).await,
+        Err(error) => return Err(error.into()),
+    };
+    let mut chunks = 0;
+    while chunks < CHUNKS {
+        let room = match held.view.ending {
+            Some(_) => CHUNK,
+            None => turn.work.config.batch_in_flight.saturating_sub(held.open()) as usize,
+        };
+        if room == 0 || held.is_fed() {
+            return Ok(Feed::Full);
+        }
+        // Of a batch that is done again most lines may be none of its: they do not count as a chunk.
+        let most = if held.view.retry_of.is_some() {
+            CHUNK
+        } else {
+            room.min(CHUNK)
+        };
+        let Some(chunk) = next_chunk(&mut lines, most).await? else {
+            let _written = batch_work::no_more_lines(&pool, held).await?;
+            return Ok(Feed::More);
+        };
+        let mut wanted = wanted(turn.work, held, chunk).await?;
+        if wanted.is_empty() {
+            continue;
+        }
+        let is_cut = wanted.len() > room;
+        wanted.truncate(room);
+        let prepared = prepare(wanted, served.clone(), held).await?;
+        let count = prepared.len();
+        match batch_work::feed(&pool, held, prepared, turn.work.config.max_queued).await? {
+            Progress::Lost => return Ok(Feed::More),
+            Progress::Done(fed) => {
+                held.mark = fed.mark;
+                held.view.failed += fed.refused;
+                if fed.taken < count {
+                    return Ok(Feed::Blocked);
+                }
+            }
+        }
+        if is_cut {
+            return Ok(Feed::Full);
+        }
+        chunks += 1;
+    }
+    Ok(Feed::More)
+}
+
+async fn next_chunk(lines: &mut Lines, most: usize) -> Result<Option<Vec<RawLine>>, BatchError> {
+    let mut chunk = Vec::with_capacity(most);
+    let mut bytes = 0;
+    while chunk.len() < most && bytes < CHUNK_BYTES {
+        let Some(line) = lines.next().await? else { break };
+        bytes += line.text.len();
+        chunk.push(line);
+    }
+    Ok((!chunk.is_empty()).then_some(chunk))
+}
+
+/// Of a chunk those lines that are to be done: all, or those that failed before.
+async fn wanted(work: &super::Batches, held: &Held, chunk: Vec<RawLine>) -> Result<Vec<RawLine>, BatchError> {
+    let (Some(before), Some(first), Some(last)) = (held.view.retry_of, chunk.first(), chunk.last()) else {
+        return Ok(chunk);
+    };
+    let failed = batch_work::failed_lines(&work.pool, before, first.number, last.number).await?;
+    let is_wanted = |line: &RawLine| failed.binary_search(&line.number).is_ok();
+    Ok(chunk.into_iter().filter(is_wanted).collect())
+}
+
+/// Counting tokens is work: it is done on another thread.
+async fn prepare(chunk: Vec<RawLine>, served: Arc<Served>, held: &Held) -> Result<Vec<FedLine>, BatchError> {
+    let held = held.clone();
+    let now = OffsetDateTime::now_utc().unix_timestamp();
+    let prepared = tokio::task::spawn_blocking(move || {
+        chunk
+            .into_iter()
+            .map(|line| match held.view.ending {
+                None => as_job(&line, &served, &held, now),
+                Some(ending) => as_failure(&line, ending),
+            })
+            .collect()
+    });
+    Ok(prepared.await?)
+}
+
+fn as_job(raw: &RawLine, served: &Served, held: &Held, now: i64) -> FedLine {
+    let fed = |custom_id, outcome: Result<NewJob, Problem>| FedLine {
+        line: raw.number,
+        end: raw.end,
+        custom_id,
+        outcome: outcome
+            .map(Box::new)
+            .map_err(|problem| JobError::invalid(problem.code, problem.message)),
+    };
+    match input::read(&raw.text) {
+        Ok(line) => fed(Some(line.custom_id), new_job(line.body, served, held, now)),
+        // Validated, and yet no line: the object is another one than it was.
+        Err(problem) => fed(None, Err(problem)),
+    }
+}
+
+fn new_job(
+    body: claimcheck_common::validate::job::SubmitJob,
+    served: &Served,
+    held: &Held,
+    now: i64,
+) -> Result<NewJob, Problem> {
+    let model = served.find(body.model.as_ref().map(Text::as_str))?;
+    let tokens = model.count(&body.prompt.0)?;
+    let valid = body.into_valid(tokens, model.limits(), now)?;
+    Ok(NewJob {
+        id: JobId::new(),
+        tenant_id: held.tenant_id,
+        project_id: held.project_id,
+        user_id: held.user_id,
+        api_key_id: held.api_key_id,
+        model: model.reference(),
+        class: Class::Batch,
+        prompt: valid.prompt,
+        prompt_tokens: valid.prompt_tokens,
+        params: valid.params,
+        metadata: (!valid.metadata.is_empty()).then_some(valid.metadata),
+        scheduled_at: None,
+        options: JobOptions {
+            deadline_at: Some(held.view.expires_at),
+            ..valid.options
+        },
+        queue_limit: None,
+        traceparent: None,
+        webhook: None,
+    })
+}
+
+fn as_failure(raw: &RawLine, ending: BatchStatus) -> FedLine {
+    FedLine {
+        line: raw.number,
+        end: raw.end,
+        custom_id: input::read(&raw.text).ok().map(|line| line.custom_id),
+        outcome: Err(output::unfinished(ending)),
+    }
+}
+
+/// The input is gone. What runs is stopped and what is left of the lines fails, without the names that only the input knew.
+async fn without_input(turn: &mut Turn<'_>) -> Result<Feed, BatchError> {
+    let (pool, held) = (&turn.work.pool, &mut turn.held);
+    let Some(ending) = held.view.ending else {
+        tracing::error!(file = %held.view.input_file_id, "the input of a batch is gone");
+        let problem = LineProblem {
+            code: "input_file_lost".to_owned(),
+            line: None,
+            message: "The input file could not be read any more. What was done until then is kept.".to_owned(),
+            param: Some("input_file_id".to_owned()),
+        };
+        let _changed = batch_work::fail(pool, held, problem).await?;
+        return Ok(Feed::More);
+    };
+    while !held.is_fed() {
+        let next = held.mark.line + 1;
+        let rest = held.view.total - held.mark.items;
+        let lines = (next..next + rest.min(CHUNK as u32)).map(|line| FedLine {
+            line,
+            end: held.mark.bytes,
+            custom_id: None,
+            outcome: Err(output::unfinished(ending)),
+        });
+        match batch_work::feed(pool, held, lines.collect(), None).await? {
+            Progress::Lost => return Ok(Feed::Lost),
+            Progress::Done(fed) => {
+                held.mark = fed.mark;
+                held.view.failed += fed.refused;
+            }
+        }
+    }
+    Ok(Feed::More)
+}
