@@ -64,10 +64,11 @@ async fn without_the_status_guard_of_the_settle_a_job_ends_twice() {
             settle_completed(&world.pool, key, "twice").await.len()
         };
         assert_eq!((twice().await, broken(world).await.as_str()), (0, ""));
-        // The job does not look ended, and has one output less to stumble over.
+        // The job does not look ended, and has one output and one receipt less to stumble over.
         without(
             world,
-            "CREATE FUNCTION doctored() RETURNS trigger LANGUAGE plpgsql AS
+            "ALTER TABLE receipts DROP CONSTRAINT receipts_pkey, ALTER finished_at DROP NOT NULL;
+             CREATE FUNCTION doctored() RETURNS trigger LANGUAGE plpgsql AS
              'BEGIN NEW.status := OLD.status; NEW.finished_at := NULL; NEW.lease_expires_at := OLD.lease_expires_at;
               DELETE FROM job_outputs WHERE job_id = NEW.id; RETURN NEW; END';
              CREATE TRIGGER doctored BEFORE UPDATE ON jobs FOR EACH ROW
