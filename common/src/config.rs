@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use url::Url;
 
-use crate::domain::Dtype;
+use crate::domain::{DeviceChoice, Dtype};
 use crate::webhook::Vault;
 
 /// A variable is missing or does not read.
@@ -411,6 +411,9 @@ pub struct WorkerConfig {
     /// `CLAIMCHECK_DTYPE`: what weight matrices are kept in: `f32` (default), `bf16`, `int8`.
     #[serde(default)]
     pub dtype: Dtype,
+    /// `CLAIMCHECK_DEVICE`: where to compute: `auto` (default), `cpu`, `cuda`, `cuda:N`, `vulkan`.
+    #[serde(default)]
+    pub device: DeviceChoice,
     /// Where hub models come from.
     #[serde(skip)]
     pub hub: HubConfig,

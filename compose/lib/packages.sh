@@ -7,12 +7,19 @@ postgres_bin() {
   [[ -x $folder/postgres ]] && echo "$folder"
 }
 
+# The loader, and a driver for it: a card's, or Mesa's software one.
+has_vulkan() {
+  /sbin/ldconfig -p | grep 'libvulkan\.so\.1' >/dev/null || return 1
+  compgen -G '/usr/share/vulkan/icd.d/*.json' >/dev/null || compgen -G '/etc/vulkan/icd.d/*.json' >/dev/null
+}
+
 has_program() {
   case $1 in
     postgres) [[ -n $(postgres_bin) ]] ;;
     rabbitmq) [[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ]] ;;
     redis) command -v redis-server >/dev/null ;;
     haproxy) [[ -x /usr/sbin/haproxy ]] ;;
+    vulkan) has_vulkan ;;
     *) command -v "$1" >/dev/null ;;
   esac
 }
@@ -22,6 +29,7 @@ package_of() {
     postgres) echo postgresql ;;
     rabbitmq) echo rabbitmq-server ;;
     redis) echo redis-server ;;
+    vulkan) echo mesa-vulkan-drivers libvulkan1 ;;
     cc) echo gcc libc6-dev ;;
     *) echo "$1" ;;
   esac

@@ -5,15 +5,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use burn::backend::flex::FlexDevice;
 use claimcheck_common::config::{HubConfig, WorkerConfig};
-use claimcheck_common::domain::{Dtype, ModelRef};
+use claimcheck_common::domain::{DeviceChoice, Dtype, ModelRef};
 use claimcheck_common::store::models::NewModel;
 use claimcheck_common::tokenizer::{Tokenizer, TokenizerError};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use crate::gpt2::{BLOCK, Cpu, Gpt2, Gpt2Runner, LoadError, ModelFiles, StepModel, hub};
+use crate::gpt2::{BLOCK, Device, DeviceError, LoadError, ModelFiles, StepModel, Weights, hub};
 
 /// Why there is nothing to serve.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +23,9 @@ pub enum ServeError {
     /// Its weights or its configuration.
     #[error("the model cannot be loaded")]
     Load(#[from] LoadError),
+    /// The device to compute on.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// Its tokenizer.
     #[error("the model's tokenizer cannot be loaded")]
     Tokenizer(#[from] TokenizerError),
@@ -61,6 +63,8 @@ pub struct ModelChoice {
     pub name: Option<String>,
     /// What its matrices are kept in.
     pub dtype: Dtype,
+    /// Where it is to be computed.
+    pub device: DeviceChoice,
     /// Sequences that are generated side by side.
     pub slots: u16,
     /// Most memory for keys and values, in MiB.
@@ -77,6 +81,7 @@ impl ServedModel {
             revision: config.model_revision.clone(),
             name: config.model_name.clone(),
             dtype: config.dtype,
+            device: config.device,
             slots: config.slots,
             kv_cache_mib: config.kv_cache_mib,
             hub: config.hub.clone(),
@@ -106,15 +111,17 @@ pub fn find(source: &str, revision: Option<&str>, config: &HubConfig) -> Result<
 }
 
 fn load(choice: ModelChoice) -> Result<ServedModel, ServeError> {
+    let device = Device::find(choice.device, choice.dtype)?;
     let files = find(&choice.source, choice.revision.as_deref(), &choice.hub)?;
     // Beside each other: both read the whole file.
-    let (weights, weights_sha256) = std::thread::scope(|scope| {
+    let (model, weights_sha256) = std::thread::scope(|scope| {
         let digest = scope.spawn(|| files.weights_sha256());
-        (Gpt2::<Cpu>::load(&files, choice.dtype, &FlexDevice), digest.join())
+        let blocks = |block_bytes, context_length| blocks(&choice, block_bytes, context_length);
+        let model = device.load(Weights::Files(&files), choice.dtype, &blocks);
+        (model, digest.join())
     });
-    let (weights, weights_sha256) = (weights?, weights_sha256.map_err(|_| ServeError::Panicked)??);
-    let blocks = blocks(&choice, weights.block_bytes(), weights.config().n_positions);
-    let model: Box<dyn StepModel> = Box::new(Gpt2Runner::new(weights, blocks));
+    let (model, weights_sha256) = (model?, weights_sha256.map_err(|_| ServeError::Panicked)??);
+    tracing::info!(%device, dtype = %choice.dtype, "the model is loaded");
     let bytes = std::fs::read(&files.tokenizer).map_err(|cause| LoadError::Unreadable {
         path: files.tokenizer.clone(),
         cause,
@@ -174,6 +181,7 @@ mod tests {
             revision: None,
             name: None,
             dtype: Dtype::default(),
+            device: DeviceChoice::Cpu,
             slots: 1,
             kv_cache_mib: 1,
             hub: HubConfig::default(),
@@ -198,6 +206,7 @@ mod tests {
                 revision: None,
                 name: None,
                 dtype: Dtype::default(),
+                device: DeviceChoice::Cpu,
                 slots,
                 kv_cache_mib,
                 hub: HubConfig::default(),

@@ -6,6 +6,7 @@
 
 mod access;
 mod batch;
+mod device;
 mod dtype;
 mod event;
 mod file;
@@ -17,6 +18,7 @@ mod state;
 
 pub use access::{Role, Scope, Scopes};
 pub use batch::{BatchStatus, CompletionWindow, LineProblem};
+pub use device::DeviceChoice;
 pub use dtype::Dtype;
 pub use event::{DeliveryStatus, EventType, PayloadKind};
 pub use file::FilePurpose;

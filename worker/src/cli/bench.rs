@@ -13,9 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use burn::backend::flex::FlexDevice;
 use claimcheck_common::config::{HubConfig, load_dotenv};
-use claimcheck_common::domain::Dtype;
+use claimcheck_common::domain::{DeviceChoice, Dtype};
 use claimcheck_common::tokenizer::Tokenizer;
 use clap::{ArgGroup, Args};
 use rand::{RngExt, SeedableRng};
@@ -23,7 +22,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use crate::engine::EngineConfig;
-use crate::gpt2::{BLOCK, Cpu, Gpt2, Gpt2Config, Gpt2Runner, StepModel, StepRow, byte_tokenizer_json, save_random};
+use crate::gpt2::{BLOCK, Device, Gpt2Config, StepModel, StepRow, Weights, byte_tokenizer_json, save_random};
 use crate::served_model;
 use scenarios::Scenario;
 
@@ -41,6 +40,9 @@ pub(super) struct BenchArgs {
     /// In what the weights are kept.
     #[arg(long, default_value_t)]
     dtype: Dtype,
+    /// Where to compute: auto, cpu, cuda, cuda:N or vulkan.
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
     /// A folder with Hugging Face files, or a name on the hub.
     #[arg(long)]
     model: Option<String>,
@@ -100,7 +102,7 @@ pub(super) async fn run(args: BenchArgs) -> anyhow::Result<()> {
     load_dotenv()?;
     // The signals still end the process: nothing here has to be put in order.
     tokio::task::spawn_blocking(move || match (&args.spec, args.scenario) {
-        (Some(path), _) => spec::run(path, args.dtype),
+        (Some(path), _) => spec::run(path, args.dtype, args.device),
         (None, Some(scenario)) => tokio::runtime::Handle::current().block_on(measure_scenario(&args, scenario)),
         (None, None) => measure_all(&args),
     })
@@ -110,8 +112,8 @@ pub(super) async fn run(args: BenchArgs) -> anyhow::Result<()> {
 async fn measure_scenario(args: &BenchArgs, scenario: Scenario) -> anyhow::Result<()> {
     let slots = usize::from(args.batch.iter().copied().max().unwrap_or(1));
     let prompt = args.prompt_tokens as usize;
-    let (weights, tokenizer) = (weights(args)?, Arc::new(tokenizer(args)?));
-    let model = Box::new(Gpt2Runner::new(weights, scenarios::blocks(scenario, slots, prompt)));
+    let tokenizer = Arc::new(tokenizer(args)?);
+    let model = load(args, scenarios::blocks(scenario, slots, prompt))?;
     let config = EngineConfig {
         slots,
         token_budget: args.token_budget,
@@ -142,18 +144,17 @@ fn tokenizer(args: &BenchArgs) -> anyhow::Result<Tokenizer> {
 fn measure_all(args: &BenchArgs) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     let slots = args.batch.iter().copied().max().unwrap_or(1);
-    let weights = weights(args)?;
-    let context = weights.config().n_positions;
     let (prompt, new) = (args.prompt_tokens as usize, args.new_tokens as usize);
+    let of_sequence = (prompt + new).div_ceil(BLOCK);
+    let mut runner = load(args, usize::from(slots) * of_sequence)?;
+    let context = runner.context_length();
     ensure!(
         prompt + new <= context,
         "--prompt-tokens {prompt} and --new-tokens {new} are more than the model's context of {context}"
     );
-    let of_sequence = (prompt + new).div_ceil(BLOCK);
-    let mut runner = Gpt2Runner::new(weights, usize::from(slots) * of_sequence);
     let mut all = Vec::new();
     for batch in &args.batch {
-        let figures = measure(&mut runner, usize::from(*batch), prompt, new, args.rounds as usize)?;
+        let figures = measure(runner.as_mut(), usize::from(*batch), prompt, new, args.rounds as usize)?;
         if !args.json {
             let (prefill, decode) = (figures.prefill_tokens_per_second, figures.decode_tokens_per_second);
             writeln!(
@@ -170,16 +171,17 @@ fn measure_all(args: &BenchArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn weights(args: &BenchArgs) -> anyhow::Result<Gpt2<Cpu>> {
+fn load(args: &BenchArgs, blocks: usize) -> anyhow::Result<Box<dyn StepModel>> {
+    let device = Device::find(args.device, args.dtype)?;
     let Some(config) = &args.random else {
         let source = args.model.as_deref().context("neither --model nor --random")?;
         let files = served_model::find(source, args.model_revision.as_deref(), &HubConfig::from_env()?)?;
-        return Ok(Gpt2::load(&files, args.dtype, &FlexDevice)?);
+        return Ok(device.load(Weights::Files(&files), args.dtype, &|_, _| blocks)?);
     };
     if let Some(folder) = &args.save {
         save_random(config, SEED, folder)?;
     }
-    Ok(Gpt2::random(config.clone(), SEED, args.dtype, &FlexDevice))
+    Ok(device.load(Weights::Random(config, SEED), args.dtype, &|_, _| blocks)?)
 }
 
 fn measure(

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::{Context, bail, ensure};
 use claimcheck_common::config::{HubConfig, load_dotenv};
-use claimcheck_common::domain::{Completion, Dtype, GenerationParams, JobId, JobKey, Share};
+use claimcheck_common::domain::{Completion, DeviceChoice, Dtype, GenerationParams, JobId, JobKey, Share};
 use clap::Args;
 use rand::RngExt;
 use tokio::sync::mpsc;
@@ -28,6 +28,9 @@ pub(super) struct GenerateArgs {
     /// What weights are kept in: f32, bf16 or int8.
     #[arg(long, default_value_t)]
     dtype: Dtype,
+    /// Where to compute: auto, cpu, cuda, cuda:N or vulkan.
+    #[arg(long, default_value_t)]
+    device: DeviceChoice,
     /// The text to continue.
     #[arg(long, allow_hyphen_values = true)]
     prompt: String,
@@ -117,6 +120,7 @@ pub(super) async fn run(args: GenerateArgs) -> anyhow::Result<()> {
         revision: args.model_revision.clone(),
         name: None,
         dtype: args.dtype,
+        device: args.device,
         slots: args.n as u16,
         // What one sequence needs is there in any case.
         kv_cache_mib: 1024,

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use claimcheck_common::config::{TelemetryConfig, load_dotenv};
-use claimcheck_common::domain::Dtype;
+use claimcheck_common::domain::{DeviceChoice, Dtype};
 use claimcheck_common::{shutdown, telemetry};
 use clap::Args;
 
@@ -28,6 +28,9 @@ pub(super) struct RunArgs {
     /// What weights are kept in: f32, bf16 or int8 [env: `CLAIMCHECK_DTYPE`]
     #[arg(long)]
     dtype: Option<Dtype>,
+    /// Where to compute: auto, cpu, cuda, cuda:N or vulkan [env: `CLAIMCHECK_DEVICE`]
+    #[arg(long)]
+    device: Option<DeviceChoice>,
     /// Sequences that are generated side by side [env: `CLAIMCHECK_SLOTS`]
     #[arg(long)]
     slots: Option<u16>,
@@ -49,6 +52,7 @@ impl RunArgs {
         worker.model_name = self.model_name.or(worker.model_name.take());
         worker.model_revision = self.model_revision.or(worker.model_revision.take());
         worker.dtype = self.dtype.unwrap_or(worker.dtype);
+        worker.device = self.device.unwrap_or(worker.device);
         worker.slots = self.slots.unwrap_or(worker.slots);
         worker.kv_cache_mib = self.kv_cache_mib.unwrap_or(worker.kv_cache_mib);
         worker.worker_http_addr = self.http_addr.unwrap_or(worker.worker_http_addr);

@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 /// The activation between the two halves of the feed-forward layer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Deserialize)]
 pub enum Activation {
     /// The tanh approximation that GPT-2 was trained with (`gelu_new`, `gelu_pytorch_tanh`).
     #[default]

@@ -33,6 +33,9 @@ pub enum LoadError {
         /// What is wrong.
         complaint: String,
     },
+    /// The device did not compute a first step with it.
+    #[error("the device does not run this model: {0}")]
+    Device(String),
     /// The hub did not give the file.
     #[error("{model} at revision {revision}: {complaint}")]
     Hub {

@@ -7,7 +7,6 @@ use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Tensor, TensorData};
 use claimcheck_common::domain::Dtype;
 use safetensors::Dtype as FileDtype;
 use safetensors::tensor::Metadata;
@@ -97,7 +96,7 @@ pub(super) fn assemble<B: Gpt2Backend, E>(
     let (width, inner, vocab) = (config.n_embd, config.inner(), config.vocab_size);
     let mut source = Source { read, dtype, device };
     let tokens = source.transposed("wte.weight", [width, vocab])?;
-    let positions = source.tensor("wpe.weight", [config.n_positions, width])?;
+    let positions = source.floats("wpe.weight", [config.n_positions, width])?;
     let mut blocks = Vec::with_capacity(config.n_layer);
     for layer in 0..config.n_layer {
         let name = |part: &str| format!("h.{layer}.{part}");
@@ -135,31 +134,32 @@ struct Source<'a, 'r, B: Gpt2Backend, E> {
 }
 
 impl<B: Gpt2Backend, E> Source<'_, '_, B, E> {
-    fn tensor<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Result<Tensor<B, D>, E> {
-        Ok(Tensor::from_data(
-            TensorData::new((self.read)(name, &shape, 0..shape[0])?, shape),
-            self.device,
-        ))
+    fn floats(&mut self, name: &str, shape: [usize; 2]) -> Result<B::Floats, E> {
+        Ok(B::floats((self.read)(name, &shape, 0..shape[0])?, shape, self.device))
+    }
+
+    fn vector(&mut self, name: &str, width: usize) -> Result<B::Vector, E> {
+        Ok(B::vector((self.read)(name, &[width], 0..width)?, self.device))
     }
 
     /// The matrix `[in, out]` that is stored the other way round.
     fn transposed(&mut self, name: &str, [inputs, outputs]: [usize; 2]) -> Result<B::Matrix, E> {
-        B::pack_transposed([inputs, outputs], self.dtype, &mut |rows| {
+        B::pack_transposed([inputs, outputs], self.dtype, self.device, &mut |rows| {
             (self.read)(name, &[outputs, inputs], rows)
         })
     }
 
     fn norm(&mut self, name: &str, width: usize) -> Result<Norm<B>, E> {
         Ok(Norm {
-            gamma: self.tensor(&format!("{name}.weight"), [width])?,
-            beta: self.tensor(&format!("{name}.bias"), [width])?,
+            gamma: self.vector(&format!("{name}.weight"), width)?,
+            beta: self.vector(&format!("{name}.bias"), width)?,
         })
     }
 
     fn linear(&mut self, name: &str, shape: [usize; 2]) -> Result<Linear<B>, E> {
         Ok(Linear {
-            weight: B::pack(self.tensor(&format!("{name}.weight"), shape)?, self.dtype),
-            bias: self.tensor(&format!("{name}.bias"), [shape[1]])?,
+            weight: B::pack(self.floats(&format!("{name}.weight"), shape)?, self.dtype),
+            bias: self.vector(&format!("{name}.bias"), shape[1])?,
         })
     }
 }

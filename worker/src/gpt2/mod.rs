@@ -1,8 +1,8 @@
 //! GPT-2 on Burn: files to weights, tokens to logits.
 //!
 //! The model is written once (`model.rs`), generic over [`Gpt2Backend`], whose few operations
-//! (`ops.rs`) are plain Burn in `reference.rs` and own kernels in `cpu/`. Must never schedule or sample: it
-//! computes one step of rows that the engine chose. Next: `engine/`.
+//! (`ops.rs`) are plain Burn in `reference.rs` and own kernels in `cpu/` and `gpu/`; `device.rs` finds the device that was
+//! asked for. Must never schedule or sample: it computes one step of rows that the engine chose. Next: `engine/`.
 //!
 //! The same answer in any company: every element of a row is reduced in one fixed order, whatever other rows, chunks or
 //! threads share the step.
@@ -10,7 +10,10 @@
 mod byte_tokenizer;
 mod config;
 mod cpu;
+mod device;
 mod files;
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+mod gpu;
 pub mod hub;
 mod load;
 mod model;
@@ -26,6 +29,7 @@ mod tests;
 pub(crate) use byte_tokenizer::json as byte_tokenizer_json;
 pub use config::{Activation, Gpt2Config};
 pub use cpu::Cpu;
+pub use device::{Device, DeviceError, Weights};
 pub use files::{LoadError, ModelFiles};
 pub use model::Gpt2;
 pub use ops::{BLOCK, CacheShape, Gpt2Backend, Span};

@@ -1,21 +1,20 @@
 //! The model itself: embeddings, blocks, head. See Radford et al., "Language Models are Unsupervised Multitask Learners"
 //! (2019); layer norms stand before each half of a block and once more before the head.
 
-use burn::tensor::{Int, Tensor, TensorData};
 use claimcheck_common::domain::Dtype;
 
 use super::{CacheShape, Gpt2Backend, Gpt2Config, Span};
 
 /// Scale and shift of a layer norm, each `[n_embd]`.
 pub(super) struct Norm<B: Gpt2Backend> {
-    pub(super) gamma: Tensor<B, 1>,
-    pub(super) beta: Tensor<B, 1>,
+    pub(super) gamma: B::Vector,
+    pub(super) beta: B::Vector,
 }
 
 /// A packed matrix `[in, out]` with its bias `[out]`.
 pub(super) struct Linear<B: Gpt2Backend> {
     pub(super) weight: B::Matrix,
-    pub(super) bias: Tensor<B, 1>,
+    pub(super) bias: B::Vector,
 }
 
 /// One transformer block.
@@ -39,7 +38,7 @@ pub struct Gpt2<B: Gpt2Backend> {
     /// `[n_embd, vocab_size]`: a token is embedded as its column, and the head is the same matrix where it is tied.
     pub(super) tokens: B::Matrix,
     /// `[n_positions, n_embd]`
-    pub(super) positions: Tensor<B, 2>,
+    pub(super) positions: B::Floats,
     pub(super) blocks: Vec<Block<B>>,
     pub(super) last_norm: Norm<B>,
     /// `[n_embd, vocab_size]`, where it is not tied.
@@ -75,10 +74,10 @@ impl<B: Gpt2Backend> Gpt2<B> {
 
     /// Runs `tokens [T]`, the concatenation of `spans`, and answers the logits `[wanted.len(), vocab_size]` of the tokens
     /// whose places in the step are `wanted`.
-    pub fn forward(&self, tokens: &[u32], spans: &[Span<'_>], wanted: &[usize], cache: &mut B::Cache) -> Tensor<B, 2> {
+    pub fn forward(&self, tokens: &[u32], spans: &[Span<'_>], wanted: &[usize], cache: &mut B::Cache) -> B::Floats {
         let places = spans.iter().flat_map(|span| span.position..span.position + span.len);
-        let at = self.indices(places);
-        let mut x = B::embed(&self.tokens, tokens, &self.device) + self.positions.clone().select(0, at);
+        let places: Vec<u32> = places.map(|place| place as u32).collect();
+        let mut x = B::embed(&self.tokens, &self.positions, tokens, &places);
         let mut carried = None;
         for (layer, block) in self.blocks.iter().enumerate() {
             let (sum, norm) = self.add_norm(x, carried, &block.attention_norm);
@@ -97,24 +96,15 @@ impl<B: Gpt2Backend> Gpt2<B> {
             x = sum;
         }
         // Only rows that are sampled from pay for the head.
-        let wanted = self.indices(wanted.iter().copied());
-        let carried = carried.map(|carried| carried.select(0, wanted.clone()));
-        let (_, norm) = self.add_norm(x.select(0, wanted), carried, &self.last_norm);
+        if wanted.len() < tokens.len() {
+            carried = carried.map(|carried| B::rows(&carried, wanted));
+            x = B::rows(&x, wanted);
+        }
+        let (_, norm) = self.add_norm(x, carried, &self.last_norm);
         B::project(&norm, self.head.as_ref().unwrap_or(&self.tokens), None, None)
     }
 
-    fn add_norm(
-        &self,
-        x: Tensor<B, 2>,
-        residual: Option<Tensor<B, 2>>,
-        norm: &Norm<B>,
-    ) -> (Tensor<B, 2>, Tensor<B, 2>) {
+    fn add_norm(&self, x: B::Floats, residual: Option<B::Floats>, norm: &Norm<B>) -> (B::Floats, B::Floats) {
         B::add_norm(x, residual, &norm.gamma, &norm.beta, self.config.layer_norm_epsilon)
-    }
-
-    fn indices(&self, indices: impl Iterator<Item = usize>) -> Tensor<B, 1, Int> {
-        let indices: Vec<i32> = indices.map(|index| index as i32).collect();
-        let len = indices.len();
-        Tensor::from_data(TensorData::new(indices, [len]), &self.device)
     }
 }

@@ -3,11 +3,9 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
-use burn::tensor::backend::Backend;
 use claimcheck_common::domain::Dtype;
 
-use super::Activation;
+use super::{Activation, StepError};
 
 /// Tokens of a block, the unit in which the cache is given out: as many as a panel of the CPU's kernels has columns.
 pub const BLOCK: usize = 32;
@@ -41,42 +39,64 @@ pub struct CacheShape {
 }
 
 /// A backend that GPT-2 runs on. `T` is the number of tokens of a step, all rows packed one after another.
-pub trait Gpt2Backend: Backend {
+///
+/// No more than GPT-2 needs, so that a device takes a handful of kernels and not a whole `burn::tensor::backend::Backend`.
+pub trait Gpt2Backend: 'static {
+    /// Where it computes.
+    type Device: Clone + Send;
+    /// `f32` numbers `[rows, columns]` on the device; a clone shares them.
+    type Floats: Clone + Send;
+    /// `f32` numbers `[columns]` on the device.
+    type Vector: Send;
     /// A weight matrix `[in, out]` in the layout that [`Self::project`] likes.
     type Matrix: Send;
     /// Keys and values of all layers and blocks.
     type Cache: Send;
 
+    /// Brings numbers `[rows, columns]` to the device.
+    fn floats(values: Vec<f32>, shape: [usize; 2], device: &Self::Device) -> Self::Floats;
+
+    /// Brings numbers to the device.
+    fn vector(values: Vec<f32>, device: &Self::Device) -> Self::Vector;
+
+    /// Brings numbers back, row by row.
+    fn values(floats: Self::Floats) -> Result<Vec<f32>, StepError>;
+
+    /// The rows `which`, in that order.
+    fn rows(floats: &Self::Floats, which: &[usize]) -> Self::Floats;
+
     /// Packs a weight matrix `[in, out]` as `dtype`, once at load.
-    fn pack(weight: Tensor<Self, 2>, dtype: Dtype) -> Self::Matrix;
+    fn pack(weight: Self::Floats, dtype: Dtype) -> Self::Matrix;
 
     /// Packs a weight matrix `[in, out]` that is stored `[out, in]`: asks for some of those rows after others, so that the
     /// largest matrix never lies in memory twice.
     fn pack_transposed<E>(
         shape: [usize; 2],
         dtype: Dtype,
+        device: &Self::Device,
         read: &mut dyn FnMut(Range<usize>) -> Result<Vec<f32>, E>,
     ) -> Result<Self::Matrix, E>;
 
-    /// The columns `ids [T]` of a packed matrix `[in, out]`, as rows `[T, in]`.
-    fn embed(weight: &Self::Matrix, ids: &[u32], device: &Self::Device) -> Tensor<Self, 2>;
+    /// The columns `ids [T]` of a packed matrix `[in, out]`, as rows, each plus the row of `positions [_, in]` that `places [T]`
+    /// names. Answers `[T, in]`.
+    fn embed(weight: &Self::Matrix, positions: &Self::Floats, ids: &[u32], places: &[u32]) -> Self::Floats;
 
     /// `x [T, in] × w [in, out] + bias [out]`, then the activation, if any. Answers `[T, out]`.
     fn project(
-        x: &Tensor<Self, 2>,
+        x: &Self::Floats,
         weight: &Self::Matrix,
-        bias: Option<&Tensor<Self, 1>>,
+        bias: Option<&Self::Vector>,
         activation: Option<Activation>,
-    ) -> Tensor<Self, 2>;
+    ) -> Self::Floats;
 
     /// Adds `residual [T, C]` to `x [T, C]` if there is one, and normalizes each row. Answers the sum and its norm.
     fn add_norm(
-        x: Tensor<Self, 2>,
-        residual: Option<Tensor<Self, 2>>,
-        gamma: &Tensor<Self, 1>,
-        beta: &Tensor<Self, 1>,
+        x: Self::Floats,
+        residual: Option<Self::Floats>,
+        gamma: &Self::Vector,
+        beta: &Self::Vector,
         epsilon: f32,
-    ) -> (Tensor<Self, 2>, Tensor<Self, 2>);
+    ) -> (Self::Floats, Self::Floats);
 
     /// Bytes of one block with all its layers.
     fn block_bytes(shape: CacheShape) -> usize;
@@ -85,5 +105,5 @@ pub trait Gpt2Backend: Backend {
     fn new_cache(shape: CacheShape, device: &Self::Device) -> Self::Cache;
 
     /// Writes keys and values of `qkv [T, 3 C]` to the cache and attends each token to its own past. Answers `[T, C]`.
-    fn attend(qkv: &Tensor<Self, 2>, cache: &mut Self::Cache, layer: usize, spans: &[Span<'_>]) -> Tensor<Self, 2>;
+    fn attend(qkv: &Self::Floats, cache: &mut Self::Cache, layer: usize, spans: &[Span<'_>]) -> Self::Floats;
 }

@@ -94,6 +94,6 @@ where
         if nobody {
             return Ok(Vec::new());
         }
-        Ok(logits.into_data().into_vec().expect("logits are f32"))
+        B::values(logits)
     }
 }

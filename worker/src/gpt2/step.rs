@@ -19,6 +19,9 @@ pub enum StepError {
     /// A row asks for something the model does not have. The engine never does; a bug otherwise.
     #[error("a row of the step is out of bounds: {0}")]
     OutOfBounds(String),
+    /// The device failed, or has no memory left.
+    #[error("the device could not compute the step: {0}")]
+    Device(String),
 }
 
 /// A model that computes steps.

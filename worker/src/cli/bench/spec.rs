@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use burn::backend::flex::FlexDevice;
-use claimcheck_common::domain::Dtype;
+use claimcheck_common::domain::{DeviceChoice, Dtype};
 use serde::{Deserialize, Serialize};
 
-use crate::gpt2::{BLOCK, Cpu, Gpt2, Gpt2Runner, ModelFiles, StepModel, StepRow};
+use crate::gpt2::{BLOCK, Device, ModelFiles, StepModel, StepRow, Weights};
 
 /// What to measure.
 #[derive(Debug, Deserialize)]
@@ -49,23 +48,23 @@ struct Run {
 }
 
 /// Measures what `path` asks for.
-pub(super) fn run(path: &Path, dtype: Dtype) -> anyhow::Result<()> {
+pub(super) fn run(path: &Path, dtype: Dtype, device: DeviceChoice) -> anyhow::Result<()> {
     let text = std::fs::read(path).with_context(|| path.display().to_string())?;
     let spec: Spec = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
-    let answer = measure(&spec, dtype)?;
+    let answer = measure(&spec, dtype, device)?;
     writeln!(std::io::stdout().lock(), "{}", serde_json::to_string(&answer)?).context("standard output")
 }
 
-fn measure(spec: &Spec, dtype: Dtype) -> anyhow::Result<Answer> {
+fn measure(spec: &Spec, dtype: Dtype, device: DeviceChoice) -> anyhow::Result<Answer> {
     ensure!(!spec.prompts.is_empty(), "`prompts` is empty");
     ensure!(spec.new > 0, "`new` is 0");
     ensure!(spec.repeats > 0, "`repeats` is 0");
     ensure!(spec.threads > 0, "`threads` is 0");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(spec.threads).build()?;
-    pool.install(|| measure_here(spec, dtype))
+    pool.install(|| measure_here(spec, dtype, device))
 }
 
-fn measure_here(spec: &Spec, dtype: Dtype) -> anyhow::Result<Answer> {
+fn measure_here(spec: &Spec, dtype: Dtype, device: DeviceChoice) -> anyhow::Result<Answer> {
     let begin = Instant::now();
     let files = ModelFiles {
         name: "measured".to_owned(),
@@ -81,7 +80,8 @@ fn measure_here(spec: &Spec, dtype: Dtype) -> anyhow::Result<Answer> {
         .map(|prompt| blocks(prompt, spec.new))
         .sum::<usize>();
     let long = blocks(&spec.long_prompt, 1);
-    let mut model = Gpt2Runner::new(Gpt2::<Cpu>::load(&files, dtype, &FlexDevice)?, rows.max(long));
+    let device = Device::find(device, dtype)?;
+    let mut model = device.load(Weights::Files(&files), dtype, &|_, _| rows.max(long))?;
     let load_s = begin.elapsed().as_secs_f64();
     // The last token is not read any more.
     let context = model.context_length();
@@ -97,10 +97,10 @@ fn measure_here(spec: &Spec, dtype: Dtype) -> anyhow::Result<Answer> {
         tokens: Vec::new(),
     };
     for repeat in 0..=spec.repeats {
-        let (run, tokens) = generate(&mut model, &spec.prompts, spec.new)?;
+        let (run, tokens) = generate(model.as_mut(), &spec.prompts, spec.new)?;
         let long = match spec.long_prompt.as_slice() {
             [] => None,
-            prompt => Some(generate(&mut model, &[prompt.to_vec()], 1)?.0.prefill_s),
+            prompt => Some(generate(model.as_mut(), &[prompt.to_vec()], 1)?.0.prefill_s),
         };
         if repeat == 0 {
             continue; // The warm-up.
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn the_tokens_are_those_of_transformers_and_every_repeat_has_its_times() {
         let expected = expected();
-        let answer = measure(&spec(&expected), Dtype::F32).unwrap();
+        let answer = measure(&spec(&expected), Dtype::F32, DeviceChoice::Cpu).unwrap();
         assert_eq!(answer.tokens[1], expected.greedy);
         assert_eq!(answer.tokens[0].len(), expected.greedy.len());
         assert_eq!((answer.runs.len(), answer.long_prefill_s.len()), (2, 2));
@@ -207,7 +207,12 @@ mod tests {
     fn without_a_long_prompt_there_are_no_times_of_one() {
         let mut spec = spec(&expected());
         spec.long_prompt.clear();
-        assert!(measure(&spec, Dtype::F32).unwrap().long_prefill_s.is_empty());
+        assert!(
+            measure(&spec, Dtype::F32, DeviceChoice::Cpu)
+                .unwrap()
+                .long_prefill_s
+                .is_empty()
+        );
     }
 
     #[test]
@@ -224,7 +229,7 @@ mod tests {
         for (case, change) in changes.iter().enumerate() {
             let mut spec = spec(&expected());
             change(&mut spec);
-            assert!(measure(&spec, Dtype::F32).is_err(), "case {case}");
+            assert!(measure(&spec, Dtype::F32, DeviceChoice::Cpu).is_err(), "case {case}");
         }
     }
 }

@@ -25,21 +25,42 @@ mod x86;
 use std::ops::Range;
 
 use burn::backend::Flex;
-use burn::backend::flex::FlexTensor;
-use burn::tensor::{Tensor, TensorData, TensorPrimitive};
+use burn::backend::flex::{FlexDevice, FlexTensor};
+use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive};
 use claimcheck_common::domain::Dtype;
 use pulp::Arch;
 
-use super::{Activation, CacheShape, Gpt2Backend, Span};
+use super::{Activation, CacheShape, Gpt2Backend, Span, StepError};
 
 /// The backend of `--device cpu`.
 pub type Cpu = Flex;
 
 impl Gpt2Backend for Cpu {
+    type Device = FlexDevice;
+    type Floats = Tensor<Self, 2>;
+    type Vector = Tensor<Self, 1>;
     type Matrix = panels::Panels;
     type Cache = attention::Cache;
 
-    fn pack(weight: Tensor<Self, 2>, dtype: Dtype) -> Self::Matrix {
+    fn floats(values: Vec<f32>, shape: [usize; 2], device: &Self::Device) -> Self::Floats {
+        Tensor::from_data(TensorData::new(values, shape), device)
+    }
+
+    fn vector(values: Vec<f32>, device: &Self::Device) -> Self::Vector {
+        Tensor::from_data(values.as_slice(), device)
+    }
+
+    fn values(floats: Self::Floats) -> Result<Vec<f32>, StepError> {
+        Ok(floats.into_data().into_vec().expect("all floats are f32"))
+    }
+
+    fn rows(floats: &Self::Floats, which: &[usize]) -> Self::Floats {
+        let which: Vec<i32> = which.iter().map(|row| *row as i32).collect();
+        let which = Tensor::<Self, 1, Int>::from_data(which.as_slice(), &floats.device());
+        floats.clone().select(0, which)
+    }
+
+    fn pack(weight: Self::Floats, dtype: Dtype) -> Self::Matrix {
         let [rows, columns] = weight.dims();
         with_slice(&weight, |weight| panels::Panels::pack(weight, rows, columns, dtype))
     }
@@ -47,22 +68,32 @@ impl Gpt2Backend for Cpu {
     fn pack_transposed<E>(
         [inputs, outputs]: [usize; 2],
         dtype: Dtype,
+        _device: &Self::Device,
         read: &mut dyn FnMut(Range<usize>) -> Result<Vec<f32>, E>,
     ) -> Result<Self::Matrix, E> {
         panels::Panels::pack_transposed(inputs, outputs, dtype, read)
     }
 
-    fn embed(weight: &Self::Matrix, ids: &[u32], _device: &Self::Device) -> Tensor<Self, 2> {
-        let rows: Vec<f32> = ids.iter().flat_map(|id| weight.column(*id as usize)).collect();
+    fn embed(weight: &Self::Matrix, positions: &Self::Floats, ids: &[u32], places: &[u32]) -> Self::Floats {
+        let [_, width] = positions.dims();
+        let mut rows: Vec<f32> = ids.iter().flat_map(|id| weight.column(*id as usize)).collect();
+        with_slice(positions, |positions| {
+            for (row, place) in rows.chunks_exact_mut(width).zip(places) {
+                let position = &positions[*place as usize * width..][..width];
+                row.iter_mut()
+                    .zip(position)
+                    .for_each(|(row, position)| *row += position);
+            }
+        });
         matrix(rows, ids.len())
     }
 
     fn project(
-        x: &Tensor<Self, 2>,
+        x: &Self::Floats,
         weight: &Self::Matrix,
-        bias: Option<&Tensor<Self, 1>>,
+        bias: Option<&Self::Vector>,
         activation: Option<Activation>,
-    ) -> Tensor<Self, 2> {
+    ) -> Self::Floats {
         let rows = x.dims()[0];
         let y = with_slice(x, |x| match bias {
             Some(bias) => with_slice(bias, |bias| weight.multiply(Arch::new(), x, Some(bias), activation)),
@@ -72,12 +103,12 @@ impl Gpt2Backend for Cpu {
     }
 
     fn add_norm(
-        x: Tensor<Self, 2>,
-        residual: Option<Tensor<Self, 2>>,
-        gamma: &Tensor<Self, 1>,
-        beta: &Tensor<Self, 1>,
+        x: Self::Floats,
+        residual: Option<Self::Floats>,
+        gamma: &Self::Vector,
+        beta: &Self::Vector,
         epsilon: f32,
-    ) -> (Tensor<Self, 2>, Tensor<Self, 2>) {
+    ) -> (Self::Floats, Self::Floats) {
         let [rows, _] = x.dims();
         let sum = match residual {
             Some(residual) => x + residual,
@@ -99,7 +130,7 @@ impl Gpt2Backend for Cpu {
         attention::Cache::new(shape)
     }
 
-    fn attend(qkv: &Tensor<Self, 2>, cache: &mut Self::Cache, layer: usize, spans: &[Span<'_>]) -> Tensor<Self, 2> {
+    fn attend(qkv: &Self::Floats, cache: &mut Self::Cache, layer: usize, spans: &[Span<'_>]) -> Self::Floats {
         let rows = qkv.dims()[0];
         matrix(
             with_slice(qkv, |qkv| cache.attend(Arch::new(), qkv, layer, spans)),

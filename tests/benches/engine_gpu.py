@@ -1,0 +1,269 @@
+"""What `tests/benches/engine-gpu` runs: parity, throughput beside transformers, and a table of kernels."""
+
+import argparse
+import datetime
+import json
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+FIXTURES = HERE.parent / "fixtures" / "parity"
+PAGE = HERE.parents[1] / "docs" / "benchmarks" / "engine-gpu.md"
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--worker", required=True, help="claimcheck-worker, built with the device's feature")
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--dtype", default="bf16", choices=["f32", "bf16"])
+    parser.add_argument("--batch", default="1,32,256")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--new", type=int, default=64)
+    parser.add_argument("--shape", default="gpt2")
+    parser.add_argument("--peers", default="eager,compiled")
+    parser.add_argument("--out", type=Path, default=PAGE)
+    return parser.parse_args()
+
+
+def worker(args, spec, device=None, dtype=None):
+    """One run of our bench: its line of JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "spec.json")
+        path.write_text(json.dumps(spec))
+        command = [args.worker, "bench", "--device", device or args.device, "--dtype", dtype or args.dtype, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def spec_of(model, prompts, new, repeats=1):
+    return {"model": str(model), "prompts": prompts, "long_prompt": [], "new": new, "threads": os.cpu_count(),
+            "repeats": repeats}
+
+
+def fixtures(args):
+    """The models whose greedy text transformers wrote down: do we write it, on the card and on the processor?"""
+    rows = []
+    for folder in sorted(FIXTURES.iterdir()):
+        expected = json.loads((folder / "expected.json").read_text())
+        spec = spec_of(folder, [expected["prompt"], expected["ids"][:1]], len(expected["greedy"]))
+        here = worker(args, spec, dtype="f32")["tokens"][0]
+        cpu = worker(args, spec, device="cpu", dtype="f32")["tokens"][0]
+        rows.append((folder.name, here == expected["greedy"], cpu == expected["greedy"]))
+    return rows
+
+
+def company(args, model, cfg):
+    """Rows of one prompt each, alone and together: equal tokens, whatever the step's company."""
+    prompts = draw(cfg, 8, args.prompt, seed=7)
+    together = worker(args, spec_of(model, prompts, args.new))["tokens"]
+    alone = [worker(args, spec_of(model, [prompt], args.new))["tokens"][0] for prompt in prompts]
+    return sum(a == b for a, b in zip(together, alone)), len(prompts)
+
+
+def draw(cfg, batch, length, seed=1):
+    generator = random.Random(f"{seed} {batch} {length}")
+    return [[generator.randrange(cfg["vocab_size"] - 1) for _ in range(length)] for _ in range(batch)]
+
+
+class Transformers:
+    """The same weights by Hugging Face transformers: greedy, so many tokens a row, the cache on."""
+
+    def __init__(self, model, dtype, compiled):
+        import torch
+        import transformers
+
+        self.torch, self.transformers, self.compiled = torch, transformers, compiled
+        kind = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
+        self.model = transformers.GPT2LMHeadModel.from_pretrained(model, dtype=kind).eval().cuda()
+        self.kind, self.forwards = kind, {}
+
+    def step(self, batch):
+        """One forward that answers the likeliest tokens; compiled once for each batch size."""
+        torch, model = self.torch, self.model
+
+        def forward(ids, cache, place):
+            out = model(ids, past_key_values=cache, cache_position=place, use_cache=True)
+            return out.logits[:, -1].argmax(-1, keepdim=True)
+
+        if not self.compiled:
+            return forward
+        if batch not in self.forwards:
+            self.forwards[batch] = torch.compile(forward, mode="reduce-overhead", fullgraph=True)
+        return self.forwards[batch]
+
+    def run(self, prompts, new):
+        """Seconds of the prefill and of the rest, and the tokens."""
+        torch = self.torch
+        ids = torch.tensor(prompts, device="cuda")
+        batch, length = ids.shape
+        if self.compiled:
+            cache = self.transformers.StaticCache(config=self.model.config, max_cache_len=length + new)
+        else:
+            cache = self.transformers.DynamicCache()
+        step, begin, middle, end = self.step(batch), *(torch.cuda.Event(enable_timing=True) for _ in range(3))
+        with torch.inference_mode():
+            torch.cuda.synchronize()
+            begin.record()
+            out = self.model(ids, past_key_values=cache, cache_position=torch.arange(length, device="cuda"), use_cache=True)
+            token = out.logits[:, -1].argmax(-1, keepdim=True)
+            tokens = [token]
+            middle.record()
+            for place in range(length, length + new - 1):
+                token = step(token.clone(), cache, torch.tensor([place], device="cuda")).clone()
+                tokens.append(token)
+            end.record()
+            torch.cuda.synchronize()
+        return begin.elapsed_time(middle) / 1e3, middle.elapsed_time(end) / 1e3, torch.cat(tokens, 1).tolist()
+
+    def measure(self, prompts, new, repeats=2):
+        self.run(prompts, new)  # The warm-up, with what is compiled.
+        self.run(prompts, new)
+        return [self.run(prompts, new)[:2] for _ in range(repeats)]
+
+
+def bandwidth():
+    """Bytes a second that the card copies, both ways counted; nothing without torch."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    if not torch.cuda.is_available():
+        return None
+    source = torch.empty(1 << 28, dtype=torch.float32, device="cuda")
+    target = torch.empty_like(source)
+    best = 0.0
+    for _ in range(10):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        target.copy_(source)
+        end.record()
+        torch.cuda.synchronize()
+        best = max(best, 2 * source.nbytes / (begin.elapsed_time(end) / 1e3))
+    return best
+
+
+def step_bytes(cfg, dtype, batch, context):
+    """Bytes that a decode step has to read: all weights once, and every row's keys and values."""
+    width, layers, size = cfg["n_embd"], cfg["n_layer"], {"f32": 4, "bf16": 2}[dtype]
+    weights = layers * 12 * width * width + cfg["vocab_size"] * width
+    return size * (weights + batch * context * layers * 2 * width)
+
+
+def kernels(args, model, cfg):
+    """The time of each kernel in a short run, by Nsight Systems."""
+    if not shutil.which("nsys"):
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        spec = Path(folder, "spec.json")
+        spec.write_text(json.dumps(spec_of(model, draw(cfg, 32, args.prompt), args.new)))
+        report = Path(folder, "report")
+        command = ["nsys", "profile", "-o", str(report), args.worker, "bench", "--device", args.device, "--dtype",
+                   args.dtype, str(spec)]
+        if subprocess.run(command, capture_output=True).returncode:
+            return None
+        stats = subprocess.run(["nsys", "stats", "-r", "cuda_gpu_kern_sum", "-f", "csv", f"{report}.nsys-rep"],
+                               capture_output=True, text=True).stdout
+    lines = [line.split(",") for line in stats.splitlines() if line.count(",") >= 8]
+    return [(row[-1].strip('"'), row[0], row[2], row[3]) for row in lines[1:16]]
+
+
+def first_line(command):
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=HERE)
+    except OSError:
+        return "unknown"
+    return done.stdout.splitlines()[0].strip() if done.stdout else "unknown"
+
+
+def median(values):
+    return statistics.median(values) if values else None
+
+
+def measure(args, model, cfg, batches, peers):
+    """`{(engine, batch): {"decode": [...], "prefill": [...]}}`, every engine in turn in every round."""
+    engines = {"ours": None}
+    for peer in peers:
+        engines[peer] = Transformers(model, args.dtype, peer == "compiled")
+    figures = {(name, batch): {"prefill": [], "decode": []} for name in engines for batch in batches}
+    for turn in range(args.rounds):
+        for batch in batches:
+            prompts = draw(cfg, batch, args.prompt)
+            for name, engine in engines.items():
+                print(f"round {turn + 1}, batch {batch}: {name}", file=sys.stderr, flush=True)
+                if engine is None:
+                    runs = worker(args, spec_of(model, prompts, args.new, repeats=2))["runs"]
+                    runs = [(run["prefill_s"], run["decode_s"]) for run in runs]
+                else:
+                    runs = engine.measure(prompts, args.new)
+                for prefill, decode in runs:
+                    figures[name, batch]["prefill"].append(batch * args.prompt / prefill)
+                    figures[name, batch]["decode"].append(batch * (args.new - 1) / decode)
+    return figures
+
+
+def page(args, cfg, batches, peers, parity, equal, figures, copied, table):
+    name = first_line(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])
+    commit = first_line(["git", "rev-parse", "--short", "HEAD"])
+    lines = [
+        "# The engine on a graphics card", "",
+        f"`tests/benches/engine-gpu` on {datetime.date.today()}, commit {commit}, {args.device}: {name}. GPT-2 in the shape of "
+        f"{args.shape} with random weights in {args.dtype}, {args.prompt} prompt and {args.new} new tokens a row, greedy; medians "
+        f"of {args.rounds} rounds of two runs each, every engine in turn.", "",
+        "## Parity", "",
+        "Greedy text of the fixtures, which transformers wrote down (f32):", "",
+        "| model | on the card | on the processor |", "|---|---|---|",
+    ]
+    say = {True: "equal", False: "**differs**"}
+    lines += [f"| {model} | {say[here]} | {say[cpu]} |" for model, here, cpu in parity]
+    lines += ["", f"Rows that write the same alone and in a batch of {equal[1]}: {equal[0]} of {equal[1]}.", "", "## Throughput", ""]
+    lines += ["| figure | batch | ours | " + "".join(f"transformers, {peer} | ours to it | " for peer in peers)
+              + "of the bandwidth bound |", "|---|---|---|" + "---|---|" * len(peers) + "---|"]
+    for figure in ["decode", "prefill"]:
+        for batch in batches:
+            ours = median(figures["ours", batch][figure])
+            cells = []
+            for peer in peers:
+                theirs = median(figures[peer, batch][figure])
+                cells += [f"{theirs:,.0f}", f"{ours / theirs:.2f}"]
+            bound = "–"
+            if figure == "decode" and copied:
+                steps = copied / step_bytes(cfg, args.dtype, batch, args.prompt + args.new / 2)
+                bound = f"{ours / (steps * batch):.0%}"
+            lines.append(f"| {figure}, tokens a second | {batch} | {ours:,.0f} | " + "".join(f"{cell} | " for cell in cells) + f"{bound} |")
+    lines += ["", f"The card copies {copied / 1e12:.2f} TB/s." if copied else "The card's bandwidth was not measured.", "", "## Kernels", ""]
+    if table:
+        lines += ["| kernel | % of the time | calls | mean ns |", "|---|---|---|---|"]
+        lines += [f"| `{kernel}` | {share} | {calls} | {mean} |" for kernel, share, calls, mean in table]
+    else:
+        lines.append("Not measured: `nsys` was not there.")
+    args.out.write_text("\n".join(lines) + "\n")
+
+
+def main():
+    args = arguments()
+    batches = [int(batch) for batch in args.batch.split(",")]
+    peers = [] if args.peers == "none" else args.peers.split(",")
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder, args.shape)
+        made = [args.worker, "bench", "--device", "cpu", "--random", args.shape, "--save", str(model), "--batch", "1",
+                "--prompt-tokens", "1", "--new-tokens", "1", "--rounds", "1"]
+        subprocess.run(made, check=True, stdout=subprocess.DEVNULL)
+        cfg = json.loads((model / "config.json").read_text())
+        parity = fixtures(args)
+        equal = company(args, model, cfg)
+        figures = measure(args, model, cfg, batches, peers)
+        page(args, cfg, batches, peers, parity, equal, figures, bandwidth(), kernels(args, model, cfg))
+    print(args.out)
+
+
+if __name__ == "__main__":
+    main()

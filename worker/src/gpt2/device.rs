@@ -1,0 +1,206 @@
+//! From the device that was asked for to one that is there, and to a model that runs on it.
+//!
+//! A device is looked for before anything is started on it: what is missing is one clear line, and `auto` goes on to the next.
+//! Must never start a driver that was not asked for.
+
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(feature = "vulkan")]
+mod vulkan;
+
+use burn::backend::flex::FlexDevice;
+use claimcheck_common::domain::{DeviceChoice, Dtype};
+
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use super::StepRow;
+use super::{Cpu, Gpt2, Gpt2Backend, Gpt2Config, Gpt2Runner, LoadError, ModelFiles, StepModel};
+
+/// Why a device cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The program was built without it.
+    #[error("this program was built without --device {0}: build it with the feature `{0}`, or choose another device")]
+    NotBuilt(&'static str),
+    /// It is not there, or what it needs is not.
+    #[error("--device {device}: {complaint}")]
+    Missing {
+        /// The device.
+        device: DeviceChoice,
+        /// What is missing.
+        complaint: String,
+    },
+    /// Kernels for such weights exist for the processor alone.
+    #[error("weights of {0} are computed on --device cpu alone; a graphics card takes f32 and bf16")]
+    Dtype(Dtype),
+}
+
+/// A device that is there.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Device {
+    /// The processor.
+    Cpu,
+    /// A card of NVIDIA's, with its name.
+    #[cfg(feature = "cuda")]
+    Cuda(cubecl::cuda::CudaDevice, String),
+    /// An adapter of Vulkan's, with its name.
+    #[cfg(feature = "vulkan")]
+    Vulkan(cubecl::wgpu::WgpuDevice, String),
+}
+
+/// Whether an adapter counts that is a program on the processor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(feature = "vulkan"), allow(dead_code))]
+enum Software {
+    Taken,
+    LeftOut,
+}
+
+/// Where weights come from.
+#[derive(Debug, Clone, Copy)]
+pub enum Weights<'a> {
+    /// Files of Hugging Face's.
+    Files(&'a ModelFiles),
+    /// Drawn from a seed.
+    Random(&'a Gpt2Config, u64),
+}
+
+impl Device {
+    /// The device that `choice` means here, for weights of `dtype`.
+    pub fn find(choice: DeviceChoice, dtype: Dtype) -> Result<Self, DeviceError> {
+        let device = match choice {
+            DeviceChoice::Cpu => return Ok(Self::Cpu),
+            DeviceChoice::Auto => return Ok(Self::best(dtype)),
+            DeviceChoice::Cuda(number) => Self::cuda(number)?,
+            DeviceChoice::Vulkan => Self::vulkan(Software::Taken)?,
+        };
+        match dtype {
+            Dtype::Int8 => Err(DeviceError::Dtype(dtype)),
+            Dtype::F32 | Dtype::Bf16 => Ok(device),
+        }
+    }
+
+    fn best(dtype: Dtype) -> Self {
+        if dtype == Dtype::Int8 {
+            return Self::Cpu;
+        }
+        let found = Self::cuda(0).or_else(|_| Self::vulkan(Software::LeftOut));
+        found.unwrap_or(Self::Cpu)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(number: u16) -> Result<Self, DeviceError> {
+        cuda::find(number)
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    const fn cuda(_number: u16) -> Result<Self, DeviceError> {
+        Err(DeviceError::NotBuilt("cuda"))
+    }
+
+    #[cfg(feature = "vulkan")]
+    fn vulkan(software: Software) -> Result<Self, DeviceError> {
+        vulkan::find(software)
+    }
+
+    #[cfg(not(feature = "vulkan"))]
+    const fn vulkan(_software: Software) -> Result<Self, DeviceError> {
+        Err(DeviceError::NotBuilt("vulkan"))
+    }
+
+    /// Loads a model onto the device, with a cache of as many blocks as `blocks` says for the bytes of a block and the context
+    /// length.
+    pub fn load(
+        &self,
+        weights: Weights<'_>,
+        dtype: Dtype,
+        blocks: &dyn Fn(usize, usize) -> usize,
+    ) -> Result<Box<dyn StepModel>, LoadError> {
+        match self {
+            Self::Cpu => load::<Cpu>(weights, dtype, &FlexDevice, blocks),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(device, _) => load::<super::gpu::Cuda>(weights, dtype, device, blocks).and_then(warmed),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan(device, _) => load::<super::gpu::Vulkan>(weights, dtype, device, blocks).and_then(warmed),
+        }
+    }
+}
+
+fn load<B: Gpt2Backend>(
+    weights: Weights<'_>,
+    dtype: Dtype,
+    device: &B::Device,
+    blocks: &dyn Fn(usize, usize) -> usize,
+) -> Result<Box<dyn StepModel>, LoadError>
+where
+    Gpt2<B>: Send,
+{
+    let model = match weights {
+        Weights::Files(files) => Gpt2::<B>::load(files, dtype, device)?,
+        Weights::Random(config, seed) => Gpt2::random(config.clone(), seed, dtype, device),
+    };
+    let blocks = blocks(model.block_bytes(), model.config().n_positions);
+    Ok(Box::new(Gpt2Runner::new(model, blocks)))
+}
+
+/// Computes steps of every kind of shape, so that all kernels are compiled before the first job comes.
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+fn warmed(mut model: Box<dyn StepModel>) -> Result<Box<dyn StepModel>, LoadError> {
+    let row = |block: usize, tokens: usize| StepRow {
+        blocks: vec![block as u32],
+        position: 0,
+        tokens: vec![0; tokens],
+        wants_logits: true,
+    };
+    let most = model.blocks().min(super::gpu::TILE);
+    let mut steps: Vec<Vec<StepRow>> = (0..=most.ilog2())
+        .map(|power| (0..1 << power).map(|block| row(block, 1)).collect())
+        .collect();
+    // The cache is written apart, and not every token's logits are wanted.
+    steps.push(vec![row(0, model.context_length().min(2))]);
+    for step in steps {
+        model
+            .step(&step)
+            .map_err(|error| LoadError::Device(error.to_string()))?;
+    }
+    Ok(model)
+}
+
+impl std::fmt::Display for Device {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Cpu => formatter.write_str("cpu"),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(device, name) => write!(formatter, "cuda:{} ({name})", device.index),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan(_, name) => write!(formatter, "vulkan ({name})"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_processor_is_always_there() {
+        for dtype in Dtype::ALL {
+            assert_eq!(Device::find(DeviceChoice::Cpu, dtype).unwrap(), Device::Cpu);
+        }
+        // Nothing else computes with these.
+        assert_eq!(Device::find(DeviceChoice::Auto, Dtype::Int8).unwrap(), Device::Cpu);
+    }
+
+    #[cfg(not(any(feature = "cuda", feature = "vulkan")))]
+    #[test]
+    fn a_device_that_is_not_built_in_is_refused_in_one_line() {
+        assert_eq!(Device::find(DeviceChoice::Auto, Dtype::F32).unwrap(), Device::Cpu);
+        for (choice, feature) in [
+            (DeviceChoice::Cuda(0), "`cuda`"),
+            (DeviceChoice::Cuda(3), "`cuda`"),
+            (DeviceChoice::Vulkan, "`vulkan`"),
+        ] {
+            let error = Device::find(choice, Dtype::F32).unwrap_err().to_string();
+            assert!(error.contains(feature) && !error.contains('\n'), "{error}");
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! The kernels with their arguments: numbers on the device in, numbers on the device out.
+//!
+//! The only place with `unsafe`: a kernel reads and writes without looking at bounds, so they are checked here before.
+
+#![allow(unsafe_code)]
+
+use cubecl::bytes::Bytes;
+use cubecl::calculate_cube_count_elemwise;
+use cubecl::prelude::*;
+use cubecl::server::Handle;
+
+use super::linear::{Epilogue, Plan};
+use super::sums::UNITS;
+use super::{attention, linear, norm, rows};
+
+/// Numbers of 32 bits on the device, in rows.
+pub(in crate::gpt2) struct Numbers<R: Runtime> {
+    client: ComputeClient<R>,
+    memory: Handle,
+    rows: usize,
+    width: usize,
+}
+
+impl<R: Runtime> Clone for Numbers<R> {
+    fn clone(&self) -> Self {
+        Self {
+            client: self.client.clone(),
+            memory: self.memory.clone(),
+            ..*self
+        }
+    }
+}
+
+/// A packed weight matrix.
+pub(in crate::gpt2) struct Matrix<R: Runtime> {
+    /// Words, as `linear.rs` lays them out.
+    packed: Numbers<R>,
+    inputs: usize,
+    outputs: usize,
+    plan: Plan,
+}
+
+/// A step's tokens and block tables, on the device.
+pub(super) struct Table<R: Runtime> {
+    /// As `attention.rs` reads it.
+    numbers: Numbers<R>,
+    tokens: usize,
+    /// No sequence has more than one.
+    single: bool,
+}
+
+fn units() -> CubeDim {
+    CubeDim::new_1d(UNITS as u32)
+}
+
+fn grid(x: usize, y: usize) -> CubeCount {
+    CubeCount::Static(x as u32, y as u32, 1)
+}
+
+/// For each kernel that is started: what a small step costs is mostly that.
+fn count_launch() {
+    metrics::counter!("claimcheck_engine_kernel_launches_total").increment(1);
+}
+
+/// As many cubes as give every element a unit.
+fn over<R: Runtime>(client: &ComputeClient<R>, elements: usize) -> CubeCount {
+    calculate_cube_count_elemwise(client, elements, units())
+}
+
+impl<R: Runtime> Numbers<R> {
+    /// Memory for `[rows, width]` numbers, whatever stands there.
+    pub(super) fn reserve(client: &ComputeClient<R>, [rows, width]: [usize; 2]) -> Self {
+        Self {
+            client: client.clone(),
+            memory: client.empty(rows * width * size_of::<u32>()),
+            rows,
+            width,
+        }
+    }
+
+    /// Brings `[rows, width]` floats to the device.
+    pub(super) fn floats(client: &ComputeClient<R>, values: Vec<f32>, [rows, width]: [usize; 2]) -> Self {
+        assert_eq!(values.len(), rows * width, "as many numbers as the shape has");
+        Self {
+            client: client.clone(),
+            memory: client.create(Bytes::from_elems(values)),
+            rows,
+            width,
+        }
+    }
+
+    fn words(client: &ComputeClient<R>, words: Vec<u32>) -> Self {
+        Self {
+            client: client.clone(),
+            rows: 1,
+            width: words.len(),
+            memory: client.create(Bytes::from_elems(words)),
+        }
+    }
+
+    /// Brings floats back, or says why the device did not.
+    pub(super) fn read(self) -> Result<Vec<f32>, String> {
+        let bytes = self.client.read_one(self.memory).map_err(|error| error.to_string())?;
+        let (values, rest) = bytes.as_chunks();
+        assert!(rest.is_empty() && values.len() == self.rows * self.width);
+        Ok(values.iter().map(|bytes| f32::from_ne_bytes(*bytes)).collect())
+    }
+
+    pub(super) const fn client(&self) -> &ComputeClient<R> {
+        &self.client
+    }
+
+    pub(super) const fn shape(&self) -> [usize; 2] {
+        [self.rows, self.width]
+    }
+
+    const fn len(&self) -> usize {
+        self.rows * self.width
+    }
+
+    fn like(&self, shape: [usize; 2]) -> Self {
+        Self::reserve(&self.client, shape)
+    }
+
+    /// For a kernel.
+    fn array(&self) -> ArrayArg<R> {
+        // SAFETY: the memory was made for this many numbers.
+        unsafe { ArrayArg::from_raw_parts(self.memory.clone(), self.len()) }
+    }
+
+    /// The rows `which`, in that order.
+    pub(super) fn rows(&self, which: &[usize]) -> Self {
+        assert!(which.iter().all(|row| *row < self.rows), "rows that exist");
+        let some = self.like([which.len(), self.width]);
+        let which = Self::words(&self.client, which.iter().map(|row| *row as u32).collect());
+        count_launch();
+        // SAFETY: each unit below the number of elements reads a row that exists and writes one element.
+        unsafe {
+            rows::gather::launch_unchecked::<R>(
+                &self.client,
+                over(&self.client, some.len()),
+                units(),
+                self.array(),
+                which.array(),
+                some.array(),
+                self.width,
+                some.len(),
+            );
+        }
+        some
+    }
+}
+
+impl<R: Runtime> Matrix<R> {
+    /// A matrix of which no column is packed yet.
+    pub(super) fn reserve(client: &ComputeClient<R>, [inputs, outputs]: [usize; 2], plan: Plan) -> Self {
+        Self {
+            packed: Numbers::reserve(client, [1, plan.words(inputs, outputs)]),
+            inputs,
+            outputs,
+            plan,
+        }
+    }
+
+    /// Packs the columns from `first` on: of `source [inputs, count]`, or `[count, inputs]` if `transposed`.
+    pub(super) fn pack(&mut self, source: &Numbers<R>, first: usize, transposed: bool) {
+        let (count, of_input, of_column) = if transposed {
+            (source.rows, 1, self.inputs)
+        } else {
+            (source.width, source.width, 1)
+        };
+        let words = self.plan.words(self.inputs, count);
+        assert_eq!(source.len(), count * self.inputs, "whole columns");
+        assert!(first.is_multiple_of(self.plan.columns()), "a panel begins there");
+        assert!(self.plan.words(self.inputs, first) + words <= self.packed.len());
+        let client = &self.packed.client;
+        count_launch();
+        // SAFETY: each unit below `words` reads within `[inputs, count]` and writes one word of panels that exist.
+        unsafe {
+            linear::pack_columns::launch_unchecked::<R>(
+                client,
+                over(client, words),
+                units(),
+                source.array(),
+                self.packed.array(),
+                first,
+                count,
+                self.inputs,
+                of_input,
+                of_column,
+                words,
+                self.plan,
+            );
+        }
+    }
+
+    /// The columns `ids` as rows, plus the rows `places` of `positions [_, inputs]`.
+    pub(super) fn columns(&self, positions: &Numbers<R>, ids: &[u32], places: &[u32]) -> Numbers<R> {
+        assert_eq!((positions.width, places.len()), (self.inputs, ids.len()));
+        assert!(
+            ids.iter().all(|id| (*id as usize) < self.outputs),
+            "tokens of the vocabulary"
+        );
+        assert!(
+            places.iter().all(|place| (*place as usize) < positions.rows),
+            "places of the context"
+        );
+        let y = self.packed.like([ids.len(), self.inputs]);
+        let client = &self.packed.client;
+        let which = Numbers::words(client, [ids, places].concat());
+        count_launch();
+        // SAFETY: each unit below the number of elements reads a column and a position that exist and writes one element.
+        unsafe {
+            linear::embed::launch_unchecked::<R>(
+                client,
+                over(client, y.len()),
+                units(),
+                self.packed.array(),
+                positions.array(),
+                which.array(),
+                y.array(),
+                self.inputs,
+                ids.len(),
+                self.plan,
+            );
+        }
+        y
+    }
+
+    /// `x [rows, inputs]` times the matrix, plus the bias `[outputs]`, through the activation.
+    pub(super) fn project(&self, x: &Numbers<R>, bias: Option<&Numbers<R>>, epilogue: Epilogue) -> Numbers<R> {
+        assert_eq!(x.width, self.inputs, "as many inputs as the matrix has");
+        assert!(bias.is_none_or(|bias| bias.len() == self.outputs));
+        assert_eq!(bias.is_some(), epilogue.bias);
+        let y = x.like([x.rows, self.outputs]);
+        let tile = self.tile(x.rows);
+        count_launch();
+        // SAFETY: panels, rows and outputs are those of the arguments, and the kernel leaves out what lies beyond them.
+        unsafe {
+            linear::project::launch_unchecked::<R>(
+                &x.client,
+                grid(self.plan.panels(self.outputs), x.rows.div_ceil(tile)),
+                units(),
+                x.array(),
+                self.packed.array(),
+                // Without a bias anything may stand in its place: it is not read.
+                bias.unwrap_or(x).array(),
+                y.array(),
+                x.rows,
+                self.inputs,
+                self.outputs,
+                self.plan,
+                tile,
+                epilogue,
+            );
+        }
+        y
+    }
+
+    /// How many rows a cube takes: a power of two, so that few kernels are compiled, whose sums the device has memory for.
+    fn tile(&self, rows: usize) -> usize {
+        let of_row = UNITS * self.plan.of_vector() * size_of::<f32>();
+        let room = self.packed.client.properties().hardware.max_shared_memory_size / of_row;
+        let most = linear::TILE.min(room.max(1));
+        rows.next_power_of_two().min(1 << most.ilog2())
+    }
+}
+
+/// See [`super::super::Gpt2Backend::add_norm`].
+pub(super) fn add_norm<R: Runtime>(
+    x: &Numbers<R>,
+    residual: Option<&Numbers<R>>,
+    gamma: &Numbers<R>,
+    beta: &Numbers<R>,
+    epsilon: f32,
+) -> (Numbers<R>, Numbers<R>) {
+    assert!(residual.is_none_or(|residual| residual.shape() == x.shape()));
+    assert!(gamma.len() == x.width && beta.len() == x.width);
+    let (sum, norm) = (x.like(x.shape()), x.like(x.shape()));
+    count_launch();
+    // SAFETY: a cube for each row, whose units keep to the row's width.
+    unsafe {
+        norm::add_norm::launch_unchecked::<R>(
+            &x.client,
+            grid(x.rows, 1),
+            units(),
+            x.array(),
+            // Not read where there is none.
+            residual.unwrap_or(x).array(),
+            gamma.array(),
+            beta.array(),
+            sum.array(),
+            norm.array(),
+            x.width,
+            epsilon,
+            residual.is_some(),
+        );
+    }
+    (sum, norm)
+}
+
+impl<R: Runtime> Table<R> {
+    pub(super) fn new(client: &ComputeClient<R>, numbers: Vec<u32>, tokens: usize, single: bool) -> Self {
+        Self {
+            numbers: Numbers::words(client, numbers),
+            tokens,
+            single,
+        }
+    }
+}
+
+/// See [`super::super::Gpt2Backend::attend`]. The table names blocks that `cache` has, and enough of them for each token.
+pub(super) fn attend<R: Runtime>(
+    qkv: &Numbers<R>,
+    cache: &Numbers<R>,
+    table: &Table<R>,
+    plan: attention::Plan,
+) -> Numbers<R> {
+    let width = plan.heads * plan.head_dim;
+    assert_eq!(
+        qkv.shape(),
+        [table.tokens, 3 * width],
+        "queries, keys and values of the table's tokens"
+    );
+    let mixed = qkv.like([table.tokens, width]);
+    let client = &qkv.client;
+    if !table.single {
+        let words = table.tokens * plan.heads * plan.of_token();
+        count_launch();
+        // SAFETY: each unit below `words` writes to the place of a token, which lies in a block that `cache` has.
+        unsafe {
+            attention::write::launch_unchecked::<R>(
+                client,
+                over(client, words),
+                units(),
+                qkv.array(),
+                cache.array(),
+                table.numbers.array(),
+                words,
+                plan,
+            );
+        }
+    }
+    count_launch();
+    // SAFETY: a cube for each head and token reads as many places of the cache as the token's block table has.
+    unsafe {
+        attention::attend::launch_unchecked::<R>(
+            client,
+            grid(plan.heads, table.tokens),
+            units(),
+            qkv.array(),
+            cache.array(),
+            table.numbers.array(),
+            mixed.array(),
+            1.0 / (plan.head_dim as f32).sqrt(),
+            plan,
+            table.single,
+        );
+    }
+    mixed
+}

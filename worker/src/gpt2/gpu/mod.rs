@@ -1,0 +1,198 @@
+//! GPT-2's operations on a GPU: kernels in `CubeCL`, written once for every device that it compiles for.
+//!
+//! `words.rs` says how numbers lie in memory, `sums.rs` adds up over a cube, `linear.rs`, `norm.rs`, `attention.rs` and `rows.rs`
+//! are the kernels, `launch.rs` starts them. Must never let a row's result depend on its company: every element is reduced in
+//! one order, whatever the number of rows. Built with the feature `cuda` or `vulkan` alone.
+
+// What is decided when a kernel is built stands apart from what is decided when it runs, and a kernel is one function.
+#![allow(clippy::collapsible_if, clippy::too_many_lines)]
+
+mod attention;
+mod launch;
+mod linear;
+mod norm;
+mod rows;
+mod sums;
+#[cfg(all(test, feature = "vulkan"))]
+mod tests;
+mod words;
+
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use claimcheck_common::domain::Dtype;
+use cubecl::Runtime;
+use cubecl::client::ComputeClient;
+
+use super::{Activation, BLOCK, CacheShape, Gpt2Backend, Span, StepError};
+use launch::{Matrix, Numbers, Table};
+use linear::Epilogue;
+pub(super) use linear::TILE;
+use words::Word;
+
+/// The backend of a GPU: `f32` activations; weights, keys and values as their [`Dtype`] says.
+pub(super) struct Gpu<R>(PhantomData<R>);
+
+/// The backend of `--device cuda`.
+#[cfg(feature = "cuda")]
+pub(super) type Cuda = Gpu<cubecl::cuda::CudaRuntime>;
+
+/// The backend of `--device vulkan`.
+#[cfg(feature = "vulkan")]
+pub(super) type Vulkan = Gpu<cubecl::wgpu::WgpuRuntime>;
+
+/// Numbers of a run of the largest matrix that is uploaded at once.
+const RUN: usize = 1 << 22;
+
+/// Keys and values of all layers.
+pub(in crate::gpt2) struct Cache<R: Runtime> {
+    plan: attention::Plan,
+    blocks: usize,
+    layers: Vec<Numbers<R>>,
+    /// The step's table, which all layers share, and the numbers that it was made of.
+    table: Option<(Vec<u32>, Table<R>)>,
+}
+
+impl<R: Runtime> Gpt2Backend for Gpu<R> {
+    type Device = R::Device;
+    type Floats = Numbers<R>;
+    type Vector = Numbers<R>;
+    type Matrix = Matrix<R>;
+    type Cache = Cache<R>;
+
+    fn floats(values: Vec<f32>, shape: [usize; 2], device: &Self::Device) -> Self::Floats {
+        Numbers::floats(&R::client(device), values, shape)
+    }
+
+    fn vector(values: Vec<f32>, device: &Self::Device) -> Self::Vector {
+        let shape = [1, values.len()];
+        Numbers::floats(&R::client(device), values, shape)
+    }
+
+    fn values(floats: Self::Floats) -> Result<Vec<f32>, StepError> {
+        floats.read().map_err(StepError::Device)
+    }
+
+    fn rows(floats: &Self::Floats, which: &[usize]) -> Self::Floats {
+        floats.rows(which)
+    }
+
+    fn pack(weight: Self::Floats, dtype: Dtype) -> Self::Matrix {
+        let [inputs, outputs] = weight.shape();
+        let plan = linear::Plan::new(Word::of(dtype), outputs);
+        let mut matrix = Matrix::reserve(weight.client(), [inputs, outputs], plan);
+        matrix.pack(&weight, 0, false);
+        matrix
+    }
+
+    fn pack_transposed<E>(
+        [inputs, outputs]: [usize; 2],
+        dtype: Dtype,
+        device: &Self::Device,
+        read: &mut dyn FnMut(Range<usize>) -> Result<Vec<f32>, E>,
+    ) -> Result<Self::Matrix, E> {
+        let plan = linear::Plan::new(Word::of(dtype), outputs);
+        let client = R::client(device);
+        let mut matrix = Matrix::reserve(&client, [inputs, outputs], plan);
+        let run = (RUN / inputs).max(1).next_multiple_of(plan.columns());
+        for first in (0..outputs).step_by(run) {
+            let columns = first..(first + run).min(outputs);
+            let shape = [columns.len(), inputs];
+            matrix.pack(&Numbers::floats(&client, read(columns)?, shape), first, true);
+        }
+        Ok(matrix)
+    }
+
+    fn embed(weight: &Self::Matrix, positions: &Self::Floats, ids: &[u32], places: &[u32]) -> Self::Floats {
+        weight.columns(positions, ids, places)
+    }
+
+    fn project(
+        x: &Self::Floats,
+        weight: &Self::Matrix,
+        bias: Option<&Self::Vector>,
+        activation: Option<Activation>,
+    ) -> Self::Floats {
+        let epilogue = Epilogue {
+            bias: bias.is_some(),
+            activation,
+        };
+        weight.project(x, bias, epilogue)
+    }
+
+    fn add_norm(
+        x: Self::Floats,
+        residual: Option<Self::Floats>,
+        gamma: &Self::Vector,
+        beta: &Self::Vector,
+        epsilon: f32,
+    ) -> (Self::Floats, Self::Floats) {
+        launch::add_norm(&x, residual.as_ref(), gamma, beta, epsilon)
+    }
+
+    fn block_bytes(shape: CacheShape) -> usize {
+        shape.layers * plan(shape).of_block() * size_of::<u32>()
+    }
+
+    fn new_cache(shape: CacheShape, device: &Self::Device) -> Self::Cache {
+        let (plan, client) = (plan(shape), R::client(device));
+        let layer = |_| Numbers::reserve(&client, [shape.blocks, plan.of_block()]);
+        Cache {
+            plan,
+            blocks: shape.blocks,
+            layers: (0..shape.layers).map(layer).collect(),
+            table: None,
+        }
+    }
+
+    fn attend(qkv: &Self::Floats, cache: &mut Self::Cache, layer: usize, spans: &[Span<'_>]) -> Self::Floats {
+        let table = cache.table(spans, qkv.client());
+        let mixed = launch::attend(qkv, &cache.layers[layer], &table.1, cache.plan);
+        cache.table = Some(table);
+        mixed
+    }
+}
+
+impl<R: Runtime> Cache<R> {
+    /// The step's table: the last one if it is the same, as it is in all layers but the first.
+    fn table(&mut self, spans: &[Span<'_>], client: &ComputeClient<R>) -> (Vec<u32>, Table<R>) {
+        let numbers = self.numbers(spans);
+        match self.table.take() {
+            Some((same, table)) if same == numbers => (same, table),
+            _ => {
+                let tokens = spans.iter().map(|span| span.len).sum();
+                let single = spans.iter().all(|span| span.len == 1);
+                let table = Table::new(client, numbers.clone(), tokens, single);
+                (numbers, table)
+            }
+        }
+    }
+
+    /// What `attention.rs` is to know of each token, then the block tables.
+    fn numbers(&self, spans: &[Span<'_>]) -> Vec<u32> {
+        let tokens: usize = spans.iter().map(|span| span.len).sum();
+        let mut numbers = Vec::with_capacity(tokens * (attention::OF_TOKEN + 1));
+        let mut blocks = tokens * attention::OF_TOKEN;
+        for span in spans {
+            for position in span.position..span.position + span.len {
+                let place = span.blocks[position / BLOCK] as usize * BLOCK + position % BLOCK;
+                numbers.extend([position, blocks, place].map(|number| number as u32));
+            }
+            blocks += span.blocks.len();
+        }
+        for span in spans {
+            let there = span.blocks.iter().all(|block| (*block as usize) < self.blocks);
+            assert!(there, "blocks that the cache has");
+            numbers.extend_from_slice(span.blocks);
+        }
+        numbers
+    }
+}
+
+fn plan(shape: CacheShape) -> attention::Plan {
+    attention::Plan {
+        word: Word::of(shape.dtype),
+        heads: shape.heads,
+        head_dim: shape.head_dim,
+    }
+}

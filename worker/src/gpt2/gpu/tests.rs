@@ -1,0 +1,428 @@
+//! The kernels against the plain-Burn reference on the processor, on whatever adapter Vulkan lists: where there is no card,
+//! Mesa's software one.
+
+use std::path::{Path, PathBuf};
+
+use burn::backend::Flex;
+use burn::backend::flex::FlexDevice;
+use burn::tensor::{Tensor, TensorData};
+use claimcheck_common::domain::DeviceChoice;
+use cubecl::wgpu::WgpuDevice;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+use serde::Deserialize;
+
+use super::*;
+use crate::gpt2::reference::{PlainCache, plain_attend, plain_linear, plain_norm};
+use crate::gpt2::{Cpu, Device, Gpt2, Gpt2Config, Gpt2Runner, ModelFiles, StepModel, StepRow};
+
+type Floats = <Vulkan as Gpt2Backend>::Floats;
+
+fn device() -> WgpuDevice {
+    match Device::find(DeviceChoice::Vulkan, Dtype::F32)
+        .expect("a card, or Debian's mesa-vulkan-drivers and libvulkan1")
+    {
+        Device::Vulkan(device, _) => device,
+        other => panic!("{other}"),
+    }
+}
+
+fn numbers(seed: u64, len: usize) -> Vec<f32> {
+    let mut generator = ChaCha8Rng::seed_from_u64(seed);
+    (0..len).map(|_| StandardNormal.sample(&mut generator)).collect()
+}
+
+/// The same numbers on both sides.
+fn random(seed: u64, shape: [usize; 2]) -> (Floats, Tensor<Flex, 2>) {
+    let values = numbers(seed, shape[0] * shape[1]);
+    (Vulkan::floats(values.clone(), shape, &device()), plain(values, shape))
+}
+
+/// The same numbers of one row on both sides.
+fn random_row(seed: u64, width: usize) -> (Floats, Tensor<Flex, 1>) {
+    let (ours, plain) = random(seed, [1, width]);
+    (ours, plain.reshape([width]))
+}
+
+fn plain(values: Vec<f32>, shape: [usize; 2]) -> Tensor<Flex, 2> {
+    Tensor::from_data(TensorData::new(values, shape), &FlexDevice)
+}
+
+/// As weights of that type are read.
+fn rounded(weight: &Tensor<Flex, 2>, dtype: Dtype) -> Tensor<Flex, 2> {
+    let round = |value: f32| match dtype {
+        Dtype::F32 => value,
+        _ => half::bf16::from_f32(value).to_f32(),
+    };
+    let values = plain_values(weight.clone()).into_iter().map(round).collect();
+    plain(values, weight.dims())
+}
+
+fn plain_values(tensor: Tensor<Flex, 2>) -> Vec<f32> {
+    tensor.into_data().into_vec().unwrap()
+}
+
+fn values(numbers: Floats) -> Vec<f32> {
+    Vulkan::values(numbers).unwrap()
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+fn assert_close(ours: Floats, reference: Tensor<Flex, 2>) {
+    assert_eq!(ours.shape(), reference.dims());
+    for (ours, reference) in values(ours).iter().zip(plain_values(reference)) {
+        // Sums of some hundred products of standard normal values, in another order.
+        assert!(
+            (ours - reference).abs() <= 4e-5 * (1.0 + reference.abs()),
+            "{ours} is not {reference}"
+        );
+    }
+}
+
+const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
+
+#[test]
+fn the_packed_product_agrees_with_plain_burn_for_every_number_of_rows_and_columns() {
+    // The last ones have wider panels.
+    let shapes = [
+        (1, 5, 3),
+        (2, 64, 16),
+        (3, 130, 17),
+        (5, 33, 40),
+        (9, 96, 100),
+        (2, 8, 4100),
+        (1, 4, 16_390),
+    ];
+    for (seed, (rows, inputs, outputs)) in shapes.into_iter().enumerate() {
+        let seed = seed as u64;
+        let ((x, plain_x), (bias, plain_bias)) = (random(seed, [rows, inputs]), random_row(seed + 200, outputs));
+        let (weight, plain_weight) = random(seed + 100, [inputs, outputs]);
+        for dtype in DTYPES {
+            let packed = Vulkan::pack(weight.clone(), dtype);
+            let plain_weight = rounded(&plain_weight, dtype);
+            for activation in [None, Some(Activation::GeluTanh), Some(Activation::GeluErf)] {
+                assert_close(
+                    Vulkan::project(&x, &packed, Some(&bias), activation),
+                    plain_linear(&plain_x, &plain_weight, Some(&plain_bias), activation),
+                );
+            }
+            assert_close(
+                Vulkan::project(&x, &packed, None, None),
+                plain_linear(&plain_x, &plain_weight, None, None),
+            );
+        }
+    }
+}
+
+#[test]
+fn a_row_of_a_product_is_bit_equal_alone_and_in_any_company() {
+    let (inputs, outputs, rows) = (200, 70, 19);
+    let (weight, _) = random(1, [inputs, outputs]);
+    let (bias, _) = random_row(2, outputs);
+    let x = numbers(3, rows * inputs);
+    for dtype in DTYPES {
+        let packed = Vulkan::pack(weight.clone(), dtype);
+        for activation in [None, Some(Activation::GeluTanh), Some(Activation::GeluErf)] {
+            let product = |rows: std::ops::Range<usize>| {
+                let x = x[rows.start * inputs..rows.end * inputs].to_vec();
+                let x = Vulkan::floats(x, [rows.len(), inputs], &device());
+                bits(&values(Vulkan::project(&x, &packed, Some(&bias), activation)))
+            };
+            let all = product(0..rows);
+            for (row, company) in [(0, 1), (4, 1), (3, 2), (5, 3), (7, 8), (9, 10)] {
+                let some = product(row..row + company);
+                assert_eq!(
+                    some,
+                    all[row * outputs..(row + company) * outputs],
+                    "{dtype}, {company} rows"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_that_is_not_a_number_spoils_no_other() {
+    let (weight, _) = random(1, [40, 24]);
+    let mut x = numbers(3, 3 * 40);
+    let packed = Vulkan::pack(weight, Dtype::Bf16);
+    let product = |x: &[f32]| {
+        let x = Vulkan::floats(x.to_vec(), [3, 40], &device());
+        values(Vulkan::project(&x, &packed, None, None))
+    };
+    let before = product(&x);
+    x[40 + 7] = f32::NAN;
+    let after = product(&x);
+    assert_eq!(before[..24], after[..24]);
+    assert!(after[24..48].iter().all(|value| value.is_nan()));
+    assert_eq!(before[48..], after[48..]);
+}
+
+#[test]
+fn a_matrix_that_is_stored_the_other_way_round_packs_alike_and_embeds_its_columns() {
+    let (inputs, outputs) = (9, 300);
+    let (weight, plain) = random(5, [inputs, outputs]);
+    let stored = plain_values(plain.clone().transpose());
+    let (x, _) = random(6, [2, inputs]);
+    let (positions, plain_positions) = random(7, [4, inputs]);
+    for dtype in DTYPES {
+        let there = Vulkan::pack(weight.clone(), dtype);
+        let back = Vulkan::pack_transposed::<()>([inputs, outputs], dtype, &device(), &mut |rows| {
+            Ok(stored[rows.start * inputs..rows.end * inputs].to_vec())
+        });
+        let back = back.unwrap();
+        let product = |packed| bits(&values(Vulkan::project(&x, packed, None, None)));
+        assert_eq!(product(&there), product(&back));
+        let (ids, places) = ([299, 0, 31, 32, 7, 7], [0, 1, 2, 3, 0, 3]);
+        let rows = values(Vulkan::embed(&back, &positions, &ids, &places));
+        let columns = rounded(&plain, dtype).transpose();
+        let wanted: Vec<f32> = ids
+            .iter()
+            .zip(places)
+            .flat_map(|(id, place)| {
+                let row =
+                    |tensor: &Tensor<Flex, 2>, at: u32| tensor.clone().slice([at as usize..at as usize + 1, 0..inputs]);
+                plain_values(row(&columns, *id) + row(&plain_positions, place))
+            })
+            .collect();
+        assert_eq!(rows, wanted);
+    }
+}
+
+#[test]
+fn rows_are_taken_in_the_order_that_was_asked_for() {
+    let (x, plain_x) = random(1, [5, 150]);
+    let plain_x = plain_values(plain_x);
+    let some: Vec<f32> = [3, 0, 3]
+        .iter()
+        .flat_map(|row| &plain_x[row * 150..][..150])
+        .copied()
+        .collect();
+    assert_eq!(values(Vulkan::rows(&x, &[3, 0, 3])), some);
+}
+
+#[test]
+fn the_fused_norm_agrees_with_plain_burn() {
+    for width in [5, 70, 300] {
+        let ((x, plain_x), (y, plain_y)) = (random(1, [5, width]), random(2, [5, width]));
+        let ((gamma, plain_gamma), (beta, plain_beta)) = (random_row(3, width), random_row(4, width));
+        let (sum, norm) = Vulkan::add_norm(x.clone(), Some(y), &gamma, &beta, 1e-5);
+        let plain_sum = plain_x.clone() + plain_y;
+        assert_close(sum, plain_sum.clone());
+        assert_close(norm, plain_norm(&plain_sum, &plain_gamma, &plain_beta));
+        let (same, norm) = Vulkan::add_norm(x, None, &gamma, &beta, 1e-5);
+        assert_close(same, plain_x.clone());
+        assert_close(norm, plain_norm(&plain_x, &plain_gamma, &plain_beta));
+    }
+}
+
+#[test]
+fn ragged_attention_agrees_with_plain_burn_over_several_steps() {
+    // More dimensions than a cube has units, an odd number of them, and the usual.
+    for (heads, head_dim) in [(2, 36), (1, 150), (3, 5), (1, 64)] {
+        let shape = CacheShape {
+            layers: 2,
+            blocks: 9,
+            heads,
+            head_dim,
+            dtype: Dtype::F32,
+        };
+        let width = heads * head_dim;
+        let mut ours = Vulkan::new_cache(shape, &device());
+        let mut plain = PlainCache::<Flex>::new(shape, &FlexDevice);
+        let span = |blocks: &'static [u32], position, len| Span { blocks, position, len };
+        // The last sequence begins with a block of the first one's; another one is longer than a cube has units.
+        let steps = [
+            vec![span(&[4, 1], 0, 33), span(&[0], 0, 1), span(&[8, 7, 5, 6, 3], 0, 140)],
+            vec![span(&[0], 1, 1), span(&[4, 1], 33, 5), span(&[8, 7, 5, 6, 3], 140, 1)],
+            vec![span(&[4, 2], 32, 3), span(&[0], 2, 1)],
+            vec![span(&[0], 3, 1), span(&[4, 2], 35, 1), span(&[8, 7, 5, 6, 3], 141, 1)],
+        ];
+        for (seed, spans) in steps.iter().enumerate() {
+            let tokens = spans.iter().map(|span| span.len).sum();
+            for layer in 0..shape.layers {
+                let (qkv, plain_qkv) = random((seed * 10 + layer) as u64, [tokens, 3 * width]);
+                assert_close(
+                    Vulkan::attend(&qkv, &mut ours, layer, spans),
+                    plain_attend(&plain_qkv, &mut plain, layer, spans),
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_cache_of_16_bits_holds_what_it_was_given_to_eight_bits() {
+    let shape = |dtype| CacheShape {
+        layers: 1,
+        blocks: 2,
+        heads: 3,
+        head_dim: 7,
+        dtype,
+    };
+    assert!(Vulkan::block_bytes(shape(Dtype::Bf16)) < Vulkan::block_bytes(shape(Dtype::F32)) * 6 / 10);
+    let (qkv, plain_qkv) = random(1, [40, 63]);
+    let mut cache = Vulkan::new_cache(shape(Dtype::Bf16), &device());
+    let spans = [Span {
+        blocks: &[1, 0],
+        position: 0,
+        len: 40,
+    }];
+    let ours = Vulkan::attend(&qkv, &mut cache, 0, &spans);
+    // Queries stay as they are.
+    let queries = plain_qkv.clone().slice([0..40, 0..21]);
+    let rest = rounded(&plain_qkv.slice([0..40, 21..63]), Dtype::Bf16);
+    let plain_qkv = Tensor::cat(vec![queries, rest], 1);
+    let mut plain = PlainCache::<Flex>::new(shape(Dtype::F32), &FlexDevice);
+    assert_close(ours, plain_attend(&plain_qkv, &mut plain, 0, &spans));
+}
+
+/// Two blocks and a half.
+const CONTEXT: usize = 80;
+const BLOCKS_OF_SEQUENCE: usize = CONTEXT.div_ceil(BLOCK);
+const VOCABULARY: usize = 61;
+
+fn config() -> Gpt2Config {
+    Gpt2Config {
+        vocab_size: VOCABULARY,
+        n_positions: CONTEXT,
+        n_embd: 48,
+        n_layer: 2,
+        n_head: 3,
+        ..Gpt2Config::named("tiny").unwrap()
+    }
+}
+
+fn model(dtype: Dtype, blocks: usize) -> Gpt2Runner<Vulkan> {
+    Gpt2Runner::new(Gpt2::random(config(), 7, dtype, &device()), blocks)
+}
+
+fn row(blocks: impl Iterator<Item = usize>, position: usize, tokens: &[u32]) -> StepRow {
+    StepRow {
+        blocks: blocks.map(|block| block as u32).collect(),
+        position,
+        tokens: tokens.to_vec(),
+        wants_logits: true,
+    }
+}
+
+#[test]
+fn the_whole_model_computes_what_it_computes_on_the_processor() {
+    let tokens: Vec<u32> = (0..70).map(|at| (at * 7 + 3) % VOCABULARY as u32).collect();
+    for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::Bf16, 2e-3)] {
+        let mut ours = model(dtype, 2 * BLOCKS_OF_SEQUENCE);
+        let mut cpu = Gpt2Runner::new(
+            Gpt2::<Cpu>::random(config(), 7, dtype, &FlexDevice),
+            2 * BLOCKS_OF_SEQUENCE,
+        );
+        let blocks = || (0..BLOCKS_OF_SEQUENCE).rev();
+        for rows in [
+            vec![row(blocks(), 0, &tokens[..50])],
+            vec![row(blocks(), 50, &tokens[50..51]), row(3..6, 0, &tokens[..3])],
+            vec![row(blocks(), 51, &tokens[51..52]), row(3..6, 3, &tokens[3..4])],
+        ] {
+            let (ours, theirs) = (ours.step(&rows).unwrap(), cpu.step(&rows).unwrap());
+            assert_eq!(ours.len(), rows.len() * VOCABULARY);
+            for (ours, theirs) in ours.iter().zip(theirs) {
+                assert!((ours - theirs).abs() <= tolerance, "{dtype}: {ours} is not {theirs}");
+            }
+        }
+    }
+}
+
+#[test]
+fn logits_are_bit_equal_alone_and_in_any_company_blocks_and_chunking() {
+    let sequence = |which: usize| -> Vec<u32> {
+        let len = [70, 5, 33, 64, 12][which];
+        (0..len)
+            .map(|at| ((at * 13 + which * 29) % VOCABULARY) as u32)
+            .collect()
+    };
+    let chunks = [40, 1, 7, 33, 5];
+    for dtype in DTYPES {
+        let alone: Vec<Vec<u32>> = (0..5)
+            .map(|which| {
+                let row = row(0..BLOCKS_OF_SEQUENCE, 0, &sequence(which));
+                bits(&model(dtype, BLOCKS_OF_SEQUENCE).step(&[row]).unwrap())
+            })
+            .collect();
+        let mut crowd = model(dtype, 5 * BLOCKS_OF_SEQUENCE);
+        let mut done = [0; 5];
+        let mut last = vec![Vec::new(); 5];
+        // Ragged: each sequence advances by its own chunk, so that they end at different steps.
+        while (0..5).any(|which| done[which] < sequence(which).len()) {
+            let (mut rows, mut who) = (Vec::new(), Vec::new());
+            for which in 0..5 {
+                let tokens: Vec<u32> = sequence(which)[done[which]..]
+                    .iter()
+                    .take(chunks[which])
+                    .copied()
+                    .collect();
+                if tokens.is_empty() {
+                    continue;
+                }
+                // Every fifth block, from the last one on.
+                let blocks = (0..BLOCKS_OF_SEQUENCE).rev().map(|block| block * 5 + which);
+                rows.push(row(blocks, done[which], &tokens));
+                done[which] += tokens.len();
+                who.push(which);
+            }
+            let logits = crowd.step(&rows).unwrap();
+            for (row, which) in logits.chunks_exact(VOCABULARY).zip(who) {
+                last[which] = bits(row);
+            }
+        }
+        assert!(alone == last, "{dtype}");
+    }
+}
+
+#[test]
+fn a_decode_step_starts_seven_kernels_a_layer_and_three_besides() {
+    let mut model = model(Dtype::Bf16, 2);
+    let step = |position| [row(0..1, position, &[1]), row(1..2, position, &[2])];
+    model.step(&step(0)).unwrap();
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, || model.step(&step(1)).unwrap());
+    let told = recorder.handle().render();
+    let launches = 7 * config().n_layer + 3;
+    let line = format!("claimcheck_engine_kernel_launches_total {launches}\n");
+    assert!(told.contains(&line), "{told}");
+}
+
+#[derive(Deserialize)]
+struct Expected {
+    ids: Vec<u32>,
+    /// Of the last positions.
+    logits: Vec<Vec<f32>>,
+}
+
+#[test]
+fn the_models_of_transformers_compute_what_they_compute_there() {
+    for name in ["plain", "exact_gelu", "untied"] {
+        let folder: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../tests/fixtures/parity")
+            .join(name);
+        let expected: Expected = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+        let files = ModelFiles {
+            name: name.to_owned(),
+            revision: "0".to_owned(),
+            weights_sha256: None,
+            config: folder.join("config.json"),
+            weights: folder.join("model.safetensors"),
+            tokenizer: folder.join("tokenizer.json"),
+        };
+        let mut model = Gpt2Runner::new(Gpt2::<Vulkan>::load(&files, Dtype::F32, &device()).unwrap(), 1);
+        let blocks = || 0..expected.ids.len().div_ceil(BLOCK);
+        let first = expected.ids.len() - expected.logits.len();
+        model.step(&[row(blocks(), 0, &expected.ids[..first])]).unwrap();
+        for (at, theirs) in expected.logits.iter().enumerate() {
+            let at_token = &expected.ids[first + at..=first + at];
+            let ours = model.step(&[row(blocks(), first + at, at_token)]).unwrap();
+            let worst = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst <= 1e-4, "{name}, position {}: off by {worst}", first + at);
+        }
+    }
+}
