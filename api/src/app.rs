@@ -8,16 +8,18 @@ use std::time::Duration;
 use anyhow::Context;
 use claimcheck_common::backoff::Backoff;
 use claimcheck_common::config::{
-    ApiConfig, BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, FilesConfig, JwtAlgorithm, RedisConfig,
-    WebhookConfig,
+    ApiConfig, BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, Environment, FilesConfig, JwtAlgorithm,
+    LimitsConfig, PolicyConfig, RedisConfig, TransportConfig, WebhookConfig, weak_password, weakness,
 };
 use claimcheck_common::deltas::Following;
 use claimcheck_common::files::FileStore;
+use claimcheck_common::policy::Rules;
 use claimcheck_common::queue::Broker;
 use claimcheck_common::redis::Redis;
 use claimcheck_common::store::notify::JobChanges;
 use claimcheck_common::store::{self, Pool};
 use claimcheck_common::telemetry;
+use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -28,12 +30,14 @@ use crate::auth::{Doorkeeper, Key, KeyUses, Keyring, Passwords, Seal, TokenError
 use crate::catalog::Catalog;
 use crate::health::Health;
 use crate::intake::Intake;
+use crate::limits::Limits;
 use crate::promises::Promises;
 use crate::reads::{AccountReads, KeyReads};
 use crate::receipt_key::ReceiptKey;
 use crate::relay::Relay;
 use crate::routes::submit_job::render;
 use crate::serve::{ServeLimits, serve};
+use crate::transport::Transport;
 use crate::uploads::Uploads;
 use crate::webhooks::Webhooks;
 
@@ -68,12 +72,18 @@ pub struct Config {
     pub webhooks: WebhookConfig,
     /// Where files lie.
     pub files: FilesConfig,
+    /// How much callers may ask for.
+    pub limits: LimitsConfig,
+    /// What texts are held against.
+    pub policy: PolicyConfig,
+    /// What is demanded of connections and requests.
+    pub transport: TransportConfig,
 }
 
 impl Config {
     /// Reads the environment.
     pub fn from_env() -> Result<Self, ConfigError> {
-        Ok(Self {
+        Self {
             api: ApiConfig::from_env()?,
             database: DatabaseConfig::from_env()?,
             broker: BrokerConfig::from_env()?,
@@ -81,7 +91,29 @@ impl Config {
             delivery: DeliveryConfig::from_env()?,
             webhooks: WebhookConfig::from_env()?,
             files: FilesConfig::from_env()?,
-        })
+            limits: LimitsConfig::from_env()?,
+            policy: PolicyConfig::from_env()?,
+            transport: TransportConfig::from_env()?,
+        }
+        .fit()
+    }
+
+    /// Refuses, in production, secrets that everybody knows or could guess.
+    fn fit(self) -> Result<Self, ConfigError> {
+        if self.transport.env != Environment::Production {
+            return Ok(self);
+        }
+        let findings = [
+            ("CLAIMCHECK_JWT_SECRET", weakness(self.api.jwt_secret.expose_secret())),
+            ("DATABASE_URL", weak_password(&self.database.url)),
+            ("AMQP_URL", weak_password(&self.broker.url)),
+        ];
+        match findings.into_iter().find_map(|(name, finding)| Some((name, finding?))) {
+            None => Ok(self),
+            Some((name, finding)) => Err(ConfigError::Invalid(format!(
+                "{name} {finding}, and CLAIMCHECK_ENV is production: set a secret of its own, for example from `openssl rand -hex 32`"
+            ))),
+        }
     }
 }
 
@@ -90,6 +122,16 @@ impl Config {
 pub struct AppState {
     /// Postgres.
     pub pool: Pool,
+    /// Redis, which may be away at any time.
+    pub redis: Redis,
+    /// Counts requests.
+    pub limits: Limits,
+    /// What prompts are held against.
+    pub policy: Rules,
+    /// Whether requests with both `temperature` and `top_p` below 1 are refused.
+    pub strict_sampling: bool,
+    /// Which hosts and pages are answered to.
+    pub transport: Transport,
     /// Issues and verifies access tokens.
     pub tokens: Arc<Tokens>,
     /// How long a sign-in can be renewed.
@@ -150,11 +192,17 @@ impl AppState {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let receipt_secret = config.api.receipt_secret.as_ref().unwrap_or(&config.api.jwt_secret);
         let receipt_key = ReceiptKey::from_secret(receipt_secret).context("there is no key for receipts")?;
+        let redis = Redis::new(&config.redis)?;
         Ok(Self {
             tokens,
             receipt_key: Arc::new(receipt_key),
             session_ttl: config.api.session_ttl,
-            following: Following::new(Redis::new(&config.redis)?),
+            following: Following::new(redis.clone()),
+            limits: Limits::new(config.limits.clone(), redis.clone()),
+            policy: Rules::open(config.policy.policy_file.clone())?,
+            strict_sampling: config.policy.strict_sampling,
+            transport: Transport::new(&config.transport, &config.limits.trusted_proxies)?,
+            redis,
             passwords: Passwords::new(cores, PASSWORDS_WAITING)?,
             doorkeeper: Arc::new(doorkeeper),
             key_uses,
@@ -243,6 +291,8 @@ impl App {
         tasks.spawn(state.key_uses.clone().write(state.pool.clone(), background.clone()));
         tasks.spawn(state.following.clone().listen(background.clone()));
         tasks.spawn(state.attendance.clone().run(state.pool.clone(), background.clone()));
+        tasks.spawn(state.policy.clone().watch(background.clone()));
+        tasks.spawn(state.limits.clone().watch(state.pool.clone(), background.clone()));
         tasks.spawn(supervise_relay(state.clone(), config.clone(), background.clone()));
         let (stopping, closing) = (state.stopping.clone(), CancellationToken::new());
         let forward = tokio::spawn({
@@ -287,5 +337,37 @@ async fn supervise_relay(state: AppState, config: Config, stop: CancellationToke
             tracing::error!(error = %panicked, "the relay died and is started again");
             backoff.wait().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(env: Environment, secret: &str, database: &str) -> Config {
+        let mut config = crate::router::tests::config();
+        config.transport.env = env;
+        config.api.jwt_secret = secret.to_owned().into();
+        config.database.url = format!("postgres://app:{database}@db/claimcheck");
+        config.broker.url = "amqp://mq:Jk29dmsLq@mq".to_owned();
+        config
+    }
+
+    #[test]
+    fn production_refuses_secrets_that_are_missing_short_or_known_and_names_the_variable() {
+        let good = "d3b0f2c4a9178e6655aa01f9c27be843";
+        let refused = |secret, database| {
+            config(Environment::Production, secret, database)
+                .fit()
+                .unwrap_err()
+                .to_string()
+        };
+        for bad in ["", "short", "a secret of at least thirty-two bytes"] {
+            assert!(refused(bad, "Jk29dmsLq").contains("CLAIMCHECK_JWT_SECRET"), "{bad}");
+        }
+        assert!(refused(good, "claimcheck").contains("DATABASE_URL"));
+        assert!(!refused("hunter2", "x").contains("hunter2"), "it is not repeated");
+        assert!(config(Environment::Production, good, "Jk29dmsLq").fit().is_ok());
+        assert!(config(Environment::Development, "short", "claimcheck").fit().is_ok());
     }
 }

@@ -93,6 +93,12 @@ impl Catalog {
             .map_err(ApiError::internal)?
     }
 
+    /// The text that tokens of the model spell.
+    pub async fn decode(&self, model: &ServedModel, ids: &[u32]) -> Result<String, ApiError> {
+        let tokenizer = self.tokenizer(model).await?;
+        tokenizer.decode(ids).map_err(ApiError::internal)
+    }
+
     /// The model's own tokenizer.
     pub async fn tokenizer(&self, model: &ServedModel) -> Result<Arc<Tokenizer>, ApiError> {
         if let Some(known) = self.kept().get(&model.tokenizer_sha256) {

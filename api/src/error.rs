@@ -57,12 +57,23 @@ pub enum ApiError {
     /// 415: the body is of a type that is not read here.
     #[error("unsupported media type: {}", .0.message)]
     UnsupportedMedia(Problem),
+    /// 421: the request was meant for another host.
+    #[error("misdirected: {}", .0.message)]
+    Misdirected(Problem),
     /// 422: an idempotency key came back with another body.
     #[error("unprocessable: {}", .0.message)]
     Unprocessable(Problem),
     /// 429: the caller has as much here as it may; later there is room.
     #[error("too many: {}", .0.message)]
     TooMany(Problem),
+    /// 429: the caller comes too often.
+    #[error("too often: {}", .problem.message)]
+    RateLimited {
+        /// What the caller is told.
+        problem: Problem,
+        /// Seconds until one more request is taken.
+        retry_after: u32,
+    },
     /// 503: a dependency is down or all hands are busy; the cause, if any, is logged.
     #[error("unavailable: {message}")]
     Unavailable {
@@ -147,8 +158,9 @@ impl ApiError {
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMedia(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Misdirected(_) => StatusCode::MISDIRECTED_REQUEST,
             Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::TooMany(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooMany(_) | Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             Self::JobFailed(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -183,9 +195,11 @@ impl ApiError {
             | Self::NotFound(problem)
             | Self::Conflict(problem)
             | Self::UnsupportedMedia(problem)
+            | Self::Misdirected(problem)
             | Self::Unprocessable(problem)
             | Self::TooMany(problem)
-            | Self::JobFailed(problem) => problem,
+            | Self::JobFailed(problem)
+            | Self::RateLimited { problem, .. } => problem,
             Self::MethodNotAllowed => Problem::new(
                 "method_not_allowed",
                 "This path does not take this method; the Allow header names those it takes.",
@@ -272,7 +286,7 @@ impl IntoResponse for ApiError {
         self.log();
         let (status, kind) = (self.status(), self.kind());
         let retry_after = match &self {
-            Self::Unavailable { retry_after, .. } => Some(*retry_after),
+            Self::Unavailable { retry_after, .. } | Self::RateLimited { retry_after, .. } => Some(*retry_after),
             Self::TooMany(_) => Some(RETRY_AFTER_QUOTA),
             _ => None,
         };

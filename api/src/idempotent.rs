@@ -43,7 +43,7 @@ pub fn asker(
         by: ClaimedBy::Key(key, KEEP_KEY),
     });
     Ok(Asker {
-        actor: caller.actor(),
+        by: caller.by(),
         queue_limit: state.max_queued,
         claim,
     })

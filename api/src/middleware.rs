@@ -17,6 +17,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::error::ApiError;
+use crate::limits::{self, Standing};
 
 /// Names a request in answers and logs.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -28,20 +29,42 @@ const REQUEST_ID_MAX: usize = 128;
 /// What handlers tell the log line about the request.
 #[derive(Debug, Clone, Default)]
 pub struct RequestNotes {
-    user: Arc<OnceLock<UserId>>,
+    inner: Arc<Notes>,
+}
+
+#[derive(Debug, Default)]
+struct Notes {
+    id: String,
+    user: OnceLock<UserId>,
+    standings: OnceLock<Vec<Standing>>,
 }
 
 impl RequestNotes {
+    fn of(id: String) -> Self {
+        let inner = Notes { id, ..Notes::default() };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The request's id, as its answer carries it.
+    pub fn id(&self) -> &str {
+        &self.inner.id
+    }
+
     /// Who the caller turned out to be.
     pub fn set_user(&self, user: UserId) {
-        let _already_known = self.user.set(user);
+        let _already_known = self.inner.user.set(user);
+    }
+
+    /// Where the caller stands with its limits; the answer tells.
+    pub fn set_standings(&self, standings: Vec<Standing>) {
+        let _already_known = self.inner.standings.set(standings);
     }
 }
 
 /// The outermost layer: names the request, measures it, writes its one log line.
 pub async fn observe(mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
-    let notes = RequestNotes::default();
+    let notes = RequestNotes::of(id.clone());
     request.extensions_mut().insert(notes.clone());
     let record = Record {
         id: id.clone(),
@@ -50,7 +73,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
             .extensions()
             .get::<MatchedPath>()
             .map_or_else(|| "unmatched".to_owned(), |path| path.as_str().to_owned()),
-        notes,
+        notes: notes.clone(),
         started: Instant::now(),
         status: None,
     };
@@ -66,7 +89,9 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
         X_PROCESS_TIME,
         HeaderValue::from_str(&format!("{seconds:.6}")).unwrap_or(HeaderValue::from_static("0")),
     );
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if let Some(standings) = notes.inner.standings.get() {
+        limits::write_headers(headers, standings);
+    }
     response
 }
 
@@ -120,7 +145,7 @@ impl Drop for Record {
         metrics::counter!("claimcheck_http_requests_total", &labels).increment(1);
         metrics::histogram!("claimcheck_http_request_duration_seconds", "route" => self.route.clone()).record(seconds);
         let duration_ms = (seconds * 1e6).round() / 1e3;
-        let user = self.notes.user.get().map(tracing::field::display);
+        let user = self.notes.inner.user.get().map(tracing::field::display);
         let (route, request_id) = (self.route.as_str(), self.id.as_str());
         if is_probe(route) {
             tracing::debug!(method, route, status, duration_ms, request_id, user, "request");

@@ -21,13 +21,14 @@ use crate::access::Needs;
 use crate::app::AppState;
 use crate::docs::{self, ApiDoc};
 use crate::error::{ApiError, Problem};
-use crate::middleware;
+use crate::extract::origin;
 use crate::routes::{
-    api_keys, batch_results, batches, bulk_jobs, cancel_job, completions, create_batch, dead_letters, delete_job,
-    files, get_job, get_model, get_place, health, job_events, jwks, list_events, list_jobs, list_models, logout,
-    metrics, openapi, operators, put_job, receipt, register, replay_job, responses, retry_job, root, submit_job, token,
-    tokenize, upload_file, usage, users, webhook_endpoints, webhook_log, webhook_secrets,
+    api_keys, audit, batch_results, batches, bulk_jobs, cancel_job, completions, create_batch, dead_letters,
+    delete_job, files, get_job, get_model, get_place, health, job_events, jwks, list_events, list_jobs, list_models,
+    logout, metrics, openapi, operators, put_job, receipt, register, replay_job, responses, retry_job, root,
+    submit_job, token, tokenize, upload_file, usage, users, webhook_endpoints, webhook_log, webhook_secrets,
 };
+use crate::{middleware, transport};
 
 /// A request is given up after this.
 const TIME_LIMIT: Duration = Duration::from_secs(30);
@@ -54,6 +55,10 @@ pub fn router(state: AppState) -> Router {
         .method_not_allowed_fallback(method_not_allowed)
         .layer(Extension(state.doorkeeper.clone()))
         .layer(CatchPanicLayer::custom(middleware::panicked))
+        .layer(transport::compression())
+        .layer(state.transport.cors())
+        .layer(from_fn_with_state(state.transport.clone(), transport::guard))
+        .layer(from_fn_with_state(state.limits.clone(), origin::locate))
         .layer(from_fn(middleware::observe))
         .layer(from_fn_with_state(state.stopping.clone(), middleware::part))
         .with_state(state)
@@ -65,6 +70,7 @@ pub fn document() -> utoipa::openapi::OpenApi {
 }
 
 // Each route says what it needs of its caller (`access.rs`); one that says nothing is found by a test.
+#[expect(clippy::too_many_lines, reason = "a list, to be read on one page")]
 fn documented() -> OpenApiRouter<AppState> {
     // Who this is and how it is; open to everybody.
     let service = OpenApiRouter::new()
@@ -99,7 +105,8 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(usage::usage).needs(JobsRead))
         .routes(routes!(bulk_jobs::cancel_jobs).needs(JobsWrite))
         .routes(routes!(bulk_jobs::retry_jobs).needs(JobsWrite))
-        .routes(routes!(dead_letters::list_dead_letters).needs(JobsRead));
+        .routes(routes!(dead_letters::list_dead_letters).needs(JobsRead))
+        .routes(routes!(audit::list_audit).needs(Keys));
 
     let webhooks = OpenApiRouter::new()
         .routes(routes!(webhook_endpoints::create_endpoint, webhook_endpoints::list_endpoints).needs(Webhooks))
@@ -210,4 +217,4 @@ async fn method_not_allowed() -> ApiError {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

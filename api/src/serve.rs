@@ -4,10 +4,12 @@
 //! graceful stop. This loop speaks HTTP/1.1 (HTTP/2 is the proxy's business) and gives every wait a limit: the head, the
 //! number of connections, the drain.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::extract::ConnectInfo;
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
@@ -16,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::Layer;
 
 /// What the loop grants.
 #[derive(Debug, Clone, Copy)]
@@ -36,8 +39,8 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ServeLimits, s
     let graceful = GracefulShutdown::new();
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
-    while let Some((stream, place)) = next_connection(&listener, &room, &stop).await {
-        let service = TowerToHyperService::new(router.clone());
+    while let Some((stream, peer, place)) = next_connection(&listener, &room, &stop).await {
+        let service = TowerToHyperService::new(Extension(ConnectInfo(peer)).layer(router.clone()));
         let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
         let cut = cut.clone();
         connections.spawn(async move {
@@ -61,28 +64,29 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ServeLimits, s
     connections.wait().await;
 }
 
-/// The next connection with its place among the allowed ones; `None` once `stop` is cancelled.
+/// The next connection with its other end and its place among the allowed ones; `None` once `stop` is cancelled.
 async fn next_connection(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
     stop: &CancellationToken,
-) -> Option<(TcpStream, tokio::sync::OwnedSemaphorePermit)> {
+) -> Option<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
     tokio::select! {
         () = stop.cancelled() => None,
         connection = async {
             let place = room.clone().acquire_owned().await.ok()?;
-            Some((accept(listener).await, place))
+            let (stream, peer) = accept(listener).await;
+            Some((stream, peer, place))
         } => connection,
     }
 }
 
-async fn accept(listener: &TcpListener) -> TcpStream {
+async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
-            Ok((stream, _peer)) => {
+            Ok((stream, peer)) => {
                 // Small answers must not wait for a full segment.
                 let _refused = stream.set_nodelay(true);
-                return stream;
+                return (stream, peer);
             }
             Err(error) => {
                 // Out of file descriptors, mostly: others must end first.

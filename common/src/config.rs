@@ -3,6 +3,10 @@
 //! The only place that reads environment variables. A value that cannot be read stops the process with the variable's
 //! name; nothing else is guessed. Durations carry a unit (`500ms`, `30s`, `2h`).
 
+mod limits;
+mod policy;
+mod transport;
+
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,6 +20,10 @@ use url::Url;
 
 use crate::domain::{DeviceChoice, Dtype};
 use crate::webhook::Vault;
+
+pub use limits::{LimitsConfig, Plan, Plans, UNLIMITED_PLAN};
+pub use policy::PolicyConfig;
+pub use transport::{Environment, TransportConfig, weak_password, weakness};
 
 /// A variable is missing or does not read.
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@ pub mod config;
 pub mod deltas;
 pub mod domain;
 pub mod files;
+pub mod policy;
 pub mod queue;
 pub mod redis;
 pub mod shutdown;

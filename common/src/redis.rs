@@ -101,13 +101,13 @@ impl Redis {
         }
         let connection = manager.read().unwrap_or_else(PoisonError::into_inner).clone();
         let answer = tokio::time::timeout(ANSWER_LIMIT, call(connection)).await;
-        let outcome = match answer {
-            Ok(answer) => answer.map_err(sorted),
-            Err(_) => {
+        let outcome = answer.map_or_else(
+            |_late| {
                 self.reconnect();
                 Err(RedisError::Away(None))
-            }
-        };
+            },
+            |answer| answer.map_err(sorted),
+        );
         match &outcome {
             Err(RedisError::Away(cause)) => {
                 if rest.begin() {

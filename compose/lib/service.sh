@@ -73,7 +73,8 @@ ensure_running() {
       "CLAIMCHECK_JWT_SECRET=$(cat "$DEMO/jwt-secret")" "CLAIMCHECK_WEBHOOK_KEY=$(cat "$DEMO/webhook-key")" \
       "CLAIMCHECK_WEBHOOK_ALLOW=127.0.0.0/8,::1/128" "CLAIMCHECK_PUBLIC_URL=http://127.0.0.1:$API_PORT" \
       "CLAIMCHECK_FILES=$DEMO/files" "CLAIMCHECK_HTTP_ADDR=127.0.0.1:$API_PORT" \
-      "CLAIMCHECK_WORKER_HTTP_ADDR=127.0.0.1:$WORKER_PORT" "$@"
+      "CLAIMCHECK_WORKER_HTTP_ADDR=127.0.0.1:$WORKER_PORT" \
+      CLAIMCHECK_PLAN=unlimited CLAIMCHECK_LOGIN_RATE=unlimited CLAIMCHECK_LOGIN_ADDRESS_RATE=unlimited "$@"
   fi
   await_service "$service" "$port"
 }

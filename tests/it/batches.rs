@@ -5,6 +5,7 @@ use std::time::Duration;
 use claimcheck_common::config::BatchConfig;
 use claimcheck_common::domain::{JobError, JobId, WorkerId};
 use claimcheck_common::files::FileStore;
+use claimcheck_common::policy::Rules;
 use claimcheck_common::store::settle::{self, Settlement};
 use claimcheck_common::store::{claim, expire};
 use claimcheck_tests::{World, eventually};
@@ -44,6 +45,7 @@ impl Worker {
         let batches = Batches {
             pool: world.pool.clone(),
             files: FileStore::open(&world.files).unwrap(),
+            policy: Rules::open(None).unwrap(),
             delivery: world.delivery.clone(),
             config,
         };

@@ -1,7 +1,9 @@
 //! All integration tests in one binary; each module is one part of the promise.
 
+mod audit;
 mod batches;
 mod cli;
+mod cli_batches;
 mod faults;
 mod files;
 mod http_accounts;
@@ -22,9 +24,12 @@ mod identity_cost;
 mod identity_keys;
 mod identity_routes;
 mod identity_sessions;
+mod limits;
+mod limits_redis;
 mod model_files;
 mod parity;
 mod plans;
+mod policy;
 mod precision;
 mod receipts;
 mod same_answer;

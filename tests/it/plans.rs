@@ -109,7 +109,7 @@ async fn running(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
     let all = |value: &str| format!("'{{{}}}'", vec![value; keys.len()].join(","));
     let events: Vec<_> = keys.iter().map(|_| JobId::new()).collect();
     let arguments = format!(
-        "{}, '{{{fences}}}', {}, {none}, {}, {none}, {}, 'worker:test', '1 day', {none}, {none}, {none}",
+        "{}, '{{{fences}}}', {}, {none}, {}, {none}, {}, 'worker:test', '1 day', {none}, {none}, {none}, NULL, NULL, NULL",
         array(&held),
         all("completed"),
         all("0"),

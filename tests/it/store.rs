@@ -10,6 +10,7 @@ use claimcheck_common::domain::{
 };
 use claimcheck_common::queue::{Delivery, Subscription};
 use claimcheck_common::store::accounts::{Account, NewUser};
+use claimcheck_common::store::audit::Origin;
 use claimcheck_common::store::idempotency::{Answer, Before, Claim, ClaimedBy};
 use claimcheck_common::store::jobs::{JobFilter, JobView, Page};
 use claimcheck_common::store::notify::JobChanges;
@@ -43,6 +44,7 @@ pub(crate) async fn account(pool: &Pool) -> Account {
             email,
             password_hash: "hash".to_owned(),
         },
+        Origin::default(),
     )
     .await
     .unwrap()
@@ -78,6 +80,8 @@ pub(crate) fn new_job(account: &Account) -> NewJob {
         queue_limit: None,
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
         webhook: None,
+        origin: Origin::default(),
+        hits: Vec::new(),
     }
 }
 
@@ -396,7 +400,7 @@ pub(crate) async fn cancel(pool: &Pool, id: JobId) -> JobView {
         .fetch_one(pool)
         .await
         .unwrap();
-    cancels::request_cancel(pool, ProjectId::from_uuid(project), id)
+    cancels::request_cancel(pool, ProjectId::from_uuid(project), id, "service")
         .await
         .unwrap()
         .expect("the job is there")
@@ -459,7 +463,7 @@ async fn a_thousand_races_of_cancel_against_settle_leave_one_ending_each() {
             }
             let races = keys.iter().map(|key| async {
                 tokio::join!(
-                    cancels::request_cancel(&pool, account.project_id, key.id),
+                    cancels::request_cancel(&pool, account.project_id, key.id, "service"),
                     settle_completed(&pool, *key, "done"),
                     lease::heartbeat(&pool, std::slice::from_ref(key), LEASE, ATTEMPT),
                 )
@@ -758,7 +762,7 @@ async fn lists_page_newest_first_and_foreign_jobs_do_not_exist() {
         let foreign = accept(pool, new_job(&other)).await.key.id;
         assert!(jobs::get(pool, mine.project_id, foreign).await.unwrap().is_none());
         assert!(
-            cancels::request_cancel(pool, mine.project_id, foreign)
+            cancels::request_cancel(pool, mine.project_id, foreign, "service")
                 .await
                 .unwrap()
                 .is_none()
@@ -798,6 +802,7 @@ async fn a_name_or_address_is_taken_whatever_its_case() {
                     email,
                     password_hash: String::new(),
                 },
+                Origin::default(),
             )
         };
         register("Ada", "ada@example.org").await.unwrap();

@@ -370,7 +370,7 @@ async fn project_of(pool: &Pool, id: JobId) -> ProjectId {
 
 async fn do_again(pool: &Pool, project: ProjectId, id: JobId) -> Retried {
     let asker = Asker {
-        actor: ACTOR.to_owned(),
+        by: ACTOR.into(),
         queue_limit: None,
         claim: None,
     };

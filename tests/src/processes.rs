@@ -59,6 +59,9 @@ impl Installation {
                 "a secret of at least thirty-two bytes".to_owned(),
             ),
             ("CLAIMCHECK_TOKEN_TTL", "1h".to_owned()),
+            ("CLAIMCHECK_PLAN", "unlimited".to_owned()),
+            ("CLAIMCHECK_LOGIN_RATE", "unlimited".to_owned()),
+            ("CLAIMCHECK_LOGIN_ADDRESS_RATE", "unlimited".to_owned()),
             ("CLAIMCHECK_MODEL", folder.path().join(TINY).display().to_string()),
             ("CLAIMCHECK_MODEL_NAME", TINY.to_owned()),
         ];

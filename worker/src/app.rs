@@ -7,11 +7,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use claimcheck_common::config::{
-    BatchConfig, BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, FilesConfig, RedisConfig, WebhookConfig,
-    WorkerConfig,
+    BatchConfig, BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, FilesConfig, PolicyConfig, RedisConfig,
+    WebhookConfig, WorkerConfig,
 };
 use claimcheck_common::domain::WorkerId;
 use claimcheck_common::files::{FileError, FileStore};
+use claimcheck_common::policy::{PolicyError, Rules};
 use claimcheck_common::queue::Broker;
 use claimcheck_common::redis::{Redis, RedisError};
 use claimcheck_common::store::{self, Pool, StoreError};
@@ -51,6 +52,9 @@ pub enum AppError {
     /// The place for files is not usable.
     #[error(transparent)]
     Files(#[from] FileError),
+    /// The content policy does not read.
+    #[error("the content policy is not usable")]
+    Policy(#[from] PolicyError),
     /// The role `generate` came to an end.
     #[error(transparent)]
     Generate(#[from] GenerateError),
@@ -68,6 +72,8 @@ pub struct Settings {
     pub broker: BrokerConfig,
     /// Where Redis is.
     pub redis: RedisConfig,
+    /// What texts are held against.
+    pub policy: PolicyConfig,
     /// The protocol's times.
     pub delivery: DeliveryConfig,
     /// Where webhooks may go, how they are signed and sent.
@@ -89,6 +95,7 @@ impl Settings {
             database: DatabaseConfig::from_env()?,
             broker: BrokerConfig::from_env()?,
             redis: RedisConfig::from_env()?,
+            policy: PolicyConfig::from_env()?,
             delivery: DeliveryConfig::from_env()?,
             webhooks: WebhookConfig::from_env()?,
             files: FilesConfig::from_env()?,
@@ -107,6 +114,7 @@ pub struct WorkerApp {
     broker: Broker,
     redis: Redis,
     files: FileStore,
+    policy: Rules,
     listener: TcpListener,
     address: SocketAddr,
     health: Health,
@@ -131,6 +139,7 @@ impl WorkerApp {
             broker: Broker::new(settings.broker.clone()),
             redis: Redis::new(&settings.redis)?,
             files: FileStore::open(&settings.files)?,
+            policy: Rules::open(settings.policy.policy_file.clone())?,
             health: Health::new(&settings.roles),
             listener,
             address,
@@ -179,6 +188,7 @@ impl WorkerApp {
             let batches = Batches {
                 pool: self.pool.clone(),
                 files: self.files,
+                policy: self.policy.clone(),
                 delivery: self.settings.delivery.clone(),
                 config: self.settings.batches,
             };
@@ -188,11 +198,18 @@ impl WorkerApp {
                 Ok(())
             });
         }
+        // Prompts of batches are held against it as well as finished texts.
+        let watch = self.policy.clone().watch(stop_all.clone());
+        running.spawn(async {
+            watch.await;
+            Ok(())
+        });
         if self.settings.roles.contains(&Role::Generate) {
             let generate = Generate {
                 pool: self.pool.clone(),
                 broker: self.broker,
                 redis: self.redis,
+                policy: self.policy.clone(),
                 delivery: self.settings.delivery,
                 config: self.settings.worker,
                 worker: self.id,

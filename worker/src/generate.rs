@@ -10,6 +10,7 @@ use std::time::Duration;
 use claimcheck_common::config::{DeliveryConfig, WorkerConfig};
 use claimcheck_common::deltas::DeltaPublisher;
 use claimcheck_common::domain::{Runtime, WorkerId};
+use claimcheck_common::policy::Rules;
 use claimcheck_common::queue::Broker;
 use claimcheck_common::redis::Redis;
 use claimcheck_common::store::{Pool, models};
@@ -65,6 +66,8 @@ pub struct Generate {
     pub broker: Broker,
     /// What may be lost, and may be away at any time.
     pub redis: Redis,
+    /// What finished texts are held against.
+    pub policy: Rules,
     /// Lease and beat.
     pub delivery: DeliveryConfig,
     /// Which model, how many slots, how long to drain.
@@ -154,7 +157,8 @@ impl Generate {
         });
         let served = &announcement.model;
         let runtime = Runtime::of_this_build(served.weights_sha256.clone(), served.dtype.clone());
-        let results = Results::new(self.pool.clone(), in_flight.clone(), self.worker, runtime);
+        let policy = self.policy.clone();
+        let results = Results::new(self.pool.clone(), in_flight.clone(), policy, self.worker, runtime);
         let feeder = Feeder {
             pool: self.pool.clone(),
             tokenizer: model.tokenizer,

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use claimcheck_common::backoff::Backoff;
-use claimcheck_common::domain::{JobError, JobKey, JobStatus, Runtime, Spent, WorkerId};
+use claimcheck_common::domain::{FinishReason, JobError, JobKey, JobStatus, Runtime, Spent, WorkerId};
+use claimcheck_common::policy::{Policy, Rules, Side};
 use claimcheck_common::queue::Acker;
 use claimcheck_common::store::settle::{self, Measured, Settled, Settlement};
 use claimcheck_common::store::{Pool, StoreResult, lease};
@@ -32,16 +33,18 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 pub struct Results {
     pool: Pool,
     in_flight: Arc<InFlight>,
+    policy: Rules,
     actor: String,
     runtime: Arc<Runtime>,
 }
 
 impl Results {
     /// `worker` is who the audit log names, `runtime` what receipts say that it ran on.
-    pub fn new(pool: Pool, in_flight: Arc<InFlight>, worker: WorkerId, runtime: Runtime) -> Self {
+    pub fn new(pool: Pool, in_flight: Arc<InFlight>, policy: Rules, worker: WorkerId, runtime: Runtime) -> Self {
         Self {
             pool,
             in_flight,
+            policy,
             actor: format!("worker:{}", worker.uuid()),
             runtime: Arc::new(runtime),
         }
@@ -60,6 +63,7 @@ impl Results {
                 break;
             }
             let ended = starts.sort(ready.drain(..));
+            let policy = self.policy.current();
             let (mut ours, mut lost) = (Vec::new(), Vec::new());
             for ended in ended {
                 let reason = self.in_flight.stop_reason(ended.key);
@@ -74,7 +78,7 @@ impl Results {
                     Some(settlement) => ours.push(Settlement {
                         started: ended.started,
                         measured: Some(measured),
-                        ..settlement
+                        ..screened(settlement, &policy)
                     }),
                     None => lost.push(ended.key),
                 }
@@ -225,6 +229,25 @@ fn settlement(key: JobKey, ending: Ending, reason: Option<StopReason>) -> Option
     })
 }
 
+/// Withholds what the content policy does not let out, and notes the rules that were met.
+fn screened(mut ended: Settlement, policy: &Policy) -> Settlement {
+    for choice in ended.choices.iter_mut().flatten() {
+        let verdict = policy.look(Side::Completion, &choice.text);
+        let let_out = match verdict.rejected_by() {
+            Some(_) => Some(String::new()),
+            None => verdict.redacted,
+        };
+        if let Some(text) = let_out {
+            choice.text = text;
+            choice.finish_reason = Some(FinishReason::ContentFilter);
+            // They spell the text.
+            choice.logprobs = None;
+        }
+        ended.hits.extend(verdict.hits);
+    }
+    ended
+}
+
 fn overdue() -> JobError {
     JobError::server(
         "attempt_overdue",
@@ -234,7 +257,7 @@ fn overdue() -> JobError {
 
 #[cfg(test)]
 mod tests {
-    use claimcheck_common::domain::{Completion, JobId, Usage};
+    use claimcheck_common::domain::{Choice, Completion, JobId, Logprobs, Usage};
 
     use super::*;
 
@@ -280,6 +303,58 @@ mod tests {
             [begun]
         );
         assert_eq!(starts.take_ripe(), [], "once");
+    }
+
+    #[test]
+    fn a_text_that_the_policy_does_not_let_out_is_withheld_and_says_so() {
+        let rules = r#"
+            [[rules]]
+            name = "a"
+            category = "c"
+            action = "redact"
+            words = ["secret"]
+            [[rules]]
+            name = "b"
+            category = "c"
+            action = "reject"
+            words = ["poison"]
+        "#;
+        let choice = |text: &str| Choice {
+            text: text.to_owned(),
+            index: 0,
+            finish_reason: Some(FinishReason::Length),
+            logprobs: Some(Logprobs::default()),
+            tokens: Vec::new(),
+        };
+        let completion = Completion {
+            choices: vec![choice("a secret"), choice("poison and a secret"), choice("fine")],
+            usage: Usage::new(3, 2),
+        };
+        let done = screened(Settlement::completed(key(), completion), &Policy::parse(rules).unwrap());
+        let shown: Vec<_> = done
+            .choices
+            .iter()
+            .flatten()
+            .map(|one| (one.text.as_str(), one.finish_reason))
+            .collect();
+        let filtered = Some(FinishReason::ContentFilter);
+        assert_eq!(
+            shown,
+            [
+                ("a [redacted]", filtered),
+                ("", filtered),
+                ("fine", Some(FinishReason::Length))
+            ]
+        );
+        assert_eq!(
+            done.choices
+                .iter()
+                .flatten()
+                .filter(|one| one.logprobs.is_some())
+                .count(),
+            1
+        );
+        assert_eq!(done.hits.len(), 3);
     }
 
     #[test]

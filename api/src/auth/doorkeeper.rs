@@ -10,6 +10,7 @@ use std::sync::Arc;
 use axum::http::{HeaderMap, HeaderName, header};
 use claimcheck_common::store::accounts::Account;
 use claimcheck_common::store::api_keys::Holder;
+use claimcheck_common::store::audit::Origin;
 
 use super::KeyUses;
 use super::secret::{Secret, SecretKind};
@@ -76,6 +77,7 @@ impl Doorkeeper {
             project_id: account.project_id,
             role: account.role,
             credential: Credential::Token(claims.sid),
+            origin: Origin::default(),
         })
     }
 
@@ -104,6 +106,7 @@ impl Doorkeeper {
             project_id,
             role: account.role,
             credential: Credential::Key(Arc::new(KeyGrant { id, grant })),
+            origin: Origin::default(),
         })
     }
 }

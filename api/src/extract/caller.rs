@@ -7,7 +7,9 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use claimcheck_common::domain::{ApiKeyId, ProjectId, Role, Scope, SessionId, TenantId, UserId};
 use claimcheck_common::store::api_keys::Grant;
+use claimcheck_common::store::audit::{self, By};
 
+use super::Origin;
 use crate::error::{ApiError, Problem};
 
 /// An authenticated, active user.
@@ -23,6 +25,8 @@ pub struct Caller {
     pub role: Role,
     /// What the request showed.
     pub credential: Credential,
+    /// How the request came, for the audit log.
+    pub origin: audit::Origin,
 }
 
 /// What a request was authenticated by.
@@ -43,10 +47,33 @@ pub struct KeyGrant {
     pub grant: Grant,
 }
 
+impl Credential {
+    /// As the audit log shows it.
+    fn shown(&self) -> String {
+        match self {
+            Self::Token(_) => "token".to_owned(),
+            Self::Key(key) => format!("key:{}", key.id.uuid()),
+        }
+    }
+}
+
 impl Caller {
-    /// As the audit log names them.
+    /// As the audit log names them; [`Self::by`] says besides how they came.
     pub fn actor(&self) -> String {
-        format!("user:{}", self.user_id.uuid())
+        self.by().actor
+    }
+
+    /// As the audit log knows them.
+    pub fn by(&self) -> By {
+        By {
+            origin: self.origin.clone(),
+            ..By::from(self.user_id)
+        }
+    }
+
+    /// Whether they may read everybody's audit trail.
+    pub fn is_auditor(&self) -> bool {
+        self.role >= Role::Auditor
     }
 
     /// The API key that the request showed, if it was one.
@@ -123,8 +150,12 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, ApiError> {
-        let caller = parts.extensions.get::<Self>().cloned();
-        caller.ok_or_else(|| ApiError::internal("a route that states no need asks for its caller"))
+        let known = parts.extensions.get::<Self>().cloned();
+        let mut caller = known.ok_or_else(|| ApiError::internal("a route that states no need asks for its caller"))?;
+        if let Some(origin) = parts.extensions.get::<Origin>() {
+            caller.origin = origin.audit(Some(caller.credential.shown()));
+        }
+        Ok(caller)
     }
 }
 
@@ -139,6 +170,7 @@ mod tests {
             project_id: ProjectId::new(),
             role: Role::Admin,
             credential,
+            origin: audit::Origin::default(),
         }
     }
 

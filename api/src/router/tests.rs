@@ -5,7 +5,8 @@ use crate::auth::{Secret, SecretKind};
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use claimcheck_common::config::{
-    ApiConfig, BrokerConfig, DatabaseConfig, DeliveryConfig, FilesConfig, JwtAlgorithm, RedisConfig, WebhookConfig,
+    ApiConfig, BrokerConfig, DatabaseConfig, DeliveryConfig, Environment, FilesConfig, JwtAlgorithm, LimitsConfig,
+    PolicyConfig, RedisConfig, TransportConfig, WebhookConfig,
 };
 use claimcheck_common::domain::{SessionId, UserId};
 use secrecy::ExposeSecret;
@@ -13,8 +14,12 @@ use serde_json::Value;
 use tower::ServiceExt;
 
 fn state() -> AppState {
-    // Nothing listens on the discard port.
-    let config = crate::Config {
+    AppState::new(&config()).unwrap()
+}
+
+/// Nothing listens on the discard port.
+pub(crate) fn config() -> crate::Config {
+    crate::Config {
         api: ApiConfig {
             http_addr: ([127, 0, 0, 1], 0).into(),
             jwt_secret: "a secret of at least thirty-two bytes".to_owned().into(),
@@ -45,8 +50,10 @@ fn state() -> AppState {
             place: std::env::temp_dir().join("claimcheck-no-files").display().to_string(),
             ..FilesConfig::default()
         },
-    };
-    AppState::new(&config).unwrap()
+        limits: LimitsConfig::unlimited(),
+        policy: PolicyConfig::default(),
+        transport: TransportConfig::default(),
+    }
 }
 
 struct Answer {
@@ -374,4 +381,140 @@ async fn every_schema_that_the_document_refers_to_is_in_it() {
         let pointer = reference.strip_prefix('#').expect("a reference within the document");
         assert!(document.pointer(pointer).is_some(), "{reference} leads nowhere");
     }
+}
+
+fn transport(change: impl FnOnce(&mut TransportConfig)) -> Router {
+    let mut config = TransportConfig::default();
+    change(&mut config);
+    let proxies = ["127.0.0.0/8".parse().unwrap()];
+    let transport = crate::transport::Transport::new(&config, &proxies).unwrap();
+    router(AppState { transport, ..state() })
+}
+
+#[tokio::test]
+async fn every_answer_keeps_browsers_careful() {
+    for path in ["/", "/nothing", "/v1/jobs", "/docs/", "/healthz"] {
+        let answer = get(path).await;
+        for (name, part) in [
+            ("x-content-type-options", "nosniff"),
+            ("referrer-policy", "no-referrer"),
+            ("content-security-policy", "frame-ancestors 'none'"),
+        ] {
+            let value = answer.headers[name].to_str().unwrap();
+            assert!(value.contains(part), "{path}: {name}: {value}");
+        }
+        assert!(!answer.headers.contains_key("x-xss-protection"));
+        assert!(!answer.headers.contains_key("strict-transport-security"));
+    }
+    assert_eq!(get("/v1/jobs").await.headers["cache-control"], "no-store");
+    let production = transport(|config| config.env = Environment::Production);
+    let answer = send_to(production, Request::get("/").body(Body::empty()).unwrap()).await;
+    assert!(
+        answer.headers["strict-transport-security"]
+            .to_str()
+            .unwrap()
+            .contains("max-age=63072000")
+    );
+}
+
+#[tokio::test]
+async fn pages_of_configured_origins_alone_may_call() {
+    let allowing = || transport(|config| config.cors_origins = vec!["https://app.example.org".to_owned()]);
+    let preflight = |origin: &str| {
+        Request::options("/v1/jobs")
+            .header("origin", origin)
+            .header("access-control-request-method", "POST")
+            .header("access-control-request-headers", "authorization,idempotency-key")
+            .body(Body::empty())
+            .unwrap()
+    };
+    let ours = send_to(allowing(), preflight("https://app.example.org")).await;
+    assert_eq!(ours.status, StatusCode::OK);
+    assert_eq!(ours.headers["access-control-allow-origin"], "https://app.example.org");
+    assert!(
+        ours.headers["access-control-allow-headers"]
+            .to_str()
+            .unwrap()
+            .contains("idempotency-key")
+    );
+    assert!(!ours.headers.contains_key("access-control-allow-credentials"));
+    for origin in ["https://evil.example.org", "https://app.example.org.evil.net", "null"] {
+        let theirs = send_to(allowing(), preflight(origin)).await;
+        assert!(!theirs.headers.contains_key("access-control-allow-origin"), "{origin}");
+    }
+    let none = send(preflight("https://app.example.org")).await;
+    assert!(
+        !none.headers.contains_key("access-control-allow-origin"),
+        "none is configured"
+    );
+}
+
+#[tokio::test]
+async fn only_configured_hosts_are_answered_to_and_probes_always() {
+    let router = || transport(|config| config.allowed_hosts = vec!["API.example.org".to_owned()]);
+    let request = |path: &str, host: &str| Request::get(path).header("host", host).body(Body::empty()).unwrap();
+    for host in ["api.example.org", "api.EXAMPLE.org:8443"] {
+        assert_eq!(
+            send_to(router(), request("/", host)).await.status,
+            StatusCode::OK,
+            "{host}"
+        );
+    }
+    for host in [
+        "evil.example.org",
+        "api.example.org.evil.net",
+        "api.example.org@evil.net",
+    ] {
+        let answer = send_to(router(), request("/", host)).await;
+        assert_eq!(answer.status, StatusCode::MISDIRECTED_REQUEST, "{host}");
+        assert_eq!(answer.code(), "unknown_host");
+    }
+    assert_eq!(
+        send_to(router(), request("/healthz", "10.0.0.7:8080")).await.status,
+        StatusCode::OK
+    );
+}
+
+#[tokio::test]
+async fn in_production_plain_http_is_sent_to_https_as_far_as_a_proxy_tells() {
+    let request = |method: Method, peer: [u8; 4], scheme: &str| {
+        let peer = std::net::SocketAddr::from((peer, 4000));
+        Request::builder()
+            .method(method)
+            .uri("/v1/jobs?limit=1")
+            .header("host", "api.example.org:80")
+            .header("x-forwarded-proto", scheme)
+            .extension(axum::extract::ConnectInfo(peer))
+            .body(Body::empty())
+            .unwrap()
+    };
+    let ask = async |request| send_to(transport(|config| config.env = Environment::Production), request).await;
+    let moved = ask(request(Method::GET, [127, 0, 0, 1], "http")).await;
+    assert_eq!(moved.status, StatusCode::PERMANENT_REDIRECT);
+    assert_eq!(moved.headers["location"], "https://api.example.org/v1/jobs?limit=1");
+    let shown = ask(request(Method::POST, [127, 0, 0, 1], "http")).await;
+    assert_eq!(
+        (shown.status, shown.code().as_str()),
+        (StatusCode::FORBIDDEN, "https_required")
+    );
+    for (peer, scheme) in [([127, 0, 0, 1], "https"), ([203, 0, 113, 7], "http")] {
+        let answer = ask(request(Method::GET, peer, scheme)).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{peer:?} {scheme}");
+    }
+}
+
+#[tokio::test]
+async fn long_answers_are_compressed_for_who_asks() {
+    let request = |encoding: &str| {
+        Request::get("/openapi.json")
+            .header("accept-encoding", encoding)
+            .body(Body::empty())
+            .unwrap()
+    };
+    let response = router(state()).oneshot(request("gzip")).await.unwrap();
+    assert_eq!(response.headers()["content-encoding"], "gzip");
+    let short = to_bytes(response.into_body(), 16 << 20).await.unwrap().len();
+    let plain = send(request("identity")).await;
+    assert!(!plain.headers.contains_key("content-encoding"));
+    assert!(short * 3 < plain.body.len(), "{short} of {}", plain.body.len());
 }

@@ -127,7 +127,7 @@ pub async fn create_key(
         sha256: secret.sha256(),
         expires_at: asked.expiry(OffsetDateTime::now_utc())?,
         grant: asked.grant(),
-        actor: caller.actor(),
+        by: caller.by(),
     };
     let kept = api_keys::create(&state.pool, key).await?;
     let kept = kept.ok_or_else(|| {
@@ -218,7 +218,7 @@ pub async fn revoke_key(
     query: Query,
 ) -> Result<Reply<ApiKeyBody>, ApiError> {
     query.only(&[])?;
-    let key = api_keys::revoke(&state.pool, caller.user_id, id, caller.actor()).await?;
+    let key = api_keys::revoke(&state.pool, caller.user_id, id, caller.by()).await?;
     key.map(|key| Reply(ApiKeyBody::of(key, None)))
         .ok_or_else(key_not_found)
 }
@@ -247,7 +247,7 @@ pub async fn rotate_key(
         hint: secret.hint(),
         sha256: secret.sha256(),
         overlap: body.value.overlap(),
-        actor: caller.actor(),
+        by: caller.by(),
     };
     let key = api_keys::rotate(&state.pool, rotation)
         .await?

@@ -8,7 +8,7 @@ use claimcheck_common::store::{cancels, retry};
 use crate::app::AppState;
 use crate::docs::{BadBody, NeedsAdmin, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody};
-use crate::extract::{Caller, Json};
+use crate::extract::{Caller, Json, Metered};
 use crate::idempotent::{asker, chunk_done, render_chunk};
 use crate::validate::selection::SelectJobs;
 use crate::view::BulkBody;
@@ -27,7 +27,7 @@ pub async fn cancel_jobs(
     body: Json<SelectJobs>,
 ) -> Result<axum::Json<BulkBody>, ApiError> {
     let selection = body.value.into_selection(&caller)?;
-    let chunk = cancels::cancel_selected(&state.pool, selection, caller.actor()).await?;
+    let chunk = cancels::cancel_selected(&state.pool, selection, caller.by()).await?;
     Ok(axum::Json(chunk.into()))
 }
 
@@ -47,7 +47,7 @@ pub async fn cancel_jobs(
     ))]
 pub async fn retry_jobs(
     State(state): State<AppState>,
-    caller: Caller,
+    Metered(caller): Metered,
     headers: HeaderMap,
     body: Json<SelectJobs>,
 ) -> Result<Response, ApiError> {

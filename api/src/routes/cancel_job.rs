@@ -29,7 +29,7 @@ pub async fn cancel_job(
     query: Query,
 ) -> Result<Json<JobBody>, ApiError> {
     query.only(&[])?;
-    let job = cancels::request_cancel(&state.pool, caller.project_id, id)
+    let job = cancels::request_cancel(&state.pool, caller.project_id, id, caller.by())
         .await?
         .ok_or_else(job_not_found)?;
     Ok(Json(JobBody::from(&job)))

@@ -16,7 +16,7 @@ use crate::app::AppState;
 use crate::docs::{BadBody, Trouble};
 use crate::dry_run;
 use crate::error::{ApiError, ErrorBody, Problem};
-use crate::extract::{Caller, RawJson, json};
+use crate::extract::{Metered, RawJson, json};
 use crate::parts::Parts;
 use crate::streams;
 use crate::streams::sse::Room;
@@ -46,7 +46,7 @@ pub const WAIT_MAX: Duration = Duration::from_mins(10);
     ))]
 pub async fn create_completion(
     State(state): State<AppState>,
-    caller: Caller,
+    Metered(caller): Metered,
     headers: HeaderMap,
     RawJson(raw): RawJson,
 ) -> Result<Response, ApiError> {

@@ -31,7 +31,7 @@ pub async fn delete_job(
     query: Query,
 ) -> Result<Json<JobBody>, ApiError> {
     query.only(&[])?;
-    match erase::erase(&state.pool, caller.project_id, id, caller.actor()).await? {
+    match erase::erase(&state.pool, caller.project_id, id, caller.by()).await? {
         Erased::Done => {}
         Erased::Running => return Err(not_ended("erased")),
         Erased::Unknown => return Err(job_not_found()),

@@ -8,7 +8,7 @@ use crate::app::AppState;
 use crate::docs::{BadBody, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::caller::Credential;
-use crate::extract::{Caller, Json, Query};
+use crate::extract::{Caller, Json, Origin, Query};
 use crate::validate::account::PasswordChange;
 
 const BODY_MAX: usize = 16 << 10;
@@ -40,6 +40,7 @@ pub async fn logout(State(state): State<AppState>, caller: Caller, query: Query)
 pub async fn change_password(
     State(state): State<AppState>,
     caller: Caller,
+    origin: Origin,
     body: Json<PasswordChange, BODY_MAX>,
 ) -> Result<StatusCode, ApiError> {
     let PasswordChange {
@@ -48,6 +49,8 @@ pub async fn change_password(
     } = body.value;
     let account = accounts::find(&state.pool, caller.user_id).await?;
     let account = account.ok_or_else(|| ApiError::internal("a caller without an account"))?;
+    // Whoever holds a stolen token must not guess the password here.
+    state.limits.sign_in(Some(&account.username), &origin).await?;
     new_password.fits("new_password", &account.username, &account.email)?;
     let stored = Some(account.password_hash.clone());
     if !state.passwords.verify(current_password.into_secret(), stored).await? {

@@ -4,6 +4,7 @@
 //! cannot cut short.
 
 pub mod api_keys;
+pub mod audit;
 pub mod batch_results;
 pub mod batches;
 pub mod bulk_jobs;

@@ -82,6 +82,8 @@ pub struct LimitsIn {
     /// Jobs that may be with the broker or a worker; what is beyond it waits.
     #[schema(value_type = Option<u32>, minimum = 1)]
     pub max_running: Option<Whole<1, { i32::MAX as i64 }>>,
+    /// The plan whose request rates the tenant has (`CLAIMCHECK_PLANS`).
+    pub plan: Option<String>,
 }
 
 /// List pauses
@@ -144,7 +146,7 @@ async fn set_pause(
     paused: bool,
 ) -> Result<StatusCode, ApiError> {
     let (scope, value) = pausable(&scope, value)?;
-    operators::set_pause(&state.pool, scope, value, paused, caller.user_id).await?;
+    operators::set_pause(&state.pool, scope, value, paused, caller.by()).await?;
     state.submitted.notify_one();
     Ok(StatusCode::NO_CONTENT)
 }
@@ -226,7 +228,7 @@ pub async fn drain_worker(
 ) -> Result<StatusCode, ApiError> {
     let unknown = || ApiError::NotFound(Problem::new("worker_not_found", "There is no such worker.").at("id"));
     let id: WorkerId = id.parse().map_err(|_| unknown())?;
-    if operators::drain(&state.pool, id, caller.user_id).await? {
+    if operators::drain(&state.pool, id, caller.by()).await? {
         Ok(StatusCode::ACCEPTED)
     } else {
         Err(unknown())
@@ -248,10 +250,16 @@ pub async fn set_limits(
     let tenant: TenantId = id
         .parse()
         .map_err(|_| ApiError::NotFound(Problem::new("tenant_not_found", "There is no such tenant.").at("id")))?;
+    if let Some(plan) = &body.value.plan
+        && !state.limits.has_plan(plan)
+    {
+        return Err(ApiError::invalid("plan", "`plan` must be one of the configured plans."));
+    }
     let limits = TenantLimits {
+        plan: body.value.plan,
         max_queued: body.value.max_queued.map(|value| value.get() as u32),
         max_running: body.value.max_running.map(|value| value.get() as u32),
     };
-    operators::set_limits(&state.pool, tenant, limits, caller.user_id).await?;
+    operators::set_limits(&state.pool, tenant, limits, caller.by()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -12,7 +12,7 @@ use crate::app::AppState;
 use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::dry_run;
 use crate::error::{ApiError, ErrorBody, Problem};
-use crate::extract::{Caller, RawJson};
+use crate::extract::{Metered, RawJson};
 use crate::idempotent::{answered, replayed};
 use crate::validate::idempotency;
 use crate::validate::job::SubmitJob;
@@ -38,7 +38,7 @@ use crate::view::JobBody;
     ))]
 pub async fn put_job(
     State(state): State<AppState>,
-    caller: Caller,
+    Metered(caller): Metered,
     id: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
     RawJson(raw): RawJson,

@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use crate::app::AppState;
 use crate::docs::{BadBody, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
-use crate::extract::Json;
+use crate::extract::{Json, Origin};
 use crate::validate::account::Registration;
 
 const BODY_MAX: usize = 16 << 10;
@@ -47,8 +47,10 @@ pub struct AccountBody {
 ))]
 pub async fn register(
     State(state): State<AppState>,
+    origin: Origin,
     body: Json<Registration, BODY_MAX>,
 ) -> Result<(StatusCode, Reply<AccountBody>), ApiError> {
+    state.limits.sign_in(None, &origin).await?;
     let Registration {
         username,
         email,
@@ -60,7 +62,9 @@ pub async fn register(
         email: email.as_str().to_owned(),
         password_hash: state.passwords.hash(password.into_secret()).await?,
     };
-    let account = accounts::register(&state.pool, user).await.map_err(taken)?;
+    let account = accounts::register(&state.pool, user, origin.audit(None))
+        .await
+        .map_err(taken)?;
     tracing::info!(user = %account.user_id, "an account was registered");
     Ok((StatusCode::CREATED, Reply(AccountBody::from(account))))
 }

@@ -16,7 +16,7 @@ use super::completions::{WAIT_MAX, completed};
 use crate::app::AppState;
 use crate::docs::{BadBody, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
-use crate::extract::{Caller, Query, RawJson, json};
+use crate::extract::{Caller, Metered, Query, RawJson, json};
 use crate::parts::{Part, Parts};
 use crate::streams::sse::{self, Room};
 use crate::streams::{Cursor, JobStream, response};
@@ -43,7 +43,7 @@ const CANCEL_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
     ))]
 pub async fn create_response(
     State(state): State<AppState>,
-    caller: Caller,
+    Metered(caller): Metered,
     headers: HeaderMap,
     RawJson(raw): RawJson,
 ) -> Result<Response, ApiError> {
@@ -144,7 +144,7 @@ pub async fn cancel_response(
 ) -> Result<Json<ResponseBody>, ApiError> {
     query.only(&[])?;
     find(&state, &caller, id).await?;
-    cancels::request_cancel(&state.pool, caller.project_id, id)
+    cancels::request_cancel(&state.pool, caller.project_id, id, caller.by())
         .await?
         .ok_or_else(not_found)?;
     let job = until_ended(&state, caller.project_id, id, Instant::now() + CANCEL_WAIT).await?;

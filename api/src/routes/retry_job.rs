@@ -12,7 +12,7 @@ use crate::app::AppState;
 use crate::docs::{NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::job_not_found;
-use crate::extract::{Caller, JobIdPath, Query};
+use crate::extract::{JobIdPath, Metered, Query};
 use crate::idempotent::{answered, answered_before, asker};
 use crate::view::JobBody;
 
@@ -40,7 +40,7 @@ use crate::view::JobBody;
     ))]
 pub async fn retry_job(
     State(state): State<AppState>,
-    caller: Caller,
+    Metered(caller): Metered,
     JobIdPath(id): JobIdPath,
     query: Query,
     headers: HeaderMap,

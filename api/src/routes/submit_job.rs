@@ -17,9 +17,10 @@ use crate::app::AppState;
 use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::dry_run::{self, DryRunBody};
 use crate::error::{ApiError, ErrorBody, Problem};
-use crate::extract::{Caller, RawJson, json, trace};
+use crate::extract::{Caller, Metered, RawJson, json, trace};
 use crate::idempotent::{KEEP_KEY, answered, answered_before, replayed};
 use crate::prefer;
+use crate::screen;
 use crate::validate::idempotency as validate;
 use crate::validate::job::{ModelLimits, SubmitJob, ValidJob};
 use crate::validate::text::Text;
@@ -54,7 +55,7 @@ pub(super) const LOOK_AFTER: &str = "1";
     ))]
 pub async fn submit_job(
     State(state): State<AppState>,
-    caller: Caller,
+    Metered(caller): Metered,
     headers: HeaderMap,
     RawJson(raw): RawJson,
 ) -> Result<Response, ApiError> {
@@ -115,12 +116,15 @@ pub(crate) async fn prepare(
 ) -> Result<NewJob, ApiError> {
     let webhook = webhooks::of_job(state, caller, request.webhook.take()).await?;
     let served = state.catalog.find(request.model.as_ref().map(Text::as_str)).await?;
+    let hits = screen::prompt(state, caller, &served, &mut request.prompt.0).await?;
     let prompt_tokens = state.catalog.count_tokens(&served, &request.prompt.0).await?;
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let valid = request.into_valid(prompt_tokens, limits(&served), now)?;
+    screen::sampling(state, &valid.params)?;
     caller.may_generate(&served.model.name, valid.params.max_tokens)?;
     Ok(NewJob {
         webhook,
+        hits,
         ..new_job(caller, served, valid, state.max_queued, trace::parent(headers))
     })
 }
@@ -165,6 +169,8 @@ fn new_job(
         queue_limit,
         traceparent,
         webhook: None,
+        origin: caller.origin.clone(),
+        hits: Vec::new(),
     }
 }
 

@@ -9,6 +9,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use claimcheck_common::domain::{SessionId, UserId};
 use claimcheck_common::store::accounts;
+use claimcheck_common::store::audit::{self, Entry};
 use claimcheck_common::store::sessions::{self, Refreshed};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
@@ -18,7 +19,7 @@ use crate::app::AppState;
 use crate::auth::{Secret, SecretKind};
 use crate::docs::{BadBody, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
-use crate::extract::Form;
+use crate::extract::{Form, Origin};
 use crate::validate::account::Username;
 
 /// The form. Other parameters are ignored, as RFC 6749 asks.
@@ -59,9 +60,9 @@ pub struct TokenBody {
         (status = 401, body = ErrorBody, description = "Username, password or refresh token is wrong (`invalid_grant`)"),
         BadBody, Trouble,
     ))]
-pub async fn token(State(state): State<AppState>, mut form: Form) -> Result<Response, ApiError> {
+pub async fn token(State(state): State<AppState>, origin: Origin, mut form: Form) -> Result<Response, ApiError> {
     match form.take("grant_type").as_deref() {
-        Some("password") => by_password(&state, form).await,
+        Some("password") => by_password(&state, &origin, form).await,
         Some("refresh_token") => by_refresh_token(&state, form).await,
         Some(_) => {
             let message = "`grant_type` must be `password` or `refresh_token`.";
@@ -72,9 +73,10 @@ pub async fn token(State(state): State<AppState>, mut form: Form) -> Result<Resp
     }
 }
 
-async fn by_password(state: &AppState, mut form: Form) -> Result<Response, ApiError> {
+async fn by_password(state: &AppState, origin: &Origin, mut form: Form) -> Result<Response, ApiError> {
     let username = form.take("username").ok_or_else(|| missing("username"))?;
     let password = SecretString::from(form.take("password").ok_or_else(|| missing("password"))?);
+    state.limits.sign_in(Some(&username), origin).await?;
     // A name that no account can have is looked up nowhere and costs the same.
     let account = match Username::parse(&username) {
         Ok(username) => accounts::find_by_username(&state.pool, username.as_str()).await?,
@@ -82,11 +84,17 @@ async fn by_password(state: &AppState, mut form: Form) -> Result<Response, ApiEr
     };
     let stored = account.as_ref().map(|account| account.password_hash.clone());
     let proven = state.passwords.verify(password, stored).await?;
-    let account = account
-        .filter(|account| proven && account.is_active)
-        .ok_or_else(|| wrong("The username or the password is wrong."))?;
+    let known = account.as_ref().map(|account| (account.tenant_id, account.user_id));
+    let Some(account) = account.filter(|account| proven && account.is_active) else {
+        // A name that is nobody's is not written down: it may be a password in the wrong field.
+        let (tenant, user) = known.unzip();
+        let entry = Entry::done(tenant, "session.begun", user.map(UserId::uuid)).refused();
+        audit::record(&state.pool, &origin.anonymous(), entry).await?;
+        return Err(wrong("The username or the password is wrong."));
+    };
     let refresh = Secret::draw(SecretKind::RefreshToken);
-    let session = sessions::begin(&state.pool, account.user_id, refresh.sha256(), state.session_ttl).await?;
+    let by = origin.of(account.user_id);
+    let session = sessions::begin(&state.pool, account.user_id, refresh.sha256(), state.session_ttl, by).await?;
     issue(state, account.user_id, session, &refresh).await
 }
 

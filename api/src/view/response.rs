@@ -117,6 +117,7 @@ fn cut_by(job: &JobView) -> Option<&'static str> {
     reasons.into_iter().find_map(|reason| match reason? {
         FinishReason::Stop => None,
         FinishReason::Length => Some("max_output_tokens"),
+        FinishReason::ContentFilter => Some("content_filter"),
     })
 }
 

@@ -82,7 +82,7 @@ mod tests {
             ("{".to_owned(), "invalid_json", None),
             (String::new(), "invalid_json", None),
             ("17".to_owned(), "invalid_value", None),
-            (format!(r#"{{{post}, {body}}}"#), "missing_field", Some("custom_id")),
+            (format!(r"{{{post}, {body}}}"), "missing_field", Some("custom_id")),
             (
                 format!(r#"{{"custom_id": "", {post}, {body}}}"#),
                 "invalid_value",

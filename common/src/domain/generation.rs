@@ -88,6 +88,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens` were generated.
     Length,
+    /// The content policy withheld the text, or a part of it.
+    ContentFilter,
 }
 
 /// One continuation.

@@ -13,6 +13,7 @@ mod file;
 mod generation;
 mod id;
 mod job;
+mod rate;
 mod receipt;
 mod state;
 
@@ -29,5 +30,6 @@ pub use id::{
     TenantId, TenantKind, UserId, UserKind, WorkerId, WorkerKind,
 };
 pub use job::{Class, JobError, JobKey, ModelRef, QueueName, Share};
+pub use rate::{Allowance, Rate, RateParseError};
 pub use receipt::{Runtime, Spent};
 pub use state::{IllegalTransition, JobStatus};

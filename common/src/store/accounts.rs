@@ -2,6 +2,7 @@
 
 use sqlx::{PgConnection, PgExecutor, Row};
 
+use super::audit::{By, Origin};
 use super::row::{get, parse};
 use super::{Pool, StoreResult, sessions, transaction};
 use crate::domain::{Id, ProjectId, Role, TenantId, UserId};
@@ -43,15 +44,15 @@ pub struct Account {
 /// Creates a user with a personal organization and one project.
 ///
 /// [`super::StoreError::Conflict`] names `users_username_key` or `users_email_key`.
-pub async fn register(pool: &Pool, user: NewUser) -> StoreResult<Account> {
+pub async fn register(pool: &Pool, user: NewUser, origin: Origin) -> StoreResult<Account> {
     transaction(pool, move |connection| {
-        let user = user.clone();
-        Box::pin(async move { insert(connection, user).await })
+        let (user, origin) = (user.clone(), origin.clone());
+        Box::pin(async move { insert(connection, user, origin).await })
     })
     .await
 }
 
-async fn insert(connection: &mut PgConnection, user: NewUser) -> StoreResult<Account> {
+async fn insert(connection: &mut PgConnection, user: NewUser, origin: Origin) -> StoreResult<Account> {
     let (user_id, tenant_id, project_id) = (UserId::new(), TenantId::new(), ProjectId::new());
     let row = sqlx::query(
         "WITH organization AS (
@@ -59,8 +60,8 @@ async fn insert(connection: &mut PgConnection, user: NewUser) -> StoreResult<Acc
          ), project AS (
              INSERT INTO projects (id, organization_id, name) VALUES ($3, $2, 'default')
          ), audit AS (
-             INSERT INTO audit_log (tenant_id, actor, action, subject)
-             VALUES ($2, 'user:' || $1::uuid, 'user.registered', $1)
+             INSERT INTO audit_log (tenant_id, actor, address, request_id, action, subject)
+             VALUES ($2, 'user:' || $1::uuid, $7, $8, 'user.registered', $1)
          )
          INSERT INTO users (id, tenant_id, project_id, username, email, password_hash)
          VALUES ($1, $2, $3, $4, $5, $6) RETURNING *",
@@ -71,6 +72,8 @@ async fn insert(connection: &mut PgConnection, user: NewUser) -> StoreResult<Acc
     .bind(user.username)
     .bind(user.email)
     .bind(user.password_hash)
+    .bind(origin.address.map(|address| address.to_string()))
+    .bind(origin.request_id)
     .fetch_one(connection)
     .await?;
     account(&row)
@@ -145,14 +148,15 @@ pub struct UserChange {
 }
 
 /// Changes a user, and writes it down. Whoever is deactivated loses all sessions; API keys rest until the user is back.
-pub async fn change(pool: &Pool, user: UserId, change: UserChange, actor: String) -> StoreResult<Option<Account>> {
+pub async fn change(pool: &Pool, user: UserId, change: UserChange, by: impl Into<By>) -> StoreResult<Option<Account>> {
+    let by = by.into();
     transaction(pool, move |connection| {
-        let actor = actor.clone();
+        let by = by.clone();
         Box::pin(async move {
             let row = sqlx::query(
                 "WITH audit AS (
-                     INSERT INTO audit_log (tenant_id, actor, action, subject, details)
-                     SELECT tenant_id, $4, 'user.changed', id,
+                     INSERT INTO audit_log (tenant_id, actor, credential, address, request_id, action, subject, details)
+                     SELECT tenant_id, $4, $5, $6, $7, 'user.changed', id,
                          jsonb_strip_nulls(jsonb_build_object('is_active', $2::boolean, 'role', $3::text))
                      FROM users WHERE id = $1
                  )
@@ -161,7 +165,10 @@ pub async fn change(pool: &Pool, user: UserId, change: UserChange, actor: String
             .bind(user.uuid())
             .bind(change.is_active)
             .bind(change.role.map(Role::as_str))
-            .bind(actor)
+            .bind(&by.actor)
+            .bind(by.credential())
+            .bind(by.address())
+            .bind(by.request_id())
             .fetch_optional(&mut *connection)
             .await?;
             if change.is_active == Some(false) {

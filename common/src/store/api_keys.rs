@@ -7,6 +7,7 @@ use sqlx::{PgConnection, PgExecutor, Row};
 use time::OffsetDateTime;
 
 use super::accounts::{Account, account};
+use super::audit::By;
 use super::row::{column, get};
 use super::{Pool, StoreError, StoreResult, transaction};
 use crate::domain::{ApiKeyId, Id, ProjectId, Scope, Scopes, TenantId, UserId};
@@ -50,7 +51,7 @@ pub struct NewApiKey {
     /// When it ends.
     pub expires_at: Option<OffsetDateTime>,
     /// Who makes it, for the audit log.
-    pub actor: String,
+    pub by: By,
 }
 
 /// A key as its user sees it.
@@ -127,7 +128,7 @@ async fn insert(connection: &mut PgConnection, key: NewApiKey) -> StoreResult<Op
     .await?;
     let Some(row) = row else { return Ok(None) };
     keep_secret(connection, key.id, key.sha256).await?;
-    audit(connection, &key.actor, "api_key.created", key.id).await?;
+    audit(connection, &key.by, "api_key.created", key.id).await?;
     api_key(&row).map(Some)
 }
 
@@ -140,13 +141,16 @@ async fn keep_secret(connection: &mut PgConnection, id: ApiKeyId, sha256: Digest
     Ok(())
 }
 
-async fn audit(connection: &mut PgConnection, actor: &str, action: &str, id: ApiKeyId) -> StoreResult<()> {
+async fn audit(connection: &mut PgConnection, by: &By, action: &str, id: ApiKeyId) -> StoreResult<()> {
     sqlx::query(
-        "INSERT INTO audit_log (tenant_id, actor, action, subject)
-         SELECT tenant_id, $2, $3, id FROM api_keys WHERE id = $1",
+        "INSERT INTO audit_log (tenant_id, actor, credential, address, request_id, action, subject)
+         SELECT tenant_id, $2, $3, $4, $5, $6, id FROM api_keys WHERE id = $1",
     )
     .bind(id.uuid())
-    .bind(actor)
+    .bind(&by.actor)
+    .bind(by.credential())
+    .bind(by.address())
+    .bind(by.request_id())
     .bind(action)
     .execute(connection)
     .await?;
@@ -196,7 +200,7 @@ pub struct Rotation {
     /// Seconds for which the old one still holds.
     pub overlap: u32,
     /// Who rotates it, for the audit log.
-    pub actor: String,
+    pub by: By,
 }
 
 /// Gives a key that is not revoked a new secret; the one in use ends after the overlap, older ones at once.
@@ -225,7 +229,7 @@ pub async fn rotate(pool: &Pool, rotation: Rotation) -> StoreResult<Option<ApiKe
             .execute(&mut *connection)
             .await?;
             keep_secret(connection, rotation.id, rotation.sha256).await?;
-            audit(connection, &rotation.actor, "api_key.rotated", rotation.id).await?;
+            audit(connection, &rotation.by, "api_key.rotated", rotation.id).await?;
             api_key(&row).map(Some)
         })
     })
@@ -233,9 +237,10 @@ pub async fn rotate(pool: &Pool, rotation: Rotation) -> StoreResult<Option<ApiKe
 }
 
 /// Ends a key at once. Safe to repeat; the first end stands.
-pub async fn revoke(pool: &Pool, user: UserId, id: ApiKeyId, actor: String) -> StoreResult<Option<ApiKey>> {
+pub async fn revoke(pool: &Pool, user: UserId, id: ApiKeyId, by: impl Into<By>) -> StoreResult<Option<ApiKey>> {
+    let by = by.into();
     transaction(pool, move |connection| {
-        let actor = actor.clone();
+        let by = by.clone();
         Box::pin(async move {
             let row = sqlx::query(
                 "UPDATE api_keys SET revoked_at = now() WHERE id = $1 AND user_id = $2 AND revoked_at IS NULL RETURNING *",
@@ -251,7 +256,7 @@ pub async fn revoke(pool: &Pool, user: UserId, id: ApiKeyId, actor: String) -> S
                 .bind(id.uuid())
                 .execute(&mut *connection)
                 .await?;
-            audit(connection, &actor, "api_key.revoked", id).await?;
+            audit(connection, &by, "api_key.revoked", id).await?;
             api_key(&row).map(Some)
         })
     })

@@ -6,6 +6,7 @@ use sqlx::PgConnection;
 use sqlx::postgres::PgRow;
 use tokio_util::sync::CancellationToken;
 
+use super::audit::By;
 use super::jobs::{self, JobView};
 use super::row::{get, ids, parse};
 use super::selection::{Chunk, Selection, lock_chunk};
@@ -18,29 +19,37 @@ const CHANNEL: &str = "claimcheck_cancels";
 /// Asks a job to stop: a waiting one ends at once, a running one becomes `cancelling`, an ended one stays as it is.
 ///
 /// Answers the job as it is then, or `None` if the project has no such job.
-pub async fn request_cancel(pool: &Pool, project: ProjectId, id: JobId) -> StoreResult<Option<JobView>> {
+pub async fn request_cancel(
+    pool: &Pool,
+    project: ProjectId,
+    id: JobId,
+    by: impl Into<By>,
+) -> StoreResult<Option<JobView>> {
+    let by = by.into();
     transaction(pool, move |connection| {
+        let by = by.clone();
         Box::pin(async move {
             let rows = sqlx::query("SELECT id, status, fence FROM jobs WHERE id = $1 AND project_id = $2 FOR UPDATE")
                 .bind(id.uuid())
                 .bind(project.uuid())
                 .fetch_all(&mut *connection)
                 .await?;
-            cancel_locked(connection, &rows, "service").await?;
+            cancel_locked(connection, &rows, &by).await?;
             jobs::get(connection, project, id).await
         })
     })
     .await
 }
 
-/// Asks one chunk of the selected jobs to stop. `actor` goes to the audit log (`user:<uuid>`).
-pub async fn cancel_selected(pool: &Pool, selection: Selection, actor: String) -> StoreResult<Chunk> {
+/// Asks one chunk of the selected jobs to stop. `by` goes to the audit log.
+pub async fn cancel_selected(pool: &Pool, selection: Selection, by: impl Into<By>) -> StoreResult<Chunk> {
+    let by = by.into();
     transaction(pool, move |connection| {
-        let (selection, actor) = (selection.clone(), actor.clone());
+        let (selection, by) = (selection.clone(), by.clone());
         Box::pin(async move {
             let condition = "j.finished_at IS NULL AND j.status <> 'cancelling'";
             let rows = lock_chunk(connection, &selection, "j.id, j.status, j.fence", condition).await?;
-            let count = cancel_locked(connection, &rows, &actor).await?;
+            let count = cancel_locked(connection, &rows, &by).await?;
             Ok(Chunk::of(count, &ids(&rows, "id")?))
         })
     })
@@ -48,7 +57,12 @@ pub async fn cancel_selected(pool: &Pool, selection: Selection, actor: String) -
 }
 
 /// Cancels jobs that are locked, given as rows of `id`, `status` and `fence`. Answers how many changed.
-pub(super) async fn cancel_locked(connection: &mut PgConnection, rows: &[PgRow], actor: &str) -> StoreResult<u64> {
+pub(super) async fn cancel_locked(
+    connection: &mut PgConnection,
+    rows: &[PgRow],
+    by: impl Into<By>,
+) -> StoreResult<u64> {
+    let by = &by.into();
     let (mut waiting, mut running) = (Vec::new(), Vec::new());
     for row in rows {
         let status: JobStatus = parse(row, "status")?;
@@ -62,13 +76,23 @@ pub(super) async fn cancel_locked(connection: &mut PgConnection, rows: &[PgRow],
             waiting.push(Settlement::cancelled(key));
         }
     }
-    settle(connection, &waiting, actor).await?;
+    settle(connection, &waiting, by).await?;
     if !running.is_empty() {
         let ids: Vec<_> = running.iter().map(|id| id.uuid()).collect();
-        sqlx::query("UPDATE jobs SET status = 'cancelling', cancel_requested_at = now() WHERE id = ANY($1)")
-            .bind(ids)
-            .execute(&mut *connection)
-            .await?;
+        sqlx::query(
+            "WITH asked AS (
+                 UPDATE jobs SET status = 'cancelling', cancel_requested_at = now() WHERE id = ANY($1) RETURNING *
+             )
+             INSERT INTO audit_log (tenant_id, actor, credential, address, request_id, action, subject)
+             SELECT tenant_id, $2, $3, $4, $5, 'job.cancelling', id FROM asked",
+        )
+        .bind(ids)
+        .bind(&by.actor)
+        .bind(by.credential())
+        .bind(by.address())
+        .bind(by.request_id())
+        .execute(&mut *connection)
+        .await?;
         notify::jobs_changed(connection, &running).await?;
         notify::tell(connection, CHANNEL, &running).await?;
     }

@@ -83,14 +83,10 @@ pub async fn redrive(
     asker: Asker,
     render: RenderChunk,
 ) -> StoreResult<Once<Chunk>> {
-    let Asker {
-        actor,
-        queue_limit,
-        claim,
-    } = asker;
+    let Asker { by, queue_limit, claim } = asker;
     let answer = move |chunk: &Chunk| Some((None, render(chunk)));
     once(pool, claim, answer, move |connection| {
-        let (filter, actor) = (filter.clone(), actor.clone());
+        let (filter, by) = (filter.clone(), by.clone());
         Box::pin(async move {
             let rows = sqlx::query(
                 "SELECT job_id FROM dead_letters WHERE redriven_at IS NULL
@@ -111,7 +107,7 @@ pub async fn redrive(
             .fetch_all(&mut *connection)
             .await?;
             let old: Vec<JobId> = ids(&rows, "job_id")?;
-            let again = run_again(connection, &old, Purpose::Retry, queue_limit, &actor).await?;
+            let again = run_again(connection, &old, Purpose::Retry, queue_limit, &by).await?;
             let (dead, new): (Vec<_>, Vec<_>) = again.made.iter().map(|(old, new)| (old.uuid(), new.uuid())).unzip();
             sqlx::query(
                 "UPDATE dead_letters d SET redriven_at = now(), redriven_as = made.new

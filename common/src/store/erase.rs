@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sqlx::PgExecutor;
 
+use super::audit::By;
 use super::rescue::CHUNK;
 use super::{Pool, StoreResult, transaction};
 use crate::domain::{JobId, ProjectId};
@@ -23,10 +24,11 @@ pub enum Erased {
     Unknown,
 }
 
-/// Erases an ended job's texts now. Safe to repeat. `actor` goes to the audit log (`user:<uuid>`).
-pub async fn erase(pool: &Pool, project: ProjectId, id: JobId, actor: String) -> StoreResult<Erased> {
+/// Erases an ended job's texts now. Safe to repeat. `by` goes to the audit log.
+pub async fn erase(pool: &Pool, project: ProjectId, id: JobId, by: impl Into<By>) -> StoreResult<Erased> {
+    let by = by.into();
     transaction(pool, move |connection| {
-        let actor = actor.clone();
+        let by = by.clone();
         Box::pin(async move {
             let ended: Option<bool> = sqlx::query_scalar(
                 "SELECT finished_at IS NOT NULL FROM jobs WHERE id = $1 AND project_id = $2 FOR UPDATE",
@@ -39,7 +41,7 @@ pub async fn erase(pool: &Pool, project: ProjectId, id: JobId, actor: String) ->
                 None => Erased::Unknown,
                 Some(false) => Erased::Running,
                 Some(true) => {
-                    erase_texts(connection, vec![id.uuid()], &actor).await?;
+                    erase_texts(connection, vec![id.uuid()], &by).await?;
                     Erased::Done
                 }
             })
@@ -59,7 +61,7 @@ pub async fn erase_due(pool: &Pool) -> StoreResult<u64> {
             .bind(CHUNK)
             .fetch_all(&mut *connection)
             .await?;
-            erase_texts(connection, due, "service").await
+            erase_texts(connection, due, &By::service()).await
         })
     })
     .await
@@ -78,7 +80,7 @@ pub async fn delivered(executor: impl PgExecutor<'_>, id: JobId) -> StoreResult<
     Ok(())
 }
 
-async fn erase_texts(executor: impl PgExecutor<'_>, ids: Vec<uuid::Uuid>, actor: &str) -> StoreResult<u64> {
+async fn erase_texts(executor: impl PgExecutor<'_>, ids: Vec<uuid::Uuid>, by: &By) -> StoreResult<u64> {
     let done = sqlx::query(
         "WITH erased AS (
              UPDATE jobs SET erased_at = now() WHERE id = ANY($1) AND erased_at IS NULL RETURNING id, tenant_id
@@ -92,10 +94,14 @@ async fn erase_texts(executor: impl PgExecutor<'_>, ids: Vec<uuid::Uuid>, actor:
                  || jsonb_build_object('parameters', NULL, 'metadata', jsonb_build_object()))::json
              WHERE job_id IN (SELECT id FROM erased)
          )
-         INSERT INTO audit_log (tenant_id, actor, action, subject) SELECT tenant_id, $2, 'job.erased', id FROM erased",
+         INSERT INTO audit_log (tenant_id, actor, credential, address, request_id, action, subject)
+         SELECT tenant_id, $2, $3, $4, $5, 'job.erased', id FROM erased",
     )
     .bind(ids)
-    .bind(actor)
+    .bind(&by.actor)
+    .bind(by.credential())
+    .bind(by.address())
+    .bind(by.request_id())
     .execute(executor)
     .await?;
     Ok(done.rows_affected())

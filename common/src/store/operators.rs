@@ -1,12 +1,13 @@
 //! What operators do to the whole: pause and resume, drain workers, set tenants' limits, see who works.
 
+use sqlx::PgExecutor;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
+use super::audit::{self, By, Entry};
 use super::row::{get, unsigned};
 use super::{Pool, StoreResult, transaction};
-use crate::domain::{Id, TenantId, UserId, WorkerId};
+use crate::domain::{Id, TenantId, WorkerId};
 
 /// What can be paused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,9 +73,16 @@ pub struct CrashLoop {
 }
 
 /// Pauses or resumes, and writes it down. Safe to repeat.
-pub async fn set_pause(pool: &Pool, scope: PauseScope, value: String, paused: bool, by: UserId) -> StoreResult<()> {
+pub async fn set_pause(
+    pool: &Pool,
+    scope: PauseScope,
+    value: String,
+    paused: bool,
+    by: impl Into<By>,
+) -> StoreResult<()> {
+    let by = by.into();
     transaction(pool, move |connection| {
-        let (scope, value) = (scope.as_str(), value.clone());
+        let (scope, value, by) = (scope.as_str(), value.clone(), by.clone());
         Box::pin(async move {
             let sql = if paused {
                 "INSERT INTO pauses (scope, value, created_by) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING"
@@ -84,12 +92,13 @@ pub async fn set_pause(pool: &Pool, scope: PauseScope, value: String, paused: bo
             sqlx::query(sql)
                 .bind(scope)
                 .bind(&value)
-                .bind(by.uuid())
+                .bind(by.user().unwrap_or_default())
                 .execute(&mut *connection)
                 .await?;
             let action = if paused { "pause.set" } else { "pause.lifted" };
             let details = serde_json::json!({"scope": scope, "value": value});
-            audit(connection, by, action, None, Some(details)).await
+            let entry = Entry::done(None, action, None).with(details);
+            audit::record(connection, &by, entry).await
         })
     })
     .await
@@ -144,8 +153,10 @@ pub async fn crash_loops(executor: impl PgExecutor<'_>) -> StoreResult<Vec<Crash
 }
 
 /// Tells a worker to take no more jobs and to end when those it has are done. `false` if nobody knows it.
-pub async fn drain(pool: &Pool, worker: WorkerId, by: UserId) -> StoreResult<bool> {
+pub async fn drain(pool: &Pool, worker: WorkerId, by: impl Into<By>) -> StoreResult<bool> {
+    let by = by.into();
     transaction(pool, move |connection| {
+        let by = by.clone();
         Box::pin(async move {
             let done = sqlx::query("UPDATE workers SET draining = true WHERE id = $1")
                 .bind(worker.uuid())
@@ -154,7 +165,8 @@ pub async fn drain(pool: &Pool, worker: WorkerId, by: UserId) -> StoreResult<boo
             if done.rows_affected() == 0 {
                 return Ok(false);
             }
-            audit(connection, by, "worker.drained", Some(worker.uuid()), None).await?;
+            let entry = Entry::done(None, "worker.drained", Some(worker.uuid()));
+            audit::record(connection, &by, entry).await?;
             Ok(true)
         })
     })
@@ -162,8 +174,10 @@ pub async fn drain(pool: &Pool, worker: WorkerId, by: UserId) -> StoreResult<boo
 }
 
 /// A tenant's own limits. `None` leaves it to the configuration.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TenantLimits {
+    /// The plan, by its name in the configuration.
+    pub plan: Option<String>,
     /// Jobs that wait.
     pub max_queued: Option<u32>,
     /// Jobs with the broker or a worker.
@@ -171,40 +185,29 @@ pub struct TenantLimits {
 }
 
 /// Sets a tenant's own limits, and writes it down.
-pub async fn set_limits(pool: &Pool, tenant: TenantId, limits: TenantLimits, by: UserId) -> StoreResult<()> {
+pub async fn set_limits(pool: &Pool, tenant: TenantId, limits: TenantLimits, by: impl Into<By>) -> StoreResult<()> {
+    let by = by.into();
     transaction(pool, move |connection| {
+        let (limits, by) = (limits.clone(), by.clone());
         Box::pin(async move {
             sqlx::query(
-                "INSERT INTO tenant_limits (tenant_id, max_queued, max_running) VALUES ($1, $2, $3)
-                 ON CONFLICT (tenant_id) DO UPDATE SET max_queued = excluded.max_queued, max_running = excluded.max_running",
+                "INSERT INTO tenant_limits (tenant_id, max_queued, max_running, plan) VALUES ($1, $2, $3, $4)
+                 ON CONFLICT (tenant_id) DO UPDATE SET max_queued = excluded.max_queued,
+                     max_running = excluded.max_running, plan = excluded.plan",
             )
             .bind(tenant.uuid())
             .bind(limits.max_queued.map(u32::cast_signed))
             .bind(limits.max_running.map(u32::cast_signed))
+            .bind(&limits.plan)
             .execute(&mut *connection)
             .await?;
-            let details = serde_json::json!({"max_queued": limits.max_queued, "max_running": limits.max_running});
-            audit(connection, by, "tenant.limited", Some(tenant.uuid()), Some(details)).await
+            let details = serde_json::json!({"max_queued": limits.max_queued, "max_running": limits.max_running,
+                                             "plan": limits.plan});
+            let entry = Entry::done(None, "tenant.limited", Some(tenant.uuid())).with(details);
+            audit::record(connection, &by, entry).await
         })
     })
     .await
-}
-
-async fn audit(
-    connection: &mut PgConnection,
-    by: UserId,
-    action: &str,
-    subject: Option<uuid::Uuid>,
-    details: Option<serde_json::Value>,
-) -> StoreResult<()> {
-    sqlx::query("INSERT INTO audit_log (actor, action, subject, details) VALUES ('user:' || $1::uuid, $2, $3, $4)")
-        .bind(by.uuid())
-        .bind(action)
-        .bind(subject)
-        .bind(details)
-        .execute(connection)
-        .await?;
-    Ok(())
 }
 
 fn worker(row: &PgRow) -> StoreResult<Worker> {

@@ -88,9 +88,14 @@ fn silent(limit: Duration) -> sqlx::Error {
 /// plan is the same whatever they are given.
 pub(super) const BEGIN_WITH_KEPT_PLANS: &str = "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan";
 
+/// A connection for one errand.
+pub(super) async fn connect_alone(url: &str) -> StoreResult<PgConnection> {
+    Ok(PgConnection::connect_with(&options(url)?).await?)
+}
+
 /// Brings the schema of the database at `url` up to date, as its owner.
 pub async fn migrate(url: &str) -> StoreResult<()> {
-    let mut connection = PgConnection::connect_with(&options(url)?).await?;
+    let mut connection = connect_alone(url).await?;
     sqlx::migrate!("../migrations")
         .run(&mut connection)
         .await

@@ -3,6 +3,7 @@
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use super::audit::By;
 use super::idempotency::{Answer, Claim, Render};
 use super::jobs::{self, JobView};
 use super::once::{Once, once};
@@ -14,8 +15,8 @@ use crate::domain::{Id, JobId, ProjectId, TenantId};
 /// Who wants jobs done again, and within which bounds.
 #[derive(Debug, Clone)]
 pub struct Asker {
-    /// For the audit log (`user:<uuid>`).
-    pub actor: String,
+    /// For the audit log.
+    pub by: By,
     /// Most jobs of a tenant that may wait, unless it has a limit of its own.
     pub queue_limit: Option<u32>,
     /// How the request is known when it comes again.
@@ -65,13 +66,9 @@ pub async fn retry(
         Retried::Accepted(view) => Some((Some(view.key.id), render(view))),
         _ => None,
     };
-    let Asker {
-        actor,
-        queue_limit,
-        claim,
-    } = asker;
+    let Asker { by, queue_limit, claim } = asker;
     once(pool, claim, answer, move |connection| {
-        let actor = actor.clone();
+        let by = by.clone();
         Box::pin(async move {
             let row = sqlx::query(
                 "SELECT finished_at IS NOT NULL AS ended, erased_at IS NOT NULL AS erased,
@@ -92,7 +89,7 @@ pub async fn retry(
             if purpose == Purpose::Replay && !get::<bool, _>(&row, "has_tokens")? {
                 return Ok(Retried::NoTokens);
             }
-            let again = run_again(connection, &[id], purpose, queue_limit, &actor).await?;
+            let again = run_again(connection, &[id], purpose, queue_limit, &by).await?;
             if let Some((_, limit)) = again.over_quota {
                 return Ok(Retried::OverQuota(limit));
             }
@@ -118,18 +115,14 @@ pub async fn retry_selected(
     asker: Asker,
     render: RenderChunk,
 ) -> StoreResult<Once<Chunk>> {
-    let Asker {
-        actor,
-        queue_limit,
-        claim,
-    } = asker;
+    let Asker { by, queue_limit, claim } = asker;
     let answer = move |chunk: &Chunk| Some((None, render(chunk)));
     once(pool, claim, answer, move |connection| {
-        let (selection, actor) = (selection.clone(), actor.clone());
+        let (selection, by) = (selection.clone(), by.clone());
         Box::pin(async move {
             let rows = lock_chunk(connection, &selection, "j.id", "j.finished_at IS NOT NULL").await?;
             let old: Vec<JobId> = ids(&rows, "id")?;
-            let again = run_again(connection, &old, Purpose::Retry, queue_limit, &actor).await?;
+            let again = run_again(connection, &old, Purpose::Retry, queue_limit, &by).await?;
             Ok(again.chunk(&old, selection.after))
         })
     })
@@ -170,7 +163,7 @@ pub(super) async fn run_again(
     old: &[JobId],
     purpose: Purpose,
     queue_limit: Option<u32>,
-    actor: &str,
+    by: &By,
 ) -> StoreResult<Again> {
     let rows = sqlx::query(
         "SELECT j.id, j.tenant_id FROM jobs j JOIN job_inputs i ON i.job_id = j.id
@@ -191,17 +184,12 @@ pub(super) async fn run_again(
         .take_while(|id| over_quota.is_none_or(|(stop, _)| **id < stop))
         .map(|id| (*id, JobId::new()))
         .collect();
-    insert(connection, &made, purpose, actor).await?;
+    insert(connection, &made, purpose, by).await?;
     Ok(Again { made, over_quota })
 }
 
 /// Writes the rows of new jobs, by (old, new) ids.
-async fn insert(
-    connection: &mut PgConnection,
-    pairs: &[(JobId, JobId)],
-    purpose: Purpose,
-    actor: &str,
-) -> StoreResult<()> {
+async fn insert(connection: &mut PgConnection, pairs: &[(JobId, JobId)], purpose: Purpose, by: &By) -> StoreResult<()> {
     if pairs.is_empty() {
         return Ok(());
     }
@@ -229,15 +217,18 @@ async fn insert(
              INSERT INTO outbox (job_id, model, class, tenant_id, priority)
              SELECT id, model, class, tenant_id, priority FROM made
          )
-         INSERT INTO audit_log (tenant_id, actor, action, subject, details)
-         SELECT tenant_id, $3, CASE WHEN $4 THEN 'job.replayed' ELSE 'job.retried' END, id,
+         INSERT INTO audit_log (tenant_id, actor, credential, address, request_id, action, subject, details)
+         SELECT tenant_id, $3, $5, $6, $7, CASE WHEN $4 THEN 'job.replayed' ELSE 'job.retried' END, id,
              jsonb_build_object(CASE WHEN $4 THEN 'replay_of' ELSE 'retry_of' END, coalesce(retry_of, replay_of))
          FROM made",
     )
     .bind(old)
     .bind(new)
-    .bind(actor)
+    .bind(&by.actor)
     .bind(purpose == Purpose::Replay)
+    .bind(by.credential())
+    .bind(by.address())
+    .bind(by.request_id())
     .execute(connection)
     .await?;
     Ok(())

@@ -9,6 +9,7 @@ use sqlx::{PgConnection, PgExecutor};
 
 use super::accounts::{Account, account};
 use super::api_keys::Digest;
+use super::audit::By;
 use super::rescue::CHUNK;
 use super::row::{column, get};
 use super::{Pool, StoreResult, transaction};
@@ -18,20 +19,31 @@ use crate::domain::{Id, SessionId, UserId};
 const SENT_TWICE_SECS: f64 = 5.0;
 
 /// Begins a session of a user, with its first refresh token.
-pub async fn begin(pool: &Pool, user: UserId, refresh: Digest, lifetime: Duration) -> StoreResult<SessionId> {
+pub async fn begin(
+    pool: &Pool,
+    user: UserId,
+    refresh: Digest,
+    lifetime: Duration,
+    by: impl Into<By>,
+) -> StoreResult<SessionId> {
+    let by = by.into();
     transaction(pool, move |connection| {
+        let by = by.clone();
         Box::pin(async move {
             let id = SessionId::new();
             sqlx::query(
                 "WITH session AS (
                      INSERT INTO sessions (id, user_id, expires_at) VALUES ($1, $2, now() + make_interval(secs => $3))
                  )
-                 INSERT INTO audit_log (tenant_id, actor, action, subject)
-                 SELECT tenant_id, 'user:' || id, 'session.begun', $1 FROM users WHERE id = $2",
+                 INSERT INTO audit_log (tenant_id, actor, address, request_id, action, subject)
+                 SELECT tenant_id, $4, $5, $6, 'session.begun', $1 FROM users WHERE id = $2",
             )
             .bind(id.uuid())
             .bind(user.uuid())
             .bind(lifetime.as_secs_f64())
+            .bind(&by.actor)
+            .bind(by.address())
+            .bind(by.request_id())
             .execute(&mut *connection)
             .await?;
             keep(connection, id, refresh).await?;

@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 
+use super::audit::{self, By};
 use super::lease::columns;
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{get, parse};
 use super::{Pool, StoreError, StoreResult, events, notify};
-use crate::domain::{Choice, Completion, EventId, Id, JobError, JobKey, JobStatus, Runtime, Spent};
+use crate::domain::{Choice, Completion, EventId, Id, JobError, JobId, JobKey, JobStatus, Runtime, Spent};
+use crate::policy::Hit;
 
 /// What is not to be stored and never fetched is kept this long all the same.
 const UNFETCHED_KEPT: Duration = Duration::from_hours(24);
@@ -33,6 +35,8 @@ pub struct Settlement {
     pub error: Option<JobError>,
     /// When its first prefill began, if nobody wrote that down yet.
     pub started: Option<Instant>,
+    /// The rules of the content policy that its text met.
+    pub hits: Vec<Hit>,
     /// Another attempt may do better: while the job has one left it goes back to the outbox, after a pause.
     pub again: bool,
     /// What the attempt took, if a worker brings this ending.
@@ -133,6 +137,7 @@ impl Settlement {
             completion_tokens: 0,
             error: None,
             started: None,
+            hits: Vec::new(),
             again: false,
             measured: None,
         }
@@ -168,8 +173,9 @@ pub fn deadline_exceeded() -> JobError {
 ///
 /// A settlement that the database refuses (an output it cannot hold) spoils no other: the group is then settled one by
 /// one, and the refused one ends as failed.
-pub async fn settle_group(pool: &Pool, group: Vec<Settlement>, actor: String) -> StoreResult<Vec<Settled>> {
-    match settle_in_one(pool, group.clone(), actor.clone()).await {
+pub async fn settle_group(pool: &Pool, group: Vec<Settlement>, by: impl Into<By>) -> StoreResult<Vec<Settled>> {
+    let by = by.into();
+    match settle_in_one(pool, group.clone(), by.clone()).await {
         Err(StoreError::Refused(cause)) => {
             tracing::warn!(%cause, jobs = group.len(), "a group of results was refused, settling them one by one");
         }
@@ -178,11 +184,11 @@ pub async fn settle_group(pool: &Pool, group: Vec<Settlement>, actor: String) ->
     let mut settled = Vec::new();
     for settlement in group {
         let key = settlement.key;
-        let outcome = match settle_in_one(pool, vec![settlement], actor.clone()).await {
+        let outcome = match settle_in_one(pool, vec![settlement], by.clone()).await {
             Err(StoreError::Refused(cause)) => {
                 tracing::error!(job = %key.id, %cause, "a result was refused");
                 let error = JobError::server("output_not_storable", "The output of this job could not be stored.");
-                settle_in_one(pool, vec![Settlement::failed(key, error)], actor.clone()).await
+                settle_in_one(pool, vec![Settlement::failed(key, error)], by.clone()).await
             }
             outcome => outcome,
         };
@@ -191,21 +197,27 @@ pub async fn settle_group(pool: &Pool, group: Vec<Settlement>, actor: String) ->
     Ok(settled)
 }
 
-async fn settle_in_one(pool: &Pool, group: Vec<Settlement>, actor: String) -> StoreResult<Vec<Settled>> {
+async fn settle_in_one(pool: &Pool, group: Vec<Settlement>, by: By) -> StoreResult<Vec<Settled>> {
     transaction_begun_by(pool, BEGIN_WITH_KEPT_PLANS, ANSWER_LIMIT, move |connection| {
-        let (group, actor) = (group.clone(), actor.clone());
-        Box::pin(async move { settle(connection, &group, &actor).await })
+        let (group, by) = (group.clone(), by.clone());
+        Box::pin(async move { settle(connection, &group, by).await })
     })
     .await
 }
 
-/// Settles within the caller's transaction. `actor` goes to the audit log (`worker:<uuid>`, `service`).
-pub async fn settle(connection: &mut PgConnection, group: &[Settlement], actor: &str) -> StoreResult<Vec<Settled>> {
+/// Settles within the caller's transaction. `by` goes to the audit log (`worker:<uuid>`, `service`).
+pub async fn settle(
+    connection: &mut PgConnection,
+    group: &[Settlement],
+    by: impl Into<By>,
+) -> StoreResult<Vec<Settled>> {
+    let by = &by.into();
     let locked = lock(connection, group).await?;
     let verdicts = verdicts(locked, group);
     let (again, ended): (Vec<_>, Vec<_>) = verdicts.into_iter().partition(|(one, _)| one.again);
-    end(connection, ended.iter().map(|(one, _)| one), actor).await?;
-    try_again(connection, again.iter().map(|(one, _)| one), actor).await?;
+    end(connection, ended.iter().map(|(one, _)| one), by).await?;
+    audit::record_hits(connection, by, hits(&ended)).await?;
+    try_again(connection, again.iter().map(|(one, _)| one), by).await?;
     let settled: Vec<_> = ended
         .into_iter()
         .chain(again)
@@ -220,11 +232,17 @@ pub async fn settle(connection: &mut PgConnection, group: &[Settlement], actor: 
     Ok(settled)
 }
 
+/// The rules of the content policy that the texts met, each with its job.
+fn hits(ended: &[(Settlement, Option<Duration>)]) -> Vec<(JobId, Hit)> {
+    let of_one = |one: &Settlement| one.hits.iter().map(|hit| (one.key.id, hit.clone())).collect::<Vec<_>>();
+    ended.iter().flat_map(|(one, _)| of_one(one)).collect()
+}
+
 /// Writes endings of jobs that are locked and may end so.
 async fn end(
     connection: &mut PgConnection,
     endings: impl Iterator<Item = &Settlement> + Clone,
-    actor: &str,
+    by: &By,
 ) -> StoreResult<()> {
     let keys: Vec<_> = endings.clone().map(|ending| ending.key).collect();
     if keys.is_empty() {
@@ -272,8 +290,8 @@ async fn end(
                  CASE WHEN error ->> 'code' = 'attempts_exhausted' THEN coalesce(last_error, error) ELSE error END
              FROM settled WHERE status = 'failed'
          )
-         INSERT INTO audit_log (tenant_id, actor, action, subject)
-         SELECT tenant_id, $8, 'job.' || status, id FROM settled",
+         INSERT INTO audit_log (tenant_id, actor, credential, address, request_id, action, subject)
+         SELECT tenant_id, $8, $13, $14, $15, 'job.' || status, id FROM settled",
     ))
     .bind(ids)
     .bind(fences)
@@ -297,7 +315,7 @@ async fn end(
             .collect::<Vec<_>>(),
     )
     .bind(endings.clone().map(|_| EventId::new().uuid()).collect::<Vec<_>>())
-    .bind(actor)
+    .bind(&by.actor)
     .bind(UNFETCHED_KEPT)
     .bind(endings.clone().map(Settlement::started_ago).collect::<Vec<_>>())
     .bind(endings.clone().map(Settlement::tokens).collect::<Vec<_>>())
@@ -306,6 +324,9 @@ async fn end(
             .map(|ending| ending.measured.as_ref().map(Measured::to_json))
             .collect::<Vec<_>>(),
     )
+    .bind(by.credential())
+    .bind(by.address())
+    .bind(by.request_id())
     .execute(connection)
     .await?;
     Ok(())
@@ -315,7 +336,7 @@ async fn end(
 async fn try_again(
     connection: &mut PgConnection,
     failures: impl Iterator<Item = &Settlement> + Clone,
-    actor: &str,
+    by: &By,
 ) -> StoreResult<()> {
     let keys: Vec<_> = failures.clone().map(|failure| failure.key).collect();
     if keys.is_empty() {
@@ -351,7 +372,7 @@ async fn try_again(
             .map(|failure| failure.error.as_ref().map(sqlx::types::Json))
             .collect::<Vec<_>>(),
     )
-    .bind(actor)
+    .bind(&by.actor)
     .bind(failures.map(Settlement::started_ago).collect::<Vec<_>>())
     .execute(connection)
     .await?;

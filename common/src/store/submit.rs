@@ -11,6 +11,7 @@ use sqlx::postgres::types::PgInterval;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
+use super::audit::{self, By, Origin};
 use super::idempotency::{self, Before, Claim, Render};
 use super::jobs::{self, JobInput, JobView};
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
@@ -20,6 +21,7 @@ use super::{Pool, StoreError, StoreResult, attend, quota};
 use crate::domain::{
     ApiKeyId, Class, GenerationParams, JobId, JobKey, JobStatus, ModelRef, ProjectId, Prompt, TenantId, Usage, UserId,
 };
+use crate::policy::Hit;
 
 /// A job that passed every check of the API.
 #[derive(Debug, Clone)]
@@ -56,6 +58,10 @@ pub struct NewJob {
     pub traceparent: Option<String>,
     /// Where its events go, besides the project's endpoints.
     pub webhook: Option<JobWebhook>,
+    /// How the user came, for the audit log.
+    pub origin: Origin,
+    /// The rules of the content policy that its prompt met.
+    pub hits: Vec<Hit>,
 }
 
 /// What a caller may say of a job besides what to generate.
@@ -209,6 +215,14 @@ async fn submit_all(
             .filter_map(|job| Some((job.id, job.webhook.as_ref()?)))
             .collect();
         attach(connection, &hooks).await?;
+        for job in jobs.iter().filter(|job| !job.hits.is_empty()) {
+            let by = By {
+                origin: job.origin.clone(),
+                ..By::from(job.user_id)
+            };
+            let hits = job.hits.iter().map(|hit| (job.id, hit.clone())).collect();
+            audit::record_hits(connection, &by, hits).await?;
+        }
         let made: Vec<(&Submission, &JobView)> = new
             .iter()
             .filter_map(|&place| Some((&submissions[place], views.get(&submissions[place].job.id)?)))
@@ -233,10 +247,10 @@ pub(super) async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> S
              FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[],
                  $8::text[], $9::integer[], $10::timestamptz[], $11::jsonb[], $12::jsonb[], $13::jsonb[], $14::text[],
                  $15::smallint[], $16::timestamptz[], $17::timestamptz[], $18::integer[], $19::boolean[], $20::interval[],
-                 $21::uuid[])
+                 $21::uuid[], $22::text[], $23::text[], $24::text[])
              AS new (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
                  scheduled_at, prompt, parameters, metadata, traceparent, priority, deadline_at, start_by, max_attempts,
-                 store, ttl, api_key_id)
+                 store, ttl, api_key_id, credential, address, request_id)
          ), job AS (
              INSERT INTO jobs (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
                                available_at, priority, deadline_at, start_by, max_attempts, store, ttl, api_key_id)
@@ -250,8 +264,8 @@ pub(super) async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> S
              INSERT INTO outbox (job_id, model, class, traceparent, tenant_id, priority, deadline_at)
              SELECT id, model, class, traceparent, tenant_id, priority, deadline_at FROM new WHERE status = 'queued'
          ), audit AS (
-             INSERT INTO audit_log (tenant_id, actor, action, subject)
-             SELECT tenant_id, 'user:' || user_id, 'job.submitted', id FROM new
+             INSERT INTO audit_log (tenant_id, actor, credential, address, request_id, action, subject)
+             SELECT tenant_id, 'user:' || user_id, credential, address, request_id, 'job.submitted', id FROM new
          )
          SELECT id, now() AS created_at, available_at, ",
         jobs::waiting_reason!(),
@@ -278,6 +292,9 @@ pub(super) async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> S
     .bind(column(jobs, |job| job.options.store))
     .bind(column(jobs, |job| job.options.ttl.map(interval)))
     .bind(column(jobs, |job| job.api_key_id.map(ApiKeyId::uuid)))
+    .bind(column(jobs, |job| job.origin.credential.as_deref()))
+    .bind(column(jobs, |job| job.origin.address.map(|address| address.to_string())))
+    .bind(column(jobs, |job| job.origin.request_id.as_deref()))
     .fetch_all(connection)
     .await?;
     let by_id: HashMap<JobId, &PgRow> = rows

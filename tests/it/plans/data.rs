@@ -6,6 +6,7 @@ use claimcheck_common::domain::{
     Choice, Class, Completion, FinishReason, GenerationParams, JobId, ModelRef, ProjectId, Prompt, Usage, WorkerId,
 };
 use claimcheck_common::store::accounts::{Account, NewUser};
+use claimcheck_common::store::audit::Origin;
 use claimcheck_common::store::idempotency::Answer;
 use claimcheck_common::store::settle::Settlement;
 use claimcheck_common::store::submit::{JobOptions, NewJob};
@@ -110,7 +111,7 @@ async fn account(pool: &Pool, name: &str) -> Account {
         email: format!("{name}@example.org"),
         password_hash: "hash".to_owned(),
     };
-    accounts::register(pool, user).await.unwrap()
+    accounts::register(pool, user, Origin::default()).await.unwrap()
 }
 
 /// Submits, claims and settles a job: the pattern of all others.
@@ -144,6 +145,8 @@ async fn one_that_ended(pool: &Pool, account: &Account) {
         queue_limit: None,
         traceparent: None,
         webhook: None,
+        origin: Origin::default(),
+        hits: Vec::new(),
     };
     let id = job.id;
     submit::submit(pool, job, None, |_| Answer::default()).await.unwrap();

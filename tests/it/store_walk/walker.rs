@@ -231,7 +231,7 @@ impl<'a> Walker<'a> {
                 None => Outcome::Nothing,
                 Some(job) => {
                     let project = self.account(job).project_id;
-                    let view = cancels::request_cancel(self.pool, project, self.ids[job])
+                    let view = cancels::request_cancel(self.pool, project, self.ids[job], ACTOR)
                         .await
                         .unwrap();
                     Outcome::Now(view.expect("the project's job").status)
@@ -508,7 +508,7 @@ fn queue(class: Class) -> QueueName {
 
 fn asker() -> Asker {
     Asker {
-        actor: ACTOR.to_owned(),
+        by: ACTOR.into(),
         queue_limit: None,
         claim: None,
     }

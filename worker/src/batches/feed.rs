@@ -9,9 +9,12 @@ use std::sync::Arc;
 use claimcheck_common::batch::{input, output};
 use claimcheck_common::domain::{BatchStatus, Class, JobError, JobId, LineProblem};
 use claimcheck_common::files::FileError;
+use claimcheck_common::policy::Policy;
+use claimcheck_common::store::audit::Origin;
 use claimcheck_common::store::batch_work::{self, FedLine, Held, Progress};
 use claimcheck_common::store::submit::{JobOptions, NewJob};
 use claimcheck_common::validate::Problem;
+use claimcheck_common::validate::job::SubmitJob;
 use claimcheck_common::validate::text::Text;
 use time::OffsetDateTime;
 
@@ -75,7 +78,7 @@ pub(super) async fn feed(turn: &mut Turn<'_>) -> Result<Feed, BatchError> {
         }
         let is_cut = wanted.len() > room;
         wanted.truncate(room);
-        let prepared = prepare(wanted, served.clone(), held).await?;
+        let prepared = prepare(wanted, served.clone(), turn.work.policy.current(), held).await?;
         let count = prepared.len();
         match batch_work::feed(&pool, held, prepared, turn.work.config.max_queued).await? {
             Progress::Lost => return Ok(Feed::More),
@@ -117,14 +120,19 @@ async fn wanted(work: &super::Batches, held: &Held, chunk: Vec<RawLine>) -> Resu
 }
 
 /// Counting tokens is work: it is done on another thread.
-async fn prepare(chunk: Vec<RawLine>, served: Arc<Served>, held: &Held) -> Result<Vec<FedLine>, BatchError> {
+async fn prepare(
+    chunk: Vec<RawLine>,
+    served: Arc<Served>,
+    policy: Arc<Policy>,
+    held: &Held,
+) -> Result<Vec<FedLine>, BatchError> {
     let held = held.clone();
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let prepared = tokio::task::spawn_blocking(move || {
         chunk
             .into_iter()
             .map(|line| match held.view.ending {
-                None => as_job(&line, &served, &held, now),
+                None => as_job(&line, &served, &policy, &held, now),
                 Some(ending) => as_failure(&line, ending),
             })
             .collect()
@@ -132,7 +140,7 @@ async fn prepare(chunk: Vec<RawLine>, served: Arc<Served>, held: &Held) -> Resul
     Ok(prepared.await?)
 }
 
-fn as_job(raw: &RawLine, served: &Served, held: &Held, now: i64) -> FedLine {
+fn as_job(raw: &RawLine, served: &Served, policy: &Policy, held: &Held, now: i64) -> FedLine {
     let fed = |custom_id, outcome: Result<NewJob, Problem>| FedLine {
         line: raw.number,
         end: raw.end,
@@ -142,19 +150,15 @@ fn as_job(raw: &RawLine, served: &Served, held: &Held, now: i64) -> FedLine {
             .map_err(|problem| JobError::invalid(problem.code, problem.message)),
     };
     match input::read(&raw.text) {
-        Ok(line) => fed(Some(line.custom_id), new_job(line.body, served, held, now)),
+        Ok(line) => fed(Some(line.custom_id), new_job(line.body, served, policy, held, now)),
         // Validated, and yet no line: the object is another one than it was.
         Err(problem) => fed(None, Err(problem)),
     }
 }
 
-fn new_job(
-    body: claimcheck_common::validate::job::SubmitJob,
-    served: &Served,
-    held: &Held,
-    now: i64,
-) -> Result<NewJob, Problem> {
+fn new_job(mut body: SubmitJob, served: &Served, policy: &Policy, held: &Held, now: i64) -> Result<NewJob, Problem> {
     let model = served.find(body.model.as_ref().map(Text::as_str))?;
+    let hits = model.screen(policy, &mut body.prompt.0)?;
     let tokens = model.count(&body.prompt.0)?;
     let valid = body.into_valid(tokens, model.limits(), now)?;
     Ok(NewJob {
@@ -177,6 +181,9 @@ fn new_job(
         queue_limit: None,
         traceparent: None,
         webhook: None,
+        // The batch's own entry says how its maker came.
+        origin: Origin::default(),
+        hits,
     })
 }
 

@@ -76,14 +76,12 @@ impl Lines {
             self.place += self.rest.len() as u64;
             let room = LINE_BYTES_MAX.saturating_sub(gathered.len()).min(self.rest.len());
             gathered.extend_from_slice(&self.rest[..room]);
-            match self.bytes.next().await.transpose()? {
-                Some(more) => self.rest = more,
-                None => {
-                    self.rest = Bytes::new();
-                    self.number += u32::from(any);
-                    return Ok(any.then(|| gathered.freeze()));
-                }
-            }
+            let Some(more) = self.bytes.next().await.transpose()? else {
+                self.rest = Bytes::new();
+                self.number += u32::from(any);
+                return Ok(any.then(|| gathered.freeze()));
+            };
+            self.rest = more;
         }
     }
 }

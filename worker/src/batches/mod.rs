@@ -20,6 +20,7 @@ use std::time::Duration;
 use claimcheck_common::backoff::Backoff;
 use claimcheck_common::config::{BatchConfig, DeliveryConfig};
 use claimcheck_common::files::{FileError, FileStore};
+use claimcheck_common::policy::Rules;
 use claimcheck_common::store::{Pool, StoreError, batch_work};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -56,6 +57,8 @@ pub struct Batches {
     pub pool: Pool,
     /// Where files lie.
     pub files: FileStore,
+    /// What prompts are held against.
+    pub policy: Rules,
     /// The lease's time.
     pub delivery: DeliveryConfig,
     /// How many lines of a batch are jobs at the same time, and the tenants' limits.

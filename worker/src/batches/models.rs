@@ -1,12 +1,14 @@
 //! The served models as lines name them, with their tokenizers.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use claimcheck_common::domain::{ModelRef, Prompt};
+use claimcheck_common::policy::{Hit, Policy, Side};
 use claimcheck_common::store::models::{self, Alias, ServedModel};
 use claimcheck_common::store::{Pool, StoreResult};
-use claimcheck_common::tokenizer::Tokenizer;
+use claimcheck_common::tokenizer::{Tokenizer, TokenizerError};
 use claimcheck_common::validate::Problem;
 use claimcheck_common::validate::job::ModelLimits;
 
@@ -28,9 +30,10 @@ impl Models {
     pub(super) async fn now(&self, pool: &Pool) -> StoreResult<Served> {
         let mut aliases = Vec::new();
         for alias in models::aliases(pool).await? {
-            match self.tokenizer(pool, &alias.served).await? {
-                Some(tokenizer) => aliases.push((alias, tokenizer)),
-                None => tracing::warn!(model = alias.name, "this model's tokenizer does not read"),
+            if let Some(tokenizer) = self.tokenizer(pool, &alias.served).await? {
+                aliases.push((alias, tokenizer));
+            } else {
+                tracing::warn!(model = alias.name, "this model's tokenizer does not read");
             }
         }
         Ok(Served { aliases })
@@ -104,15 +107,49 @@ impl Model<'_> {
         }
     }
 
+    /// Takes out of a prompt what the content policy takes out, and answers the rules that it met.
+    pub(super) fn screen(&self, policy: &Policy, prompt: &mut Prompt) -> Result<Vec<Hit>, Problem> {
+        let text = match prompt {
+            // The model has no such tokens: the line will fail for that.
+            Prompt::Tokens(ids) if ids.iter().any(|id| *id >= self.served.vocabulary_size) => return Ok(Vec::new()),
+            Prompt::Text(text) => Cow::Borrowed(text.as_str()),
+            Prompt::Tokens(ids) => Cow::Owned(self.tokenizer.decode(ids).map_err(not_readable)?),
+        };
+        let verdict = policy.look(Side::Prompt, &text);
+        if let Some(hit) = verdict.rejected_by() {
+            return Err(against_policy(
+                "The prompt goes against this service's content policy",
+                hit,
+            ));
+        }
+        match (verdict.redacted, prompt) {
+            (None, _) => {}
+            (Some(redacted), Prompt::Text(text)) => *text = redacted,
+            (Some(_), Prompt::Tokens(_)) => {
+                let message = "These tokens hold what the content policy takes out; send the prompt as a text";
+                if let Some(hit) = verdict.hits.first() {
+                    return Err(against_policy(message, hit));
+                }
+            }
+        }
+        Ok(verdict.hits)
+    }
+
     /// The prompt's length in tokens.
     pub(super) fn count(&self, prompt: &Prompt) -> Result<u32, Problem> {
         match prompt {
             Prompt::Tokens(ids) => Ok(ids.len() as u32),
-            Prompt::Text(text) => {
-                let failed =
-                    |_| Problem::new("not_encodable", "The model's tokenizer does not take this prompt.").at("prompt");
-                Ok(self.tokenizer.encode(text).map_err(failed)?.len() as u32)
-            }
+            Prompt::Text(text) => Ok(self.tokenizer.encode(text).map_err(not_readable)?.len() as u32),
         }
     }
+}
+
+fn not_readable(_: TokenizerError) -> Problem {
+    Problem::new("not_encodable", "The model's tokenizer does not take this prompt.").at("prompt")
+}
+
+fn against_policy(message: &str, hit: &Hit) -> Problem {
+    metrics::counter!("claimcheck_policy_rejected_total", "side" => "prompt").increment(1);
+    let message = format!("{message} (category `{}`).", hit.category);
+    Problem::new("content_policy_violation", message).at("prompt")
 }

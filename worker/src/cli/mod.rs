@@ -3,6 +3,7 @@
 //! A worker that cannot go on exits with 1; a tool (`generate`, `bench`) that refuses its arguments or its model exits
 //! with 2, as the parser of the arguments does. Either way there is one line on standard error.
 
+mod audit;
 mod bench;
 mod generate;
 mod number;
@@ -12,6 +13,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use self::audit::AuditArgs;
 use self::bench::BenchArgs;
 use self::generate::GenerateArgs;
 use self::run::RunArgs;
@@ -36,6 +38,8 @@ enum Command {
     Generate(GenerateArgs),
     /// Measures the model alone: tokens a second when reading prompts and when writing.
     Bench(BenchArgs),
+    /// Looks whether the audit log is as it was written, or lets its old months go.
+    Audit(AuditArgs),
 }
 
 impl Cli {
@@ -44,6 +48,7 @@ impl Cli {
         let (outcome, code) = match self.command.unwrap_or(Command::Run(self.run)) {
             Command::Run(args) => (run::run(args).await, ExitCode::FAILURE),
             Command::Generate(args) => (generate::run(args).await, ExitCode::from(REFUSED)),
+            Command::Audit(args) => (audit::run(args).await, ExitCode::FAILURE),
             Command::Bench(args) => (bench::run(args).await, ExitCode::from(REFUSED)),
         };
         match outcome {

@@ -1,0 +1,34 @@
+//! What the rate limiter asks for now and then: who has a plan of their own, and how old the queue is.
+
+use std::time::Duration;
+
+use sqlx::PgExecutor;
+
+use super::StoreResult;
+use super::row::get;
+use crate::domain::{Id, TenantId};
+
+/// Tenants that have a plan of their own, with its name.
+pub async fn own_plans(executor: impl PgExecutor<'_>) -> StoreResult<Vec<(TenantId, String)>> {
+    let rows = sqlx::query("SELECT tenant_id, plan FROM tenant_limits WHERE plan IS NOT NULL")
+        .fetch_all(executor)
+        .await?;
+    rows.iter()
+        .map(|row| Ok((Id::from_uuid(get(row, "tenant_id")?), get(row, "plan")?)))
+        .collect()
+}
+
+/// How long the oldest interactive job that was released has been waiting for a worker, those apart that an operator has
+/// paused. What waits in the outbox waits for its tenant's turn, which is no overload.
+pub async fn queue_age(executor: impl PgExecutor<'_>) -> StoreResult<Duration> {
+    // The release window bounds how many there are.
+    let seconds: Option<f64> = sqlx::query_scalar(
+        "SELECT extract(epoch FROM now() - available_at)::float8 FROM (
+             SELECT * FROM jobs WHERE status = 'queued' AND dispatched_at IS NOT NULL AND class = 'interactive'
+             ORDER BY available_at
+         ) released WHERE NOT is_paused(model, class, tenant_id) LIMIT 1",
+    )
+    .fetch_optional(executor)
+    .await?;
+    Ok(Duration::from_secs_f64(seconds.unwrap_or_default().max(0.0)))
+}
