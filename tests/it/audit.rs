@@ -258,7 +258,7 @@ async fn a_month_goes_as_a_whole_once_it_is_sealed_and_the_chain_holds() {
         let before = OffsetDateTime::from_unix_timestamp(1_580_515_200).unwrap();
         assert!(drop(before).await.is_empty(), "it is not sealed");
         seal_all(&world.pool).await;
-        let too_early = before - Duration::from_secs(24 * 3600 * 2);
+        let too_early = before - Duration::from_hours(48);
         assert!(drop(too_early).await.is_empty(), "it had not ended by then");
         assert_eq!(drop(before).await, ["audit_log_2020_01"]);
         let verdict = verify(&world.pool, None).await;

@@ -3,6 +3,7 @@
 mod batches;
 mod batching;
 mod chaos;
+mod cli_batch;
 mod delivery;
 mod fence;
 mod full_disk;

@@ -20,7 +20,7 @@ fn plans(text: &str) -> Plans {
 /// Limits that a test sets, on top of none.
 fn limited(world: &World, change: impl FnOnce(&mut LimitsConfig)) -> Config {
     let mut config = config(world);
-    config.limits.plan = "standard".to_owned();
+    "standard".clone_into(&mut config.limits.plan);
     change(&mut config.limits);
     config
 }

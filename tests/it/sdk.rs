@@ -42,7 +42,8 @@ async fn token(api: &Process) -> String {
 /// What the README shows.
 fn snippet() -> &'static str {
     let readme = include_str!("../../README.md");
-    let (_, rest) = readme.split_once("```python\n").expect("a snippet");
+    let (_, rest) = readme.split_once("### With OpenAI's library").expect("the section");
+    let (_, rest) = rest.split_once("```python\n").expect("a snippet");
     rest.split_once("```").expect("its end").0
 }
 

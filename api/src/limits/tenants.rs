@@ -93,6 +93,7 @@ mod tests {
     #[test]
     fn rates_shrink_as_the_queue_ages_and_never_to_nothing() {
         let part = |seconds| part(Duration::from_secs(seconds), Duration::from_secs(30));
-        assert_eq!([0, 30, 60, 120, 3000].map(part), [1.0, 1.0, 0.5, 0.25, 0.1]);
+        let percent = |seconds| (part(seconds) * 100.0).round() as u32;
+        assert_eq!([0, 30, 60, 120, 3000].map(percent), [100, 100, 50, 25, 10]);
     }
 }

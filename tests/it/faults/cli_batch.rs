@@ -70,8 +70,8 @@ async fn a_batch_run_survives_kills_of_the_api_the_worker_and_itself_and_its_out
         let (mut api, mut worker) = tokio::join!(installation.api(), installation.worker("worker", []));
         let ada = Terminal::at(&api);
         ada.sign_up("ada").await;
-        let prompts: String = (0..LINES).map(|number| format!("Story {number}\n")).collect();
-        std::fs::write(ada.path("prompts.txt"), prompts).unwrap();
+        let prompts: Vec<_> = (0..LINES).map(|number| format!("Story {number}")).collect();
+        std::fs::write(ada.path("prompts.txt"), prompts.join("\n")).unwrap();
 
         // Itself, with its shards cut, uploaded, and the first batches made.
         for (step, times) in [("prepared", 1), ("uploaded", 1), ("created", 2)] {
