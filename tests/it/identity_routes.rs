@@ -231,6 +231,8 @@ fn foreign<'a>(operation: &Operation, victims: &'a Victims) -> Option<(&'a str, 
         "/v1/api_keys/{id}" | "/v1/api_keys/{id}/rotate" => Some((&victims.key, json!({}))),
         "/v1/webhook_endpoints/{endpoint_id}/recover" => Some((&victims.endpoint, json!({"since": 0}))),
         hook if hook.starts_with("/v1/webhook_endpoints/{endpoint_id}") => Some((&victims.endpoint, json!({}))),
+        batch if batch.starts_with("/v1/batches/{id}") => Some((&victims.batch, json!(null))),
+        file if file.starts_with("/v1/files/{id}") => Some((&victims.file, json!(null))),
         // Shared by all.
         "/v1/models/{name}" => None,
         // For admins, who may touch anybody's.
@@ -244,6 +246,8 @@ struct Victims {
     response: String,
     key: String,
     endpoint: String,
+    batch: String,
+    file: String,
 }
 
 /// Everything that the route answers to `session`, without what differs from one request to the next.
@@ -261,7 +265,12 @@ async fn what_belongs_to_others_is_404_on_every_route_and_answered_like_what_doe
         let (ada, eve) = (api.user("ada").await, api.user("eve").await);
         let job = ada.submit(&a_job()).await;
         let hook = json!({"url": "https://example.org/"});
+        let batch = json!({"requests": [{"custom_id": "a", "body": {"prompt": "Once"}}]});
+        let (status, batch) = answer(ada.post("/v1/batches").json(&batch)).await;
+        assert_eq!(status, StatusCode::OK, "{batch}");
         let victims = Victims {
+            batch: batch["id"].as_str().unwrap().to_owned(),
+            file: batch["input_file_id"].as_str().unwrap().to_owned(),
             endpoint: answer(ada.post("/v1/webhook_endpoints").json(&hook)).await.1["id"]
                 .as_str()
                 .unwrap()
