@@ -3,7 +3,7 @@
 //! A verifier takes no word of a token's for how to verify it (RFC 8725, section 3.1): the algorithm is the key's own, the
 //! key is one of the ring, and headers that name or bring keys (`jwk`, `jku`, `x5u`, `crit`, …) are refused. It wants `typ`,
 //! `exp`, `iss`, `aud`, `sub`, `iat`, `jti` and `sid`, and allows no leeway beyond `LEEWAY`. Keys are EdDSA keys from the
-//! database ([`super::signing_keys`]) or one HS256 key from the configuration.
+//! database (`auth/tokens.rs`) or one HS256 key from the configuration.
 
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;

@@ -4,8 +4,8 @@
 //! that a follower sees when one is missing and asks for all of it again; what never comes is completed from Postgres when
 //! the job has ended. Must never hold up the engine, and must never be needed for a job to end.
 //!
-//! An API process is one follower, whatever the number of its callers: it writes itself into `follow:{job}` ([`following`]),
-//! and the job's worker, which looks there, publishes to `deltas:{follower}` ([`publisher`]).
+//! An API process is one follower, whatever the number of its callers: it writes itself into `follow:{job}` (`following.rs`),
+//! and the job's worker, which looks there, publishes to `deltas:{follower}` (`publisher.rs`).
 
 mod following;
 mod publisher;

@@ -5,7 +5,7 @@
 //! stands in the tables before the next begins (`common/src/store/batch_work.rs`), so a process may be killed anywhere: the
 //! next one goes on from there. Memory is bounded by the chunk, whatever the batch's size.
 //!
-//! A batch's way: [`validate`] → [`feed`] → [`finalize`], turn by turn ([`turn`]).
+//! A batch's way: `validate.rs` → `feed.rs` → `finalize.rs`, turn by turn (`turn.rs`).
 
 mod feed;
 mod finalize;
