@@ -34,7 +34,8 @@ impl Event {
 /// A stream of them.
 pub(crate) struct Events {
     response: Response,
-    text: String,
+    /// A chunk may end within a character.
+    received: Vec<u8>,
 }
 
 impl Events {
@@ -42,16 +43,19 @@ impl Events {
         let response = request.send().await.unwrap();
         assert_eq!(response.status(), StatusCode::OK);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
-        let text = String::new();
-        Self { response, text }
+        Self {
+            response,
+            received: Vec::new(),
+        }
     }
 
     /// The next event; comments are passed over. `None` at the end.
     pub(crate) async fn next(&mut self) -> Option<Event> {
         loop {
-            if let Some((block, rest)) = self.text.split_once("\n\n") {
+            if let Some(end) = self.received.windows(2).position(|two| two == b"\n\n") {
+                let block: Vec<u8> = self.received.drain(..end + 2).collect();
                 let mut event = Event::default();
-                for line in block.lines() {
+                for line in std::str::from_utf8(&block).unwrap().lines() {
                     match line.split_once(": ") {
                         Some(("event", name)) => name.clone_into(&mut event.name),
                         Some(("id", id)) => id.clone_into(&mut event.id),
@@ -59,8 +63,6 @@ impl Events {
                         _ => {}
                     }
                 }
-                let rest = rest.len();
-                self.text.drain(..self.text.len() - rest);
                 if event.data.is_empty() {
                     continue;
                 }
@@ -69,7 +71,7 @@ impl Events {
             let chunk = tokio::time::timeout(LIMIT, self.response.chunk())
                 .await
                 .expect("something is sent");
-            self.text.push_str(std::str::from_utf8(&chunk.unwrap()?).unwrap());
+            self.received.extend_from_slice(&chunk.unwrap()?);
         }
     }
 
