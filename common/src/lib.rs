@@ -4,6 +4,7 @@
 
 pub mod backoff;
 pub mod batch;
+pub mod catalog;
 pub mod config;
 pub mod deltas;
 pub mod domain;

@@ -4,6 +4,7 @@
 //! backtracking (`regex`, as RE2), so no pattern can hang on any text, and a pattern too large to compile is refused when the
 //! file is read. Must never log or keep what it found: a [`Hit`] names the rule.
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -12,6 +13,9 @@ use std::time::{Duration, SystemTime};
 use regex::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
+
+use crate::domain::Prompt;
+use crate::validate::Problem;
 
 /// The rules that hold unless a file says otherwise.
 const DEFAULT_RULES: &str = include_str!("policy/default.toml");
@@ -101,6 +105,31 @@ impl Verdict {
     }
 }
 
+/// Why a prompt is not taken.
+#[derive(Debug)]
+pub enum Unfit<E> {
+    /// A rule rejects it. The audit log has to say so.
+    Rejected(Rejection),
+    /// Its tokens cannot be read.
+    Unreadable(E),
+}
+
+/// A rule that a prompt is rejected by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// The rule.
+    pub hit: Hit,
+    reason: &'static str,
+}
+
+impl Rejection {
+    /// What to tell its sender: the rule's category, and not what was found.
+    pub fn problem(&self) -> Problem {
+        let message = format!("{} (category `{}`).", self.reason, self.hit.category);
+        Problem::new("content_policy_violation", message).at("prompt")
+    }
+}
+
 /// A set of rules.
 #[derive(Debug)]
 pub struct Policy {
@@ -178,6 +207,46 @@ impl Policy {
         }
         verdict.redacted = (!out.is_empty()).then(|| without(text, out));
         verdict
+    }
+}
+
+impl Policy {
+    /// Takes out of a prompt what is to be taken out, and answers the rules that it met. `decode` spells out token ids, of which the
+    /// model has `vocabulary_size`.
+    pub fn screen<E>(
+        &self,
+        prompt: &mut Prompt,
+        vocabulary_size: u32,
+        decode: impl FnOnce(&[u32]) -> Result<String, E>,
+    ) -> Result<Vec<Hit>, Unfit<E>> {
+        let text = match prompt {
+            // The model has no such tokens: the prompt will be refused for that.
+            Prompt::Tokens(ids) if ids.iter().any(|id| *id >= vocabulary_size) => return Ok(Vec::new()),
+            Prompt::Text(text) => Cow::Borrowed(text.as_str()),
+            Prompt::Tokens(ids) => Cow::Owned(decode(ids).map_err(Unfit::Unreadable)?),
+        };
+        let verdict = self.look(Side::Prompt, &text);
+        let rejected = |hit: &Hit, reason| {
+            metrics::counter!("claimcheck_policy_rejected_total", "side" => "prompt").increment(1);
+            let hit = hit.clone();
+            Err(Unfit::Rejected(Rejection { hit, reason }))
+        };
+        if let Some(hit) = verdict.rejected_by() {
+            return rejected(hit, "The prompt goes against this service's content policy");
+        }
+        if let Some(redacted) = verdict.redacted {
+            let redacting = verdict.hits.iter().find(|hit| hit.action == Action::Redact);
+            match (prompt, redacting) {
+                (Prompt::Text(text), _) => *text = redacted,
+                // Other tokens for a part of the text would be other tokens for its neighbours, too.
+                (Prompt::Tokens(_), Some(hit)) => {
+                    let reason = "These tokens hold what the content policy takes out; send the prompt as a text";
+                    return rejected(hit, reason);
+                }
+                (Prompt::Tokens(_), None) => {}
+            }
+        }
+        Ok(verdict.hits)
     }
 }
 

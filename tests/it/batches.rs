@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use crate::files::{content, upload};
 use crate::http_face::{Session, answer, code, with_api};
+use crate::policy::RULES;
 use crate::store::completion;
 
 const LIMIT: Duration = Duration::from_secs(30);
@@ -37,15 +38,16 @@ impl Worker {
                 batch_in_flight: in_flight,
                 max_queued: None,
             },
+            Rules::open(None).unwrap(),
         )
     }
 
-    fn start_with(world: &World, config: BatchConfig) -> Self {
+    fn start_with(world: &World, config: BatchConfig, policy: Rules) -> Self {
         let stop = CancellationToken::new();
         let batches = Batches {
             pool: world.pool.clone(),
             files: FileStore::open(&world.files).unwrap(),
-            policy: Rules::open(None).unwrap(),
+            policy,
             delivery: world.delivery.clone(),
             config,
         };
@@ -368,6 +370,73 @@ async fn counts_and_results_move_while_it_runs_and_what_depends_on_the_model_is_
             (StatusCode::BAD_REQUEST, Some("after"))
         );
         worker.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lines_prompt_is_held_against_the_content_policy_as_a_submit_is_and_each_hit_is_audited() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        // "poison" in this model's tokens, which are bytes.
+        let tokens = line("tokens", "x").replace("\"x\"", "[79,78,72,82,78,77]");
+        let text = line("poison", "a cup of Poison, please")
+            + &tokens
+            + &line("name", "The story of John  Doe")
+            + &line("odd", "how oddd")
+            + &line("plain", "Once");
+        let id = create(&ada, &upload(&ada, &text).await).await;
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), RULES).unwrap();
+        let config = BatchConfig {
+            batch_in_flight: 100,
+            max_queued: None,
+        };
+        let worker = Worker::start_with(world, config, Rules::open(Some(file.path().to_owned())).unwrap());
+        let batch = run_all(world, &ada, &id, |prompt| {
+            assert!(!prompt.contains("Doe"), "{prompt}");
+            true
+        })
+        .await;
+        worker.stop().await;
+        assert_eq!(counts(&batch), [5, 3, 2], "{batch}");
+        let errors = self::file(&ada, &batch, "error_file_id").await;
+        assert_eq!(names(&errors), ["poison", "tokens"]);
+        for error in &errors {
+            assert_eq!(error["response"]["status_code"], 400);
+            let said = &error["response"]["body"]["error"];
+            assert_eq!(said["code"], "content_policy_violation");
+            assert!(said["message"].as_str().unwrap().contains("`abuse`"), "{said}");
+        }
+        let output = self::file(&ada, &batch, "output_file_id").await;
+        assert_eq!(
+            output[0]["response"]["body"]["choices"][0]["text"],
+            "done The story of [redacted]"
+        );
+        let (_, log) = answer(ada.get("/v1/audit?action=policy.")).await;
+        let rows = log["data"].as_array().unwrap();
+        let mut told: Vec<_> = rows
+            .iter()
+            .map(|row| (row["action"].as_str().unwrap(), row["details"]["line"].as_u64()))
+            .collect();
+        told.sort_unstable();
+        let rejected = "policy.rejected";
+        assert_eq!(
+            told,
+            [
+                ("policy.flagged", None),
+                ("policy.redacted", None),
+                (rejected, Some(1)),
+                (rejected, Some(2))
+            ]
+        );
+        let batch: claimcheck_common::domain::BatchId = id.parse().unwrap();
+        let subject = batch.uuid().to_string();
+        for row in rows.iter().filter(|row| row["action"] == rejected) {
+            assert_eq!(row["subject"], json!(subject));
+            assert_eq!(row["outcome"], "refused");
+        }
+        assert!(!log.to_string().to_lowercase().contains("doe"), "no text in the log");
     })
     .await;
 }

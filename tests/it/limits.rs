@@ -191,6 +191,35 @@ async fn sign_ins_are_limited_by_account_and_by_address_before_a_password_is_loo
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn guesses_of_a_password_by_a_stolen_token_are_limited_as_sign_ins_are() {
+    with_limits(
+        |limits| limits.login_rate = "3/h".parse().unwrap(),
+        async |_, api| {
+            let ada = api.user("ada").await;
+            let change = async |current: &str| {
+                let body = json!({"current_password": current, "new_password": "battery staple"});
+                answer(ada.post("/v1/auth/password").json(&body)).await
+            };
+            // Her sign-in was the first of three.
+            for guess in ["wrong", "wronger"] {
+                let (status, body) = change(guess).await;
+                assert_eq!((status, code(&body)), (StatusCode::FORBIDDEN, "wrong_password"));
+            }
+            let (status, body) = change(PASSWORD).await;
+            assert_eq!(
+                (status, code(&body)),
+                (StatusCode::TOO_MANY_REQUESTS, "rate_limit_exceeded"),
+                "the right one is not looked at either"
+            );
+            let (status, _) = answer(api.token("ada", PASSWORD)).await;
+            assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "they count together");
+            assert_eq!(answer(ada.get("/v1/jobs")).await.0, StatusCode::OK);
+        },
+    )
+    .await;
+}
+
 /// Two sign-ins that say to come for two clients: what the second one is answered.
 async fn told_by_a_proxy(trusted: &[&str]) -> StatusCode {
     let mut second = None;

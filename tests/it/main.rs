@@ -31,6 +31,7 @@ mod parity;
 mod plans;
 mod policy;
 mod precision;
+mod readme;
 mod receipts;
 mod same_answer;
 mod sdk;

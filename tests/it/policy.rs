@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::http_face::{Api, MODEL, Session, announce, answer, code, config};
 
 const LIMIT: Duration = Duration::from_secs(30);
-const RULES: &str = r#"
+pub(crate) const RULES: &str = r#"
 [[rules]]
 name = "poison"
 category = "abuse"

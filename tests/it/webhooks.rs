@@ -3,10 +3,10 @@
 mod endpoints;
 mod feed;
 mod latency;
+mod libraries;
 mod limits;
 mod retries;
 mod safety;
-mod snippet;
 
 use std::time::Duration;
 

@@ -2,6 +2,7 @@
 //!
 //! Tests never sleep: they wait for an answer, or with [`eventually`] for a condition.
 
+mod demo;
 mod eventually;
 mod gate;
 mod model;
@@ -12,6 +13,7 @@ mod stack;
 mod wire;
 mod world;
 
+pub use demo::Demo;
 pub use eventually::eventually;
 pub use gate::{Gate, Moment};
 pub use model::{TINY_CONTEXT, save_tiny_model};

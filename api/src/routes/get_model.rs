@@ -2,9 +2,9 @@
 
 use axum::Json;
 use axum::extract::{Path, State};
+use claimcheck_common::catalog::Unfound;
 
 use crate::app::AppState;
-use crate::catalog::not_found;
 use crate::docs::{NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody};
 use crate::routes::list_models::ModelBody;
@@ -37,6 +37,9 @@ pub async fn get_owned_model(
 
 async fn find(state: &AppState, name: &str) -> Result<Json<ModelBody>, ApiError> {
     check(name, 1, 256).map_err(|_| not_found(name))?;
-    let served = state.catalog.named(name).await?.ok_or_else(|| not_found(name))?;
-    Ok(Json(served.into()))
+    Ok(Json(state.catalog.find(Some(name)).await?.into()))
+}
+
+fn not_found(name: &str) -> ApiError {
+    ApiError::NotFound(Unfound::Unknown(name.to_owned()).problem())
 }

@@ -22,7 +22,7 @@ use crate::idempotent::{KEEP_KEY, answered, answered_before, replayed};
 use crate::prefer;
 use crate::screen;
 use crate::validate::idempotency as validate;
-use crate::validate::job::{ModelLimits, SubmitJob, ValidJob};
+use crate::validate::job::{SubmitJob, ValidJob};
 use crate::validate::text::Text;
 use crate::view::JobBody;
 use crate::webhooks;
@@ -119,7 +119,7 @@ pub(crate) async fn prepare(
     let hits = screen::prompt(state, caller, &served, &mut request.prompt.0).await?;
     let prompt_tokens = state.catalog.count_tokens(&served, &request.prompt.0).await?;
     let now = OffsetDateTime::now_utc().unix_timestamp();
-    let valid = request.into_valid(prompt_tokens, limits(&served), now)?;
+    let valid = request.into_valid(prompt_tokens, served.limits(), now)?;
     screen::sampling(state, &valid.params)?;
     caller.may_generate(&served.model.name, valid.params.max_tokens)?;
     Ok(NewJob {
@@ -136,13 +136,6 @@ pub(crate) async fn commit(state: &AppState, submission: Submission) -> Result<S
         state.submitted.notify_one();
     }
     Ok(submitted)
-}
-
-fn limits(served: &ServedModel) -> ModelLimits {
-    ModelLimits {
-        context_length: served.context_length,
-        vocab_size: served.vocabulary_size,
-    }
 }
 
 fn new_job(

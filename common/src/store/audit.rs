@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::StoreResult;
 use super::row::get;
-use crate::domain::{Id, JobId, TenantId, UserId};
+use crate::domain::{BatchId, Id, JobId, TenantId, UserId};
 use crate::policy::Hit;
 
 /// Who acts, and how they came.
@@ -133,6 +133,13 @@ impl<'a> Entry<'a> {
             outcome: Outcome::Ok,
             details: None,
         }
+    }
+
+    /// A prompt that a rule of the content policy rejects; the subject is the batch that it is a line of.
+    pub fn rejected(tenant: TenantId, batch: Option<BatchId>, hit: &Hit) -> Self {
+        Self::done(Some(tenant), "policy.rejected", batch.map(Id::uuid))
+            .with(serde_json::json!(hit))
+            .refused()
     }
 
     /// The same, with more to say.

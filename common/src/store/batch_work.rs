@@ -13,6 +13,7 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, PgExecutor};
 use uuid::Uuid;
 
+use super::audit::{self, By, Entry};
 use super::batches::{BatchView, view};
 use super::row::{column, get, unsigned};
 use super::submit::{self, NewJob};
@@ -20,6 +21,7 @@ use super::{Pool, StoreResult, cancels, quota, transaction};
 use crate::domain::{
     ApiKeyId, BatchId, BatchStatus, EventId, FileId, Id, JobError, LineProblem, ProjectId, TenantId, UserId,
 };
+use crate::policy::Hit;
 
 /// Of a tenant's limit of waiting jobs so much is left to single submits: a batch alone never makes them refused.
 const LEFT_TO_OTHERS: u32 = 4;
@@ -103,6 +105,8 @@ pub struct FedLine {
     pub custom_id: Option<String>,
     /// Its job, or why it comes to none.
     pub outcome: Result<Box<NewJob>, JobError>,
+    /// The rule of the content policy that its prompt is rejected by.
+    pub rejected_by: Option<Hit>,
 }
 
 /// Takes the batch that has waited longest, if one is due.
@@ -325,6 +329,7 @@ pub async fn feed(
                 submit::insert(connection, &jobs).await?;
             }
             insert_items(connection, held.view.id, taken, before).await?;
+            record_policy(connection, &held, taken).await?;
             Ok(Progress::Done(Fed {
                 mark,
                 taken: taken.len(),
@@ -402,6 +407,24 @@ async fn insert_items(connection: &mut PgConnection, id: BatchId, lines: &[FedLi
     .bind(column(lines, |line| line.outcome.as_ref().err().map(Json)))
     .execute(connection)
     .await?;
+    Ok(())
+}
+
+/// Writes into the audit log which rules the prompts of these lines met: a job's hits belong to it, a rejected line's to the batch.
+async fn record_policy(connection: &mut PgConnection, held: &Held, lines: &[FedLine]) -> StoreResult<()> {
+    let by = By::from(held.user_id);
+    let jobs = lines.iter().filter_map(|line| line.outcome.as_deref().ok());
+    let hits = jobs.flat_map(|job| job.hits.iter().map(|hit| (job.id, hit.clone())));
+    audit::record_hits(connection, &by, hits.collect()).await?;
+    for line in lines {
+        if let Some(hit) = &line.rejected_by {
+            let mut entry = Entry::rejected(held.tenant_id, Some(held.view.id), hit);
+            if let Some(details) = &mut entry.details {
+                details["line"] = line.line.into();
+            }
+            audit::record(&mut *connection, &by, entry).await?;
+        }
+    }
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use sqlx::{PgExecutor, Row};
 use super::row::{get, unsigned};
 use super::{Pool, StoreResult, transaction};
 use crate::domain::{ModelRef, WorkerId};
+use crate::validate::job::ModelLimits;
 
 /// A model as a worker announces it.
 #[derive(Debug, Clone)]
@@ -44,6 +45,16 @@ pub struct ServedModel {
     pub registered_at: time::OffsetDateTime,
     /// Workers that were heard of within the last half minute.
     pub workers: u32,
+}
+
+impl ServedModel {
+    /// What a job of it must keep within.
+    pub const fn limits(&self) -> ModelLimits {
+        ModelLimits {
+            context_length: self.context_length,
+            vocab_size: self.vocabulary_size,
+        }
+    }
 }
 
 /// Announces a worker and its model, and points the model's name at this revision. Safe to repeat.

@@ -10,8 +10,8 @@ use tokio::process::Child;
 use super::{LIMIT, count, hurry, until_count};
 use crate::cli::Terminal;
 
-const LINES: usize = 4000;
-const SHARD: &str = "1500";
+const LINES: usize = 10_000;
+const SHARD: &str = "4000";
 const SHARDS: i64 = 3;
 
 /// The same command each time: a first run and one that goes on are asked for alike.

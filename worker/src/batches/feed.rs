@@ -7,12 +7,14 @@
 use std::sync::Arc;
 
 use claimcheck_common::batch::{input, output};
+use claimcheck_common::catalog;
 use claimcheck_common::domain::{BatchStatus, Class, JobError, JobId, LineProblem};
 use claimcheck_common::files::FileError;
-use claimcheck_common::policy::Policy;
+use claimcheck_common::policy::{Policy, Rejection, Unfit};
 use claimcheck_common::store::audit::Origin;
 use claimcheck_common::store::batch_work::{self, FedLine, Held, Progress};
 use claimcheck_common::store::submit::{JobOptions, NewJob};
+use claimcheck_common::tokenizer::TokenizerError;
 use claimcheck_common::validate::Problem;
 use claimcheck_common::validate::job::SubmitJob;
 use claimcheck_common::validate::text::Text;
@@ -140,26 +142,71 @@ async fn prepare(
     Ok(prepared.await?)
 }
 
+/// Why a line becomes no job.
+enum NoJob {
+    /// It is wrong.
+    Wrong(Problem),
+    /// The content policy rejects its prompt.
+    Rejected(Rejection),
+}
+
+impl NoJob {
+    fn problem(self) -> Problem {
+        match self {
+            Self::Wrong(problem) => problem,
+            Self::Rejected(rejection) => rejection.problem(),
+        }
+    }
+}
+
+impl From<Problem> for NoJob {
+    fn from(problem: Problem) -> Self {
+        Self::Wrong(problem)
+    }
+}
+
+impl From<Rejection> for NoJob {
+    fn from(rejection: Rejection) -> Self {
+        Self::Rejected(rejection)
+    }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "the shape that `map_err` wants")]
+fn not_encodable(_: TokenizerError) -> Problem {
+    Problem::new("not_encodable", "The model's tokenizer does not take this prompt.").at("prompt")
+}
+
 fn as_job(raw: &RawLine, served: &Served, policy: &Policy, held: &Held, now: i64) -> FedLine {
-    let fed = |custom_id, outcome: Result<NewJob, Problem>| FedLine {
-        line: raw.number,
-        end: raw.end,
-        custom_id,
-        outcome: outcome
-            .map(Box::new)
-            .map_err(|problem| JobError::invalid(problem.code, problem.message)),
+    let fed = |custom_id, outcome: Result<NewJob, NoJob>| {
+        let rejected_by = match &outcome {
+            Err(NoJob::Rejected(rejection)) => Some(rejection.hit.clone()),
+            _ => None,
+        };
+        let failure = |problem: Problem| JobError::invalid(problem.code, problem.message);
+        FedLine {
+            line: raw.number,
+            end: raw.end,
+            custom_id,
+            outcome: outcome.map(Box::new).map_err(|no_job| failure(no_job.problem())),
+            rejected_by,
+        }
     };
     match input::read(&raw.text) {
         Ok(line) => fed(Some(line.custom_id), new_job(line.body, served, policy, held, now)),
         // Validated, and yet no line: the object is another one than it was.
-        Err(problem) => fed(None, Err(problem)),
+        Err(problem) => fed(None, Err(problem.into())),
     }
 }
 
-fn new_job(mut body: SubmitJob, served: &Served, policy: &Policy, held: &Held, now: i64) -> Result<NewJob, Problem> {
-    let model = served.find(body.model.as_ref().map(Text::as_str))?;
-    let hits = model.screen(policy, &mut body.prompt.0)?;
-    let tokens = model.count(&body.prompt.0)?;
+fn new_job(mut body: SubmitJob, served: &Served, policy: &Policy, held: &Held, now: i64) -> Result<NewJob, NoJob> {
+    let (model, tokenizer) = served.find(body.model.as_ref().map(Text::as_str))?;
+    let decode = |ids: &[u32]| tokenizer.decode(ids);
+    let hits = match policy.screen(&mut body.prompt.0, model.vocabulary_size, decode) {
+        Ok(hits) => hits,
+        Err(Unfit::Unreadable(error)) => return Err(not_encodable(error).into()),
+        Err(Unfit::Rejected(rejection)) => return Err(rejection.into()),
+    };
+    let tokens = catalog::count(tokenizer, &body.prompt.0).map_err(not_encodable)?;
     let valid = body.into_valid(tokens, model.limits(), now)?;
     Ok(NewJob {
         id: JobId::new(),
@@ -167,7 +214,7 @@ fn new_job(mut body: SubmitJob, served: &Served, policy: &Policy, held: &Held, n
         project_id: held.project_id,
         user_id: held.user_id,
         api_key_id: held.api_key_id,
-        model: model.reference(),
+        model: model.model.clone(),
         class: Class::Batch,
         prompt: valid.prompt,
         prompt_tokens: valid.prompt_tokens,
@@ -193,6 +240,7 @@ fn as_failure(raw: &RawLine, ending: BatchStatus) -> FedLine {
         end: raw.end,
         custom_id: input::read(&raw.text).ok().map(|line| line.custom_id),
         outcome: Err(output::unfinished(ending)),
+        rejected_by: None,
     }
 }
 
@@ -218,6 +266,7 @@ async fn without_input(turn: &mut Turn<'_>) -> Result<Feed, BatchError> {
             end: held.mark.bytes,
             custom_id: None,
             outcome: Err(output::unfinished(ending)),
+            rejected_by: None,
         });
         match batch_work::feed(pool, held, lines.collect(), None).await? {
             Progress::Lost => return Ok(Feed::Lost),
