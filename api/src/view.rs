@@ -7,7 +7,7 @@ mod file;
 mod response;
 mod validator;
 
-pub use batch::{BatchBody, BatchList};
+pub use batch::{BatchBody, BatchDryRunBody, BatchList, FeasibilityBody};
 pub use bulk::BulkBody;
 pub use claimcheck_common::view::{ErrorInfo, JobBody, OutputBody, StatusSchema};
 pub use completion::{completion, usage};

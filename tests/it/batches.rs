@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::files::{content, upload};
-use crate::http_face::{Session, answer, code, with_api};
+use crate::http_face::{MODEL, Session, announce, answer, code, with_api};
+use crate::identity_keys::make_key;
 use crate::policy::RULES;
 use crate::store::completion;
 
@@ -542,6 +543,18 @@ async fn a_paused_batch_takes_nothing_up_until_it_is_resumed() {
         })
         .await;
         assert_eq!(run(world, 100, |_| true).await, 0, "not even those that the broker has");
+        let (_, waiting) = answer(ada.get("/v1/jobs?status=queued")).await;
+        let reasons: Vec<_> = waiting["data"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|job| &job["waiting_reason"])
+            .collect();
+        assert_eq!(
+            reasons,
+            [&json!("paused"); 8],
+            "they wait for their batch, not for another try"
+        );
         assert_eq!(count(world, "SELECT count(*) FROM jobs").await, 8);
         assert!(steer(&ada, &id, "resume").await["paused_at"].is_null());
         let batch = run_all(world, &ada, &id, |_| true).await;
@@ -746,8 +759,64 @@ async fn each_guess_about_a_window_counts_the_batches_that_were_accepted_before(
                      now() - interval '61 minutes', now() - interval '1 minute' FROM users WHERE username = 'bob'",
             )
             .await;
-        let batch = get(&bob, &create(&bob, &of_bob).await).await;
-        assert_eq!(batch["feasibility"]["window"], "infeasible", "{batch}");
+        // 40 lines of bob's, 40 that wait, and as many of ada's between them.
+        let body = |window: &str| json!({"input_file_id": of_bob, "endpoint": "/v1/completions", "completion_window": window});
+        let ask = async |window: &str| {
+            let mut body = body(window);
+            body["dry_run"] = json!(true);
+            post(&bob, "/v1/batches", &body).await.1
+        };
+        let (status, refused) = post(&bob, "/v1/batches", &body("24h")).await;
+        assert_eq!((status, code(&refused)), (StatusCode::BAD_REQUEST, "window_infeasible"));
+        assert_eq!(refused["error"]["param"], "completion_window");
+        assert!(refused["error"]["message"].as_str().unwrap().contains("160h"), "{refused}");
+        let asked = ask("24h").await;
+        assert_eq!(
+            (asked["feasible"].as_bool(), asked["obstacle"].as_str(), asked["lines"].as_u64()),
+            (Some(false), Some("window_infeasible"), Some(40)),
+            "{asked}"
+        );
+        assert_eq!(asked["feasibility"]["earliest_window"], "160h");
+        assert_eq!(ask("160h").await["feasible"], true, "and asking takes nobody's place");
+        // What is said of a window holds for one of two who ask at once.
+        let request = body("160h");
+        let (one, other) = tokio::join!(post(&bob, "/v1/batches", &request), post(&bob, "/v1/batches", &request));
+        let mut statuses = [one.0, other.0];
+        statuses.sort_unstable();
+        assert_eq!(statuses, [StatusCode::OK, StatusCode::BAD_REQUEST], "{one:?} {other:?}");
+        let asked = ask("7d").await;
+        assert_eq!((&asked["feasible"], &asked["feasibility"]["earliest_window"]), (&json!(false), &Value::Null));
+        assert_eq!(count(world, "SELECT count(*) FROM batches").await, 4);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_is_limited_makes_batches_and_its_limits_hold_for_every_line() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        let limits = json!({"name": "few", "scopes": ["batches"], "models": [MODEL], "max_tokens": 4});
+        let made = make_key(&ada, limits).await;
+        let few = ada.with_token(made["key"].as_str().unwrap());
+        announce(world, "other").await;
+        let of = |model: &str, tokens: u32| json!({"model": model, "prompt": "Once", "max_tokens": tokens});
+        let requests = json!([
+            {"custom_id": "good", "body": of(MODEL, 4)},
+            {"custom_id": "long", "body": of(MODEL, 5)},
+            {"custom_id": "other", "body": of("other", 4)},
+        ]);
+        let (status, batch) = post(&few, "/v1/batches", &json!({"requests": requests})).await;
+        assert_eq!(status, StatusCode::OK, "{batch}");
+        let worker = Worker::start(world, 8);
+        let batch = run_all(world, &few, batch["id"].as_str().unwrap(), |_| true).await;
+        worker.stop().await;
+        assert_eq!(names(&file(&ada, &batch, "output_file_id").await), ["good"]);
+        let errors = file(&ada, &batch, "error_file_id").await;
+        let said: Vec<_> = errors
+            .iter()
+            .map(|line| line["response"]["body"]["error"]["code"].as_str().unwrap())
+            .collect();
+        assert_eq!(said, ["max_tokens_not_allowed", "model_not_allowed"]);
     })
     .await;
 }

@@ -90,6 +90,17 @@ impl Terminal {
         self.run_with(&arguments, "correct horse\n").await.good();
     }
 
+    /// A webhook endpoint of the signed-in user's.
+    pub(crate) async fn endpoint(&self, url: &str) -> Value {
+        let kept: Value = serde_json::from_str(&self.read(".config/claimcheck/credentials.json")).unwrap();
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let made = client
+            .post(format!("{}/v1/webhook_endpoints", self.url))
+            .bearer_auth(kept["secret"].as_str().unwrap())
+            .json(&json!({"url": url}));
+        made.send().await.unwrap().json().await.unwrap()
+    }
+
     pub(crate) fn read(&self, name: &str) -> String {
         let path = self.path(name);
         std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))

@@ -4,6 +4,7 @@ mod audit;
 mod batches;
 mod cli;
 mod cli_batches;
+mod cli_webhooks;
 mod faults;
 mod files;
 mod http_accounts;

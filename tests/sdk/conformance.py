@@ -3,6 +3,7 @@
 Arguments: the base URL with /v1, an access token, the model's name.
 """
 
+import json
 import sys
 import time
 
@@ -17,6 +18,7 @@ client = OpenAI(base_url=BASE, api_key=TOKEN, max_retries=0, timeout=60)
 NULL = lambda value: value is None
 NUMBER = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
 USAGE = {"prompt_tokens": int, "completion_tokens": int, "total_tokens": int}
+ERROR = {"message": str, "type": str, "param": Optional(str), "code": str}
 LOGPROBS = {
     "tokens": [str],
     "token_logprobs": [NUMBER],
@@ -152,8 +154,117 @@ def models():
     assert isinstance(model["created"], int)
 
 
+FILE = {
+    "id": prefixed("file-"), "object": "file", "bytes": int, "created_at": int, "expires_at": Optional(int), "filename": str,
+    "purpose": one_of("batch", "batch_output"), "status": "processed", "status_details": NULL, "lines": int,
+}
+FEASIBILITY = {
+    "window": one_of("feasible", "infeasible", "unknown"), "lines_ahead": int, "seconds_at_present_pace": Optional(int),
+    "seconds_at_best": Optional(int), "earliest_window": Optional(str), "message": str,
+}
+
+
+def batch(status, **more):
+    times = ["in_progress", "finalizing", "completed", "failed", "expired", "cancelling", "cancelled"]
+    return {
+        "id": prefixed("batch_"), "object": "batch", "endpoint": "/v1/completions", "errors": NULL,
+        "input_file_id": prefixed("file-"), "completion_window": "24h", "status": status, "output_file_id": NULL,
+        "error_file_id": NULL, "created_at": int, "expires_at": int, **{f"{time}_at": Optional(int) for time in times},
+        "request_counts": {"total": int, "completed": int, "failed": int},
+        "usage": {
+            "input_tokens": int, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": int,
+            "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": int,
+        },
+        "metadata": Optional(dict), "paused_at": NULL, "retry_of": NULL, "feasibility": FEASIBILITY, **more,
+    }
+
+
+def line(name, **body):
+    body = {"model": MODEL, "prompt": "Once", "max_tokens": 4, **body}
+    return json.dumps({"custom_id": name, "method": "POST", "url": "/v1/completions", "body": body}) + "\n"
+
+
+def upload(text):
+    return client.files.create(file=("lines.jsonl", text.encode()), purpose="batch")
+
+
+def files():
+    text = line("one") + line("two")
+    sent = ("lines.jsonl", text.encode())
+    body, parsed = raw(client.files.with_raw_response.create, file=sent, purpose="batch")
+    check(body, FILE)
+    assert (parsed.bytes, parsed.filename, parsed.purpose) == (len(text), "lines.jsonl", "batch")
+    limited = client.files.create(file=sent, purpose="batch", expires_after={"anchor": "created_at", "seconds": 3600})
+    assert limited.expires_at == limited.created_at + 3600
+    got, _ = raw(lambda **_: client.files.with_raw_response.retrieve(parsed.id))
+    assert got == body
+    assert client.files.content(parsed.id).text == text
+    page, _ = raw(client.files.with_raw_response.list, purpose="batch", limit=1)
+    check(page, {"object": "list", "data": [FILE], "first_id": str, "last_id": str, "has_more": True})
+    every = [file.id for file in client.files.list(purpose="batch", limit=1, order="asc")]
+    assert every == sorted(every) and {parsed.id, limited.id} <= set(every), "page by page"
+    gone, _ = raw(lambda **_: client.files.with_raw_response.delete(parsed.id))
+    check(gone, {"id": parsed.id, "object": "file", "deleted": True})
+    for call in [client.files.retrieve, client.files.content, client.files.delete]:
+        try:
+            call(parsed.id)
+        except openai.NotFoundError:
+            continue
+        raise AssertionError("it was deleted")
+
+
+def batches():
+    file = upload(line("good") + line("bad", prompt="x" * 5000) + line("other"))
+    asked = {"input_file_id": file.id, "endpoint": "/v1/completions", "completion_window": "24h"}
+    body, parsed = raw(client.batches.with_raw_response.create, **asked, metadata={"order": "17"})
+    check(body, batch(one_of("validating", "in_progress"), metadata={"order": "17"}))
+    while parsed.status in ("validating", "in_progress", "finalizing"):
+        time.sleep(0.1)
+        parsed = client.batches.retrieve(parsed.id)
+    body, _ = raw(lambda **_: client.batches.with_raw_response.retrieve(parsed.id))
+    made = {"output_file_id": prefixed("file-"), "error_file_id": prefixed("file-")}
+    check(body, batch("completed", **made, metadata={"order": "17"}, in_progress_at=int, finalizing_at=int, completed_at=int))
+    assert parsed.request_counts.to_dict() == {"total": 3, "completed": 2, "failed": 1}
+    assert client.files.retrieve(parsed.output_file_id).purpose == "batch_output"
+    done = [json.loads(one) for one in client.files.content(parsed.output_file_id).text.splitlines()]
+    answered = {"status_code": 200, "request_id": prefixed("job_"), "body": completion()}
+    for one in done:
+        check(one, {"id": prefixed("batch_req_"), "custom_id": str, "response": answered, "error": NULL})
+    assert [one["custom_id"] for one in done] == ["good", "other"]
+    [failed] = [json.loads(one) for one in client.files.content(parsed.error_file_id).text.splitlines()]
+    refused = {"status_code": 400, "request_id": prefixed("job_"), "body": {"error": ERROR}}
+    check(failed, {"id": prefixed("batch_req_"), "custom_id": "bad", "response": refused, "error": NULL})
+
+    long = upload("".join(line(f"line-{number}", max_tokens=4000) for number in range(300)))
+    running = client.batches.create(**{**asked, "input_file_id": long.id})
+    body, cancelled = raw(lambda **_: client.batches.with_raw_response.cancel(running.id))
+    check(body, batch("cancelling", cancelling_at=int))
+    while cancelled.status == "cancelling":
+        time.sleep(0.1)
+        cancelled = client.batches.retrieve(cancelled.id)
+    assert cancelled.status == "cancelled" and cancelled.cancelled_at
+
+    wrong = client.batches.create(**{**asked, "input_file_id": upload("{}\n").id})
+    while wrong.status == "validating":
+        time.sleep(0.1)
+        wrong = client.batches.retrieve(wrong.id)
+    problem = {"code": str, "line": 1, "message": str, "param": Optional(str)}
+    check(wrong.to_dict(), batch("failed", errors={"object": "list", "data": [problem], "count": 1}, failed_at=int))
+
+    page, _ = raw(client.batches.with_raw_response.list, limit=1)
+    check({**page, "data": []}, {"object": "list", "data": [dict], "first_id": wrong.id, "last_id": wrong.id, "has_more": True})
+    every = [one.id for one in client.batches.list(limit=1)]
+    assert every == sorted(every, reverse=True) and {parsed.id, running.id, wrong.id} <= set(every), "page by page"
+    try:
+        client.batches.create(**{**asked, "completion_window": "30m"})
+    except openai.BadRequestError as error:
+        check(error.response.json(), {"error": ERROR})
+        assert error.param == "completion_window"
+    else:
+        raise AssertionError("a window of half an hour was accepted")
+
+
 def errors():
-    error = {"message": str, "type": str, "param": Optional(str), "code": str}
     for arguments, kind, code, param in [
         ({"model": "nobody"}, openai.NotFoundError, "model_not_found", "model"),
         ({"suffix": "end"}, openai.BadRequestError, "unsupported_parameter", "suffix"),
@@ -164,18 +275,18 @@ def errors():
         try:
             client.completions.create(**{"model": MODEL, "prompt": "a", **arguments})
         except kind as refused:
-            check(refused.response.json(), {"error": error})
+            check(refused.response.json(), {"error": ERROR})
             assert (refused.code, refused.param) == (code, param), refused
         else:
             raise AssertionError(f"{arguments} was accepted")
     try:
         OpenAI(base_url=BASE, api_key="nobody", max_retries=0).models.list()
     except openai.AuthenticationError as refused:
-        check(refused.response.json(), {"error": error})
+        check(refused.response.json(), {"error": ERROR})
     else:
         raise AssertionError("a wrong key was accepted")
 
 
-for part in [completions, streams, responses, models, errors]:
+for part in [completions, streams, responses, models, files, batches, errors]:
     part()
 print(f"openai {openai.__version__} conforms")

@@ -111,23 +111,7 @@ impl Caller {
         let Some(KeyGrant { grant, .. }) = self.key() else {
             return Ok(());
         };
-        if let Some(models) = &grant.models
-            && !models.iter().any(|known| known == model)
-        {
-            let message = format!("This API key may use {} only.", models.join(", "));
-            return Err(ApiError::Forbidden(
-                Problem::new("model_not_allowed", message).at("model"),
-            ));
-        }
-        match grant.max_tokens {
-            Some(most) if max_tokens > most => {
-                let message = format!("This API key may ask for at most {most} tokens; send `max_tokens`.");
-                Err(ApiError::Forbidden(
-                    Problem::new("max_tokens_not_allowed", message).at("max_tokens"),
-                ))
-            }
-            _ => Ok(()),
-        }
+        grant.permits(model, max_tokens).map_err(ApiError::Forbidden)
     }
 
     /// 403 for API keys with such limits: what is done again may have been asked for without them.

@@ -1,13 +1,14 @@
 //! `POST /v1/batches` and `POST /v1/batches/{id}/retry`: a batch is accepted. The worker checks its lines and does them
 //! (`worker/src/batches/`).
 
+use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use claimcheck_common::batch::{ENDPOINT, LINES_MAX};
-use claimcheck_common::domain::{BatchId, CompletionWindow};
-use claimcheck_common::store::batches::{self, BatchView, Created, NewBatch, Source};
+use claimcheck_common::domain::{BatchId, CompletionWindow, FileId};
+use claimcheck_common::store::batches::{self, Asked, BatchView, Created, NewBatch, Source};
 use claimcheck_common::store::files;
 use claimcheck_common::store::idempotency::{self, Answer, Claim, ClaimedBy};
 use claimcheck_common::store::once::Once;
@@ -20,18 +21,20 @@ use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::{BatchIdPath, batch_not_found};
 use crate::extract::{Caller, Query, RawJson};
 use crate::idempotent::{KEEP_KEY, answered, answered_before, replayed};
-use crate::validate::batch::{self as validate, CreateBatch, ValidLines, unknown_file};
+use crate::validate::batch::{self as validate, CreateBatch, ValidBatch, ValidLines, unknown_file};
 use crate::validate::idempotency::claimed_by;
-use crate::view::BatchBody;
+use crate::view::{BatchBody, BatchDryRunBody, FeasibilityBody};
 
 /// Create a batch
 ///
 /// Does every line of an uploaded file, or of `requests`, as a job of class `batch`, within its window. All lines are checked
-/// before the first is done: one that is not in order fails the batch, with every such line in `errors`.
+/// before the first is done: one that is not in order fails the batch, with every such line in `errors`. A window in which they
+/// cannot be done whatever happens is refused (`window_infeasible`); with `dry_run` the answer says whether it would be.
 #[utoipa::path(post, path = "/v1/batches", tag = "Batches", request_body = CreateBatch,
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
     responses(
-        (status = 200, body = BatchBody, description = "The batch", headers(
+        (status = 200, body = BatchBody, description = "The batch; with `dry_run` `{object: \"dry_run\", lines, completion_window, feasible, \
+            obstacle, feasibility}`", headers(
             ("Location" = String, description = "Where the batch is"),
             ("idempotent-replayed" = bool, description = "Present if this answer was given before"),
         )),
@@ -45,7 +48,6 @@ pub async fn create_batch(
     headers: HeaderMap,
     RawJson(raw): RawJson,
 ) -> Result<Response, ApiError> {
-    may_make_batches(&caller)?;
     let request = Known::of(&caller, &headers, "batch", &raw)?;
     if let Some(claim) = &request.claim
         && let Some(Submitted::Before(before)) = idempotency::earlier(&state.pool, claim).await?
@@ -53,6 +55,9 @@ pub async fn create_batch(
         return answered_before(before);
     }
     let valid = validate::read(&raw)?;
+    if valid.dry_run {
+        return foresee(&state, &caller, valid, &request).await;
+    }
     let (file, is_inline) = match valid.lines {
         ValidLines::File(id) => (id, false),
         ValidLines::Inline(text, lines) => (
@@ -75,6 +80,20 @@ pub async fn create_batch(
         state.uploads.remove(file).await;
     }
     answer(created?)
+}
+
+/// Says what would come of it.
+async fn foresee(state: &AppState, caller: &Caller, valid: ValidBatch, request: &Known) -> Result<Response, ApiError> {
+    let (asked, source) = match valid.lines {
+        ValidLines::File(id) => (Asked::File(id), Source::File(id)),
+        // The lines are here; there is no file yet that the batch would read.
+        ValidLines::Inline(_, lines) => (Asked::Inline(lines), Source::File(FileId::new())),
+    };
+    let batch = new_batch(caller, source, valid.window.clone(), request);
+    match batches::foresee(&state.pool, batch, asked).await? {
+        Ok((lines, forecast)) => Ok(Json(BatchDryRunBody::new(lines, &valid.window, &forecast)).into_response()),
+        Err(refused) => answer(Once::Done(refused)),
+    }
 }
 
 /// Retry a batch's failed lines
@@ -103,7 +122,6 @@ pub async fn retry_batch(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     query.only(&[])?;
-    may_make_batches(&caller)?;
     let request = Known::of(&caller, &headers, &format!("retry {id}"), &Bytes::new())?;
     let old = batches::get(&state.pool, caller.project_id, id).await?;
     let old = old.ok_or_else(batch_not_found)?;
@@ -120,18 +138,6 @@ pub async fn retry_batch(
             "The batch's input file is gone; upload it again and make a new batch.",
         ))),
         created => answer(created),
-    }
-}
-
-/// 403 for API keys that are limited to models or tokens: a batch's lines are taken up when no key is there to ask.
-fn may_make_batches(caller: &Caller) -> Result<(), ApiError> {
-    match caller.key() {
-        Some(key) if key.grant.models.is_some() || key.grant.max_tokens.is_some() => {
-            let message =
-                "This API key is limited to models or tokens and cannot make batches; use one without these limits.";
-            Err(ApiError::Forbidden(Problem::new("limited_key", message)))
-        }
-        _ => Ok(()),
     }
 }
 
@@ -203,6 +209,11 @@ fn answer(created: Once<Created>) -> Result<Response, ApiError> {
             Err(ApiError::Invalid(
                 Problem::new("too_many_lines", message).at("input_file_id"),
             ))
+        }
+        Created::Infeasible(forecast) => {
+            let message = FeasibilityBody::from(forecast.as_ref()).message;
+            let problem = Problem::new("window_infeasible", message).at("completion_window");
+            Err(ApiError::Invalid(problem))
         }
         Created::UnknownBatch => Err(batch_not_found()),
         Created::Running => conflict("batch_not_ended", "The batch has not ended; cancel it or wait."),

@@ -38,6 +38,8 @@ pub struct CreateBatch {
     pub metadata: Option<Metadata>,
     /// When the output files go by themselves; never unless set.
     pub output_expires_after: Option<ExpiresAfter>,
+    /// Only says what would come of it; nothing is stored.
+    pub dry_run: Option<bool>,
 }
 
 /// A line that stands in the request.
@@ -94,6 +96,8 @@ pub struct ValidBatch {
     pub metadata: Option<Metadata>,
     /// When its output files go.
     pub output_ttl: Option<Duration>,
+    /// It is only asked about.
+    pub dry_run: bool,
 }
 
 /// Where the lines of a batch stand.
@@ -139,6 +143,7 @@ pub fn read(raw: &[u8]) -> Result<ValidBatch, ApiError> {
         window,
         metadata: request.metadata,
         output_ttl: request.output_expires_after.map(ExpiresAfter::ttl),
+        dry_run: request.dry_run == Some(true),
     })
 }
 

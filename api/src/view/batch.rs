@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use claimcheck_common::domain::LineProblem;
+use claimcheck_common::domain::{CompletionWindow, LineProblem};
 use claimcheck_common::store::batch_window::{Feasibility, Forecast};
 use claimcheck_common::store::batches::BatchView;
 use serde::Serialize;
@@ -157,6 +157,10 @@ pub struct FeasibilityBody {
     /// Seconds it would take if every slot of every worker did nothing else.
     #[schema(required)]
     pub seconds_at_best: Option<u64>,
+    /// The shortest window in hours that would not be refused as `infeasible`; null where there is nothing to go by, or where no
+    /// window is long enough.
+    #[schema(required)]
+    pub earliest_window: Option<String>,
     /// The same in a sentence.
     pub message: String,
 }
@@ -224,6 +228,7 @@ impl From<&Forecast> for FeasibilityBody {
     fn from(forecast: &Forecast) -> Self {
         let whole = |seconds: Option<f64>| seconds.map(|seconds| seconds.ceil() as u64);
         let (pace, best) = (whole(forecast.at_present_pace), whole(forecast.at_best));
+        let earliest = forecast.earliest_window().map(|window| window.as_str().to_owned());
         let minutes =
             |seconds: Option<u64>| seconds.map_or_else(String::new, |seconds| format!("{} min", seconds.div_ceil(60)));
         let (window, message) = match forecast.feasibility() {
@@ -234,8 +239,14 @@ impl From<&Forecast> for FeasibilityBody {
             Feasibility::Infeasible => (
                 "infeasible",
                 format!(
-                    "Even if every slot did nothing else it would take {}: lines will expire.",
-                    minutes(best)
+                    "Even if every slot did nothing else it would take {}, {} lines of others included: {}.",
+                    minutes(best),
+                    forecast.lines_ahead,
+                    earliest.as_ref().map_or_else(
+                        || "no window is long enough; make the batch smaller, or come back when there is less to do"
+                            .to_owned(),
+                        |earliest| format!("the shortest `completion_window` that may do is {earliest}"),
+                    )
                 ),
             ),
             Feasibility::Unknown if pace.is_some() => (
@@ -255,7 +266,41 @@ impl From<&Forecast> for FeasibilityBody {
             lines_ahead: forecast.lines_ahead,
             seconds_at_present_pace: pace,
             seconds_at_best: best,
+            earliest_window: earliest,
             message,
+        }
+    }
+}
+
+/// What a batch would come to.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct BatchDryRunBody {
+    /// Always `dry_run`.
+    pub object: &'static str,
+    /// Lines that would be done, as far as they are in order: they are checked once the batch is made.
+    pub lines: u64,
+    /// How long it might take.
+    pub completion_window: String,
+    /// Whether it would be accepted.
+    pub feasible: bool,
+    /// What stands in the way: `window_infeasible`.
+    #[schema(required)]
+    pub obstacle: Option<&'static str>,
+    /// Whether the window is long enough, as far as that can be told.
+    pub feasibility: FeasibilityBody,
+}
+
+impl BatchDryRunBody {
+    /// By what was foreseen.
+    pub fn new(lines: u64, window: &CompletionWindow, forecast: &Forecast) -> Self {
+        let feasible = forecast.feasibility() != Feasibility::Infeasible;
+        Self {
+            object: "dry_run",
+            lines,
+            completion_window: window.as_str().to_owned(),
+            feasible,
+            obstacle: (!feasible).then_some("window_infeasible"),
+            feasibility: FeasibilityBody::from(forecast),
         }
     }
 }

@@ -11,6 +11,7 @@ use super::audit::By;
 use super::row::{column, get};
 use super::{Pool, StoreError, StoreResult, transaction};
 use crate::domain::{ApiKeyId, Id, ProjectId, Scope, Scopes, TenantId, UserId};
+use crate::validate::Problem;
 
 /// SHA-256 of a key.
 pub type Digest = [u8; 32];
@@ -27,6 +28,25 @@ pub struct Grant {
     pub models: Option<Vec<String>>,
     /// Most `max_tokens` of one request.
     pub max_tokens: Option<u32>,
+}
+
+impl Grant {
+    /// Whether a generation by this model, of so many tokens, keeps within it. Asked of everything that starts one.
+    pub fn permits(&self, model: &str, max_tokens: u32) -> Result<(), Problem> {
+        if let Some(models) = &self.models
+            && !models.iter().any(|known| known == model)
+        {
+            let message = format!("This API key may use {} only.", models.join(", "));
+            return Err(Problem::new("model_not_allowed", message).at("model"));
+        }
+        match self.max_tokens {
+            Some(most) if max_tokens > most => {
+                let message = format!("This API key may ask for at most {most} tokens; send `max_tokens`.");
+                Err(Problem::new("max_tokens_not_allowed", message).at("max_tokens"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A key to be made.
@@ -326,7 +346,7 @@ pub async fn note_use(pool: &Pool, mut uses: Vec<KeyUse>) -> StoreResult<()> {
     .await
 }
 
-fn grant(row: &PgRow) -> StoreResult<Grant> {
+pub(super) fn grant(row: &PgRow) -> StoreResult<Grant> {
     let scopes: Vec<String> = get(row, "scopes")?;
     // A scope that this release does not know opens nothing.
     let scopes = scopes.iter().filter_map(|scope| scope.parse().ok()).collect();

@@ -10,11 +10,12 @@ use sqlx::PgConnection;
 
 use super::StoreResult;
 use super::row::get;
-use crate::domain::TenantId;
+use crate::domain::{CompletionWindow, TenantId};
 
 /// The endings that the guess is taken from: the newest of them, at most this many and this old.
 const SAMPLE_JOBS: i64 = 200;
 const SAMPLE_SECONDS: f64 = 600.0;
+const SECONDS_OF_AN_HOUR: f64 = 3600.0;
 
 /// How long a batch may take, by two measures.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -52,6 +53,13 @@ impl Forecast {
         } else {
             Feasibility::Unknown
         }
+    }
+
+    /// The shortest window, in whole hours, that is not known to be too short. `None` where there is nothing to go by, or where the
+    /// longest one is too short.
+    pub fn earliest_window(&self) -> Option<CompletionWindow> {
+        let hours = (self.at_best? / SECONDS_OF_AN_HOUR).ceil().max(1.0);
+        CompletionWindow::parse(&format!("{hours}h"))
     }
 }
 
@@ -136,5 +144,27 @@ mod tests {
             "the pace of a few jobs misleads"
         );
         assert_eq!(verdict(None, None), Feasibility::Unknown);
+    }
+
+    #[test]
+    fn the_earliest_window_is_one_that_would_not_be_called_infeasible() {
+        let forecast = |at_best| Forecast {
+            lines_ahead: 0,
+            at_present_pace: None,
+            at_best,
+            window: 0.0,
+        };
+        let earliest = |at_best| forecast(at_best).earliest_window();
+        for (at_best, window) in [(0.5, "1h"), (3600.0, "1h"), (3601.0, "2h"), (604_800.0, "168h")] {
+            let found = earliest(Some(at_best)).unwrap();
+            assert_eq!(found.as_str(), window);
+            let kept = Forecast {
+                window: found.length().as_secs_f64(),
+                ..forecast(Some(at_best))
+            };
+            assert_ne!(kept.feasibility(), Feasibility::Infeasible);
+        }
+        assert_eq!(earliest(Some(604_801.0)), None, "a week is the longest");
+        assert_eq!(earliest(None), None);
     }
 }

@@ -13,6 +13,7 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, PgExecutor};
 use uuid::Uuid;
 
+use super::api_keys::{Grant, grant};
 use super::audit::{self, By, Entry};
 use super::batches::{BatchView, view};
 use super::row::{column, get, unsigned};
@@ -39,6 +40,8 @@ pub struct Held {
     pub user_id: UserId,
     /// With which key.
     pub api_key_id: Option<ApiKeyId>,
+    /// What that key is good for, also after it was revoked: the batch was accepted before.
+    pub grant: Option<Grant>,
     /// The input's length.
     pub input_bytes: u64,
     /// How far the input was fed.
@@ -114,13 +117,14 @@ pub async fn take(pool: &Pool, lease_time: Duration) -> StoreResult<Option<Held>
     let lease = Uuid::now_v7();
     let row = sqlx::query(
         "WITH due AS MATERIALIZED (
-             SELECT id FROM batches
+             SELECT id, api_key_id FROM batches
              WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling') AND due_at <= now()
                  AND (lease IS NULL OR lease_expires_at < now())
              ORDER BY due_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
          )
-         UPDATE batches b SET lease = $1, lease_expires_at = now() + $2::interval FROM due WHERE b.id = due.id
-         RETURNING b.*, b.expires_at <= now() AS late",
+         UPDATE batches b SET lease = $1, lease_expires_at = now() + $2::interval
+         FROM due LEFT JOIN api_keys k ON k.id = due.api_key_id WHERE b.id = due.id
+         RETURNING b.*, b.expires_at <= now() AS late, k.scopes, k.models, k.max_tokens",
     )
     .bind(lease)
     .bind(lease_time)
@@ -131,12 +135,14 @@ pub async fn take(pool: &Pool, lease_time: Duration) -> StoreResult<Option<Held>
 
 fn held(row: &PgRow, lease: Uuid, lease_time: Duration) -> StoreResult<Held> {
     let ttl: Option<sqlx::postgres::types::PgInterval> = get(row, "output_ttl")?;
+    let api_key_id: Option<Uuid> = get(row, "api_key_id")?;
     Ok(Held {
         view: view(row)?,
         tenant_id: Id::from_uuid(get(row, "tenant_id")?),
         project_id: Id::from_uuid(get(row, "project_id")?),
         user_id: Id::from_uuid(get(row, "user_id")?),
-        api_key_id: get::<Option<_>, _>(row, "api_key_id")?.map(Id::from_uuid),
+        api_key_id: api_key_id.map(Id::from_uuid),
+        grant: api_key_id.map(|_| grant(row)).transpose()?,
         input_bytes: get::<i64, _>(row, "input_bytes")?.cast_unsigned(),
         mark: Mark {
             bytes: get::<i64, _>(row, "fed_bytes")?.cast_unsigned(),

@@ -8,7 +8,7 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
-use super::batch_window::{self, Forecast};
+use super::batch_window::{self, Feasibility, Forecast};
 use super::idempotency::{Answer, Claim};
 use super::once::{Once, once};
 use super::row::{get as column, json, parse, unsigned};
@@ -73,6 +73,8 @@ pub enum Created {
     WrongPurpose,
     /// The file has so many lines, which is none or too many.
     WrongLength(u64),
+    /// Its lines cannot be done within its window, whatever happens.
+    Infeasible(Box<Forecast>),
     /// The project has no such batch to do again.
     UnknownBatch,
     /// The batch to do again has not ended.
@@ -167,9 +169,39 @@ pub async fn create(
                 Source::FailedOf(id) => of_batch(connection, &batch, id).await?,
             };
             match origin {
-                Ok(origin) => Ok(Created::Accepted(Box::new(insert(connection, &batch, origin).await?))),
+                Ok(origin) => insert(connection, &batch, origin).await,
                 Err(refused) => Ok(refused),
             }
+        })
+    })
+    .await
+}
+
+/// Where the lines of a batch stand that is only asked about.
+#[derive(Debug, Clone, Copy)]
+pub enum Asked {
+    /// In an uploaded file.
+    File(FileId),
+    /// In the request: so many.
+    Inline(u64),
+}
+
+/// How many lines a batch would have, and whether its window would be long enough. Nothing is stored, so whoever asks next may
+/// hear the same.
+pub async fn foresee(pool: &Pool, batch: NewBatch, asked: Asked) -> StoreResult<Result<(u64, Forecast), Created>> {
+    transaction(pool, move |connection| {
+        let batch = batch.clone();
+        Box::pin(async move {
+            let lines = match asked {
+                Asked::Inline(lines) => lines,
+                Asked::File(id) => match of_file(connection, &batch, id).await? {
+                    Ok(origin) => origin.lines,
+                    Err(refused) => return Ok(Err(refused)),
+                },
+            };
+            let length = batch.window.length();
+            let forecast = batch_window::forecast(connection, batch.tenant_id, lines, length).await?;
+            Ok(Ok((lines, forecast)))
         })
     })
     .await
@@ -276,8 +308,12 @@ async fn of_batch(
 }
 
 /// Lines that are done again were found in order before: they need no validation.
-async fn insert(connection: &mut sqlx::PgConnection, batch: &NewBatch, origin: Origin) -> StoreResult<BatchView> {
+async fn insert(connection: &mut sqlx::PgConnection, batch: &NewBatch, origin: Origin) -> StoreResult<Created> {
     let forecast = batch_window::forecast(connection, batch.tenant_id, origin.lines, batch.window.length()).await?;
+    // What is done again has the window that it had: there is none to choose.
+    if origin.retry_of.is_none() && forecast.feasibility() == Feasibility::Infeasible {
+        return Ok(Created::Infeasible(Box::new(forecast)));
+    }
     let row = sqlx::query(
         "INSERT INTO batches (id, tenant_id, project_id, user_id, endpoint, input_file_id, input_bytes, completion_window,
                               metadata, retry_of, status, total, in_progress_at, output_ttl, forecast, request_sha256,
@@ -313,7 +349,7 @@ async fn insert(connection: &mut sqlx::PgConnection, batch: &NewBatch, origin: O
     .bind(batch.id.uuid())
     .execute(connection)
     .await?;
-    view(&row)
+    Ok(Created::Accepted(Box::new(view(&row)?)))
 }
 
 /// One batch of a project.

@@ -128,17 +128,21 @@ async fn place(pool: &super::Pool, project: ProjectId, after: EventId) -> StoreR
     if let Some(xid) = known {
         return Ok((xid, after.uuid()));
     }
+    let before: String = sqlx::query_scalar("SELECT pg_snapshot_xmin(pg_current_snapshot())::text")
+        .fetch_one(pool)
+        .await?;
     let since: Option<(String, Uuid)> =
         sqlx::query_as("SELECT xid::text, id FROM events WHERE project_id = $1 AND id >= $2 ORDER BY xid, id LIMIT 1")
             .bind(project.uuid())
             .bind(first_id(time_of(after) - LATEST_COMMIT))
             .fetch_optional(pool)
             .await?;
-    // One before it, so that it is shown itself.
-    Ok(since.map_or_else(
-        || ("0".to_owned(), after.uuid()),
-        |(xid, id)| (xid, Uuid::from_u128(id.as_u128().saturating_sub(1))),
-    ))
+    if let Some((xid, id)) = since {
+        // One before it, so that it is shown itself.
+        return Ok((xid, Uuid::from_u128(id.as_u128().saturating_sub(1))));
+    }
+    // There is nothing newer: what comes, comes by a transaction that was at work when we looked, or by a later one.
+    Ok((before, Uuid::nil()))
 }
 
 /// When an event's id was drawn.

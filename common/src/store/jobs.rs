@@ -68,7 +68,7 @@ pub enum WaitingReason {
     Scheduled,
     /// Its last attempt failed, and the next one comes after a pause.
     Backoff,
-    /// An operator has paused its class, its model or its tenant.
+    /// An operator has paused its class, its model or its tenant, or its owner the batch that it is a line of.
     Paused,
     /// No worker that serves its model was heard of lately.
     WorkerUnhealthy,
@@ -141,7 +141,11 @@ macro_rules! waiting_reason {
         "CASE WHEN j.status = 'scheduled' THEN 'scheduled'
               WHEN j.status <> 'queued' THEN NULL
               WHEN is_paused(j.model, j.class, j.tenant_id) THEN 'paused'
-              WHEN j.available_at > now() THEN 'backoff'
+              WHEN j.available_at > now() THEN CASE
+                  -- A paused batch puts its waiting jobs off.
+                  WHEN j.class = 'batch' AND EXISTS (SELECT FROM batch_items i JOIN batches b ON b.id = i.batch_id
+                                                     WHERE i.id = j.id AND b.holding) THEN 'paused'
+                  ELSE 'backoff' END
               WHEN NOT EXISTS (SELECT FROM workers w WHERE w.model = j.model AND w.ready_at IS NOT NULL AND NOT w.draining
                                    AND w.last_seen_at > now() - interval '30 seconds') THEN 'worker_unhealthy'
               ELSE 'capacity' END AS waiting"

@@ -7,8 +7,10 @@ mod payload;
 mod secret;
 mod target;
 mod vault;
+mod verify;
 
 pub use payload::{BODY_MAX, EventBody, body, data};
 pub use secret::SigningSecret;
 pub use target::{Reach, Target};
 pub use vault::{Vault, VaultError};
+pub use verify::ReceiverKey;

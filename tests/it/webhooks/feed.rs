@@ -1,8 +1,9 @@
 //! The feed passes over nothing, whatever the order in which ids are drawn and transactions commit.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use claimcheck_common::domain::{EventType, ProjectId};
+use claimcheck_common::domain::{EventId, EventType, ProjectId};
 use claimcheck_common::store::events::{self, NewEvent};
 use claimcheck_tests::eventually;
 use reqwest::StatusCode;
@@ -30,6 +31,23 @@ fn ids(page: &Value) -> Vec<String> {
     data.iter()
         .map(|event| event["id"].as_str().unwrap().to_owned())
         .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_begins_at_a_time_without_newer_events_is_not_shown_all_the_old_ones() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        completed(world, &ada).await;
+        page_of(&ada, "", 1).await;
+        let later = (time::OffsetDateTime::now_utc() + Duration::from_mins(3)).unix_timestamp();
+        let later = uuid::Timestamp::from_unix(uuid::NoContext, later.unsigned_abs(), 0);
+        let later = EventId::from_uuid(uuid::Uuid::new_v7(later));
+        assert_eq!(page(&ada, &format!("?after={later}")).await["data"], json!([]));
+        // Its own time has events of the last minute.
+        let now = EventId::new();
+        assert_eq!(ids(&page(&ada, &format!("?after={now}")).await).len(), 1);
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

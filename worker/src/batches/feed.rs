@@ -208,6 +208,9 @@ fn new_job(mut body: SubmitJob, served: &Served, policy: &Policy, held: &Held, n
     };
     let tokens = catalog::count(tokenizer, &body.prompt.0).map_err(not_encodable)?;
     let valid = body.into_valid(tokens, model.limits(), now)?;
+    if let Some(grant) = &held.grant {
+        grant.permits(&model.model.name, valid.params.max_tokens)?;
+    }
     Ok(NewJob {
         id: JobId::new(),
         tenant_id: held.tenant_id,

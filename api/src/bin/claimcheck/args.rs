@@ -1,8 +1,10 @@
 //! The command line's grammar. What stands here is also its help, its completions and its man page.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use claimcheck_common::webhook::ReceiverKey;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Hand prompts to a Claimcheck service and collect what comes of them.
@@ -41,6 +43,9 @@ pub(crate) enum Command {
     /// Batches: files with many prompts
     #[command(subcommand)]
     Batch(Batch),
+    /// What helps to write a receiver of webhooks
+    #[command(subcommand)]
+    Webhook(Webhook),
     /// What was used, by day, API key and model
     Usage(Usage),
     /// Print completions for a shell
@@ -230,6 +235,50 @@ pub(crate) enum Batch {
     },
 }
 
+#[derive(Subcommand)]
+pub(crate) enum Webhook {
+    /// Print events as they happen, and hand them to a receiver on this machine
+    Listen(Listen),
+    /// Look whether a saved delivery is genuine
+    Verify(Verify),
+    /// Have a delivery sent again
+    Resend {
+        /// `whe_…`, or `jobs` for the URLs that jobs brought
+        endpoint: String,
+        /// `evt_…`
+        event: String,
+    },
+}
+
+#[derive(Args)]
+pub(crate) struct Listen {
+    /// A receiver that each event is posted to, signed with a secret of this run's own
+    #[arg(long, value_name = "URL")]
+    pub(crate) forward: Option<url::Url>,
+    /// Only events of this type; more than once for more
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) types: Vec<String>,
+    /// Begin behind this event (with those of the last minute)
+    #[arg(long, value_name = "EVENT")]
+    pub(crate) after: Option<String>,
+    /// Stop after so many events
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+}
+
+#[derive(Args)]
+pub(crate) struct Verify {
+    /// The delivery: its headers, a blank line and its body; `-` is standard input
+    #[arg(value_name = "DELIVERY")]
+    pub(crate) file: String,
+    /// What the receiver holds: the endpoint's secret (`whsec_…`) or its public key (`whpk_…`)
+    #[arg(long, value_parser = receiver_key)]
+    pub(crate) key: Arc<ReceiverKey>,
+    /// Seconds that it may be old; any age unless given
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) max_age: Option<Duration>,
+}
+
 /// A file with many prompts.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Input {
@@ -273,6 +322,10 @@ pub(crate) struct BatchRun {
     /// Lines of one batch at most; a longer input becomes several
     #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
     pub(crate) shard_lines: u32,
+}
+
+fn receiver_key(text: &str) -> Result<Arc<ReceiverKey>, String> {
+    Ok(Arc::new(text.parse()?))
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

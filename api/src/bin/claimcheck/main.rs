@@ -14,6 +14,7 @@ mod jobs;
 mod output;
 mod progress;
 mod stream;
+mod webhook;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -65,6 +66,7 @@ async fn run(cli: Cli, output: Output) -> Result<Outcome, Failure> {
             return output::page(&text);
         }
         Command::Batch(args::Batch::Validate(input)) => return batch::validate(input, output),
+        Command::Webhook(args::Webhook::Verify(args)) => return webhook::verify(args, output),
         _ => {}
     }
     let config = ClientConfig::from_env().map_err(|error| Failure::Usage(error.to_string()))?;
@@ -92,6 +94,7 @@ async fn run(cli: Cli, output: Output) -> Result<Outcome, Failure> {
         Command::Run(args) => jobs::run(args, &client, output).await,
         Command::Jobs(command) => jobs::jobs(command, &client, output).await,
         Command::Batch(command) => batch::batch(command, &client, output).await,
+        Command::Webhook(command) => webhook::webhook(command, &client, output).await,
         Command::Usage(args) => jobs::usage(args, &client, output).await,
         Command::Login(_) | Command::Logout | Command::Completions { .. } | Command::Man => Ok(Outcome::Done),
     }
