@@ -9,7 +9,7 @@ use anyhow::Context;
 use claimcheck_common::backoff::Backoff;
 use claimcheck_common::config::{
     ApiConfig, BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, Environment, FilesConfig, JwtAlgorithm,
-    LimitsConfig, PolicyConfig, RedisConfig, TransportConfig, WebhookConfig, weak_password, weakness,
+    LimitsConfig, PolicyConfig, RedisConfig, SignInConfig, TransportConfig, WebhookConfig, weak_password, weakness,
 };
 use claimcheck_common::deltas::Following;
 use claimcheck_common::files::FileStore;
@@ -37,6 +37,7 @@ use crate::receipt_key::ReceiptKey;
 use crate::relay::Relay;
 use crate::routes::submit_job::render;
 use crate::serve::{ServeLimits, serve};
+use crate::sign_in::Providers;
 use crate::transport::Transport;
 use crate::uploads::Uploads;
 use crate::webhooks::Webhooks;
@@ -78,6 +79,8 @@ pub struct Config {
     pub policy: PolicyConfig,
     /// What is demanded of connections and requests.
     pub transport: TransportConfig,
+    /// With whom users may sign in besides their password.
+    pub sign_in: SignInConfig,
 }
 
 impl Config {
@@ -94,6 +97,7 @@ impl Config {
             limits: LimitsConfig::from_env()?,
             policy: PolicyConfig::from_env()?,
             transport: TransportConfig::from_env()?,
+            sign_in: SignInConfig::from_env()?,
         }
         .fit()
     }
@@ -132,6 +136,8 @@ pub struct AppState {
     pub strict_sampling: bool,
     /// Which hosts and pages are answered to.
     pub transport: Transport,
+    /// With whom users may sign in besides their password.
+    pub providers: Providers,
     /// Issues and verifies access tokens.
     pub tokens: Arc<Tokens>,
     /// How long a sign-in can be renewed.
@@ -195,6 +201,7 @@ impl AppState {
         let redis = Redis::new(&config.redis)?;
         Ok(Self {
             tokens,
+            providers: Providers::new(&config.sign_in, config.transport.env).context("CLAIMCHECK_SIGN_IN")?,
             receipt_key: Arc::new(receipt_key),
             session_ttl: config.api.session_ttl,
             following: Following::new(redis.clone()),

@@ -167,6 +167,18 @@ impl ApiError {
         }
     }
 
+    /// The stable word for programs, where the caller is at fault; for what is ours, nothing that programs need.
+    pub fn code(&self) -> Option<&'static str> {
+        match self {
+            Self::Invalid(problem)
+            | Self::Unauthenticated(problem)
+            | Self::Forbidden(problem)
+            | Self::NotFound(problem)
+            | Self::Conflict(problem) => Some(problem.code),
+            _ => None,
+        }
+    }
+
     fn kind(&self) -> &'static str {
         match self.status() {
             StatusCode::UNAUTHORIZED => "authentication_error",

@@ -29,6 +29,7 @@ pub mod router;
 pub mod routes;
 pub mod screen;
 pub mod serve;
+pub mod sign_in;
 pub mod streams;
 pub mod transport;
 pub mod uploads;

@@ -24,9 +24,10 @@ use crate::error::{ApiError, Problem};
 use crate::extract::origin;
 use crate::routes::{
     api_keys, audit, batch_results, batches, bulk_jobs, cancel_job, completions, create_batch, dead_letters,
-    delete_job, files, get_job, get_model, get_place, health, job_events, jwks, list_events, list_jobs, list_models,
-    logout, metrics, openapi, operators, put_job, receipt, register, replay_job, responses, retry_job, root,
-    submit_job, token, tokenize, upload_file, usage, users, webhook_endpoints, webhook_log, webhook_secrets,
+    delete_job, files, get_job, get_model, get_place, health, identities, job_events, jwks, list_events, list_jobs,
+    list_models, logout, metrics, openapi, operators, put_job, receipt, register, replay_job, responses, retry_job,
+    root, sign_in, submit_job, token, tokenize, upload_file, usage, users, webhook_endpoints, webhook_log,
+    webhook_secrets,
 };
 use crate::{middleware, transport};
 
@@ -87,6 +88,12 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(register::register).needs(Nothing))
         .routes(routes!(token::token).needs(Nothing))
         .routes(routes!(jwks::jwks).needs(Nothing))
+        .routes(routes!(sign_in::list_providers).needs(Nothing))
+        .routes(routes!(sign_in::start).needs(Nothing))
+        .routes(routes!(sign_in::callback).needs(Nothing))
+        .routes(routes!(sign_in::link).needs(User))
+        .routes(routes!(identities::list_identities).needs(User))
+        .routes(routes!(identities::unlink).needs(User))
         .routes(routes!(logout::logout).needs(User))
         .routes(routes!(logout::change_password).needs(User))
         .routes(routes!(api_keys::create_key, api_keys::list_keys).needs(Keys))

@@ -5,6 +5,7 @@
 
 mod limits;
 mod policy;
+mod sign_in;
 mod transport;
 
 use std::collections::HashMap;
@@ -23,6 +24,7 @@ use crate::webhook::Vault;
 
 pub use limits::{LimitsConfig, Plan, Plans, UNLIMITED_PLAN};
 pub use policy::PolicyConfig;
+pub use sign_in::{ProviderConfig, ProviderKind, SignInConfig};
 pub use transport::{Environment, TransportConfig, weak_password, weakness};
 
 /// A variable is missing or does not read.

@@ -10,12 +10,14 @@ server_program() {
     epmd) echo epmd ;;
     api) echo claimcheck-api ;;
     worker) echo claimcheck-worker ;;
+    # What its threads are called depends on Node's version.
+    provider) echo '*' ;;
   esac
 }
 
 server_folder() {
   case $1 in
-    api | worker) echo "$DATA/demo/$1" ;;
+    api | worker | provider) echo "$DATA/demo/$1" ;;
     *) echo "$DATA/$1" ;;
   esac
 }
@@ -37,7 +39,7 @@ server_pids() {
   local program pid
   program=$(server_program "$1")
   for pid in $(folder_pids "$1"); do
-    [[ $(cat "/proc/$pid/comm" 2>/dev/null) != "${program:0:15}" ]] || echo "$pid"
+    [[ $program != '*' && $(cat "/proc/$pid/comm" 2>/dev/null) != "${program:0:15}" ]] || echo "$pid"
   done
 }
 

@@ -49,13 +49,15 @@ settings_of() {
 port=$2
 servers=$DATABASE_URL $AMQP_URL $REDIS_URL
 model=$MODEL $MODEL_NAME
+provider=$PROVIDER_URL
 END
 }
 
 # ensure_running SERVICE PORT COMMAND…
 ensure_running() {
-  local service=$1 port=$2 settings
+  local service=$1 port=$2 settings sign_in
   shift 2
+  mapfile -t sign_in < <(provider_settings)
   settings=$(settings_of "$service" "$port")
   if [[ -n $(server_pids "$service") ]]; then
     if is_current "$service" "$settings"; then
@@ -74,7 +76,7 @@ ensure_running() {
       "CLAIMCHECK_WEBHOOK_ALLOW=127.0.0.0/8,::1/128" "CLAIMCHECK_PUBLIC_URL=http://127.0.0.1:$API_PORT" \
       "CLAIMCHECK_FILES=$DEMO/files" "CLAIMCHECK_HTTP_ADDR=127.0.0.1:$API_PORT" \
       "CLAIMCHECK_WORKER_HTTP_ADDR=127.0.0.1:$WORKER_PORT" \
-      CLAIMCHECK_PLAN=unlimited CLAIMCHECK_LOGIN_RATE=unlimited CLAIMCHECK_LOGIN_ADDRESS_RATE=unlimited "$@"
+      "${sign_in[@]}" CLAIMCHECK_PLAN=unlimited CLAIMCHECK_LOGIN_RATE=unlimited CLAIMCHECK_LOGIN_ADDRESS_RATE=unlimited "$@"
   fi
   await_service "$service" "$port"
 }

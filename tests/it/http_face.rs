@@ -1,7 +1,7 @@
 //! The API process in a test's own world, and its clients.
 
 use claimcheck_api::{App, Config};
-use claimcheck_common::config::{ApiConfig, JwtAlgorithm, LimitsConfig, PolicyConfig, TransportConfig};
+use claimcheck_common::config::{ApiConfig, JwtAlgorithm, LimitsConfig, PolicyConfig, SignInConfig, TransportConfig};
 use claimcheck_common::domain::{ModelRef, WorkerId};
 use claimcheck_common::store::models::{self, NewModel};
 use claimcheck_tests::{World, in_world};
@@ -108,6 +108,7 @@ pub(crate) fn config(world: &World) -> Config {
         limits: LimitsConfig::unlimited(),
         policy: PolicyConfig::default(),
         transport: TransportConfig::default(),
+        sign_in: SignInConfig::default(),
     }
 }
 

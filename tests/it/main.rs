@@ -36,6 +36,7 @@ mod readme;
 mod receipts;
 mod same_answer;
 mod sdk;
+mod sign_in;
 mod store;
 mod store_guards;
 mod store_shares;

@@ -23,6 +23,8 @@ pub enum SecretKind {
     ApiKey,
     /// `ccr_…`
     RefreshToken,
+    /// `ccs_…`, in the cookie of a browser that is signing in with a provider.
+    SignIn,
 }
 
 impl SecretKind {
@@ -31,6 +33,7 @@ impl SecretKind {
         match self {
             Self::ApiKey => "cck_",
             Self::RefreshToken => "ccr_",
+            Self::SignIn => "ccs_",
         }
     }
 }

@@ -49,6 +49,20 @@ impl<S: Send + Sync, K: IdKind> FromRequestParts<S> for IdPath<Id<K>> {
     }
 }
 
+/// The `{provider}` of a sign-in route.
+#[derive(Debug, Clone)]
+pub struct ProviderPath(pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for ProviderPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let text = Path::<String>::from_request_parts(parts, state).await;
+        // What does not read is nobody's name.
+        Ok(Self(text.map_or_else(|_| String::new(), |Path(text)| text)))
+    }
+}
+
 /// The `{id}` of a file route.
 #[derive(Debug, Clone, Copy)]
 pub struct FileIdPath(pub FileId);

@@ -6,7 +6,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use claimcheck_common::config::{
     ApiConfig, BrokerConfig, DatabaseConfig, DeliveryConfig, Environment, FilesConfig, JwtAlgorithm, LimitsConfig,
-    PolicyConfig, RedisConfig, TransportConfig, WebhookConfig,
+    PolicyConfig, RedisConfig, SignInConfig, TransportConfig, WebhookConfig,
 };
 use claimcheck_common::domain::{SessionId, UserId};
 use secrecy::ExposeSecret;
@@ -53,6 +53,7 @@ pub(crate) fn config() -> crate::Config {
         limits: LimitsConfig::unlimited(),
         policy: PolicyConfig::default(),
         transport: TransportConfig::default(),
+        sign_in: SignInConfig::default(),
     }
 }
 

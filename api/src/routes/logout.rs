@@ -34,7 +34,7 @@ pub async fn logout(State(state): State<AppState>, caller: Caller, query: Query)
 /// Ends all sessions of the account, this one too: sign in with the new password. API keys go on.
 #[utoipa::path(post, path = "/v1/auth/password", tag = "Accounts", request_body = PasswordChange, responses(
     (status = 204, description = "The password is changed"),
-    (status = 403, body = ErrorBody, description = "The present password is wrong (`wrong_password`)"),
+    (status = 403, body = ErrorBody, description = "The present password is wrong (`wrong_password`), or there is none (`no_password`)"),
     BadBody, Trouble,
 ))]
 pub async fn change_password(
@@ -49,6 +49,10 @@ pub async fn change_password(
     } = body.value;
     let account = accounts::find(&state.pool, caller.user_id).await?;
     let account = account.ok_or_else(|| ApiError::internal("a caller without an account"))?;
+    if !account.has_password {
+        let message = "This account has no password; its user signs in with a provider.";
+        return Err(ApiError::Forbidden(Problem::new("no_password", message)));
+    }
     // Whoever holds a stolen token must not guess the password here.
     state.limits.sign_in(Some(&account.username), &origin).await?;
     new_password.fits("new_password", &account.username, &account.email)?;

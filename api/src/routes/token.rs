@@ -9,7 +9,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use claimcheck_common::domain::{SessionId, UserId};
 use claimcheck_common::store::accounts;
-use claimcheck_common::store::audit::{self, Entry};
+use claimcheck_common::store::audit::{self, By, Entry};
 use claimcheck_common::store::sessions::{self, Refreshed};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
@@ -92,10 +92,14 @@ async fn by_password(state: &AppState, origin: &Origin, mut form: Form) -> Resul
         audit::record(&state.pool, &origin.anonymous(), entry).await?;
         return Err(wrong("The username or the password is wrong."));
     };
+    begin_session(state, account.user_id, origin.of(account.user_id)).await
+}
+
+/// Begins a session of somebody who has proven to be `user`, and answers its first tokens.
+pub(super) async fn begin_session(state: &AppState, user: UserId, by: By) -> Result<Response, ApiError> {
     let refresh = Secret::draw(SecretKind::RefreshToken);
-    let by = origin.of(account.user_id);
-    let session = sessions::begin(&state.pool, account.user_id, refresh.sha256(), state.session_ttl, by).await?;
-    issue(state, account.user_id, session, &refresh).await
+    let session = sessions::begin(&state.pool, user, refresh.sha256(), state.session_ttl, by).await?;
+    issue(state, user, session, &refresh).await
 }
 
 async fn by_refresh_token(state: &AppState, mut form: Form) -> Result<Response, ApiError> {

@@ -46,6 +46,7 @@ id_kinds! {
     FileKind, FileId, "file-", "an uploaded file";
     BatchKind, BatchId, "batch_", "a batch";
     BatchItemKind, BatchItemId, "batch_req_", "a batch's line; the same number as its job's";
+    IdentityKind, IdentityId, "ident_", "a link from a provider's user to an account";
 }
 
 /// An id of kind `K`.

@@ -26,8 +26,8 @@ pub use file::FilePurpose;
 pub use generation::{Choice, Completion, FinishReason, GenerationParams, Logprobs, Prompt, Usage};
 pub use id::{
     ApiKeyId, ApiKeyKind, BatchId, BatchItemId, BatchItemKind, BatchKind, EndpointId, EndpointKind, EventId, EventKind,
-    FileId, FileKind, Id, IdKind, IdParseError, JobId, JobKind, ProjectId, ProjectKind, SessionId, SessionKind,
-    TenantId, TenantKind, UserId, UserKind, WorkerId, WorkerKind,
+    FileId, FileKind, Id, IdKind, IdParseError, IdentityId, IdentityKind, JobId, JobKind, ProjectId, ProjectKind,
+    SessionId, SessionKind, TenantId, TenantKind, UserId, UserKind, WorkerId, WorkerKind,
 };
 pub use job::{Class, JobError, JobKey, ModelRef, QueueName, Share};
 pub use rate::{Allowance, Rate, RateParseError};

@@ -33,6 +33,8 @@ pub struct Account {
     pub email: String,
     /// PHC string of argon2id.
     pub password_hash: String,
+    /// Whether somebody knows the password: whoever came by a provider has none.
+    pub has_password: bool,
     /// What they may do.
     pub role: Role,
     /// A deactivated user keeps their data and loses their access.
@@ -52,7 +54,7 @@ pub async fn register(pool: &Pool, user: NewUser, origin: Origin) -> StoreResult
     .await
 }
 
-async fn insert(connection: &mut PgConnection, user: NewUser, origin: Origin) -> StoreResult<Account> {
+pub(super) async fn insert(connection: &mut PgConnection, user: NewUser, origin: Origin) -> StoreResult<Account> {
     let (user_id, tenant_id, project_id) = (UserId::new(), TenantId::new(), ProjectId::new());
     let row = sqlx::query(
         "WITH organization AS (
@@ -105,6 +107,7 @@ pub(super) fn account(row: &sqlx::postgres::PgRow) -> StoreResult<Account> {
         username: get(row, "username")?,
         email: get(row, "email")?,
         password_hash: get(row, "password_hash")?,
+        has_password: get(row, "has_password")?,
         role: parse(row, "role")?,
         is_active: get(row, "is_active")?,
         created_at: get(row, "created_at")?,

@@ -29,7 +29,7 @@ pub struct By {
 /// How an actor came.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Origin {
-    /// `token`, or `key:<uuid>`.
+    /// `token`, `key:<uuid>`, or `provider:<name>` for who has just signed in with one.
     pub credential: Option<String>,
     /// The client's address.
     pub address: Option<IpAddr>,

@@ -35,8 +35,8 @@ pub async fn begin(
                 "WITH session AS (
                      INSERT INTO sessions (id, user_id, expires_at) VALUES ($1, $2, now() + make_interval(secs => $3))
                  )
-                 INSERT INTO audit_log (tenant_id, actor, address, request_id, action, subject)
-                 SELECT tenant_id, $4, $5, $6, 'session.begun', $1 FROM users WHERE id = $2",
+                 INSERT INTO audit_log (tenant_id, actor, address, request_id, credential, action, subject)
+                 SELECT tenant_id, $4, $5, $6, $7, 'session.begun', $1 FROM users WHERE id = $2",
             )
             .bind(id.uuid())
             .bind(user.uuid())
@@ -44,6 +44,7 @@ pub async fn begin(
             .bind(&by.actor)
             .bind(by.address())
             .bind(by.request_id())
+            .bind(by.credential())
             .execute(&mut *connection)
             .await?;
             keep(connection, id, refresh).await?;

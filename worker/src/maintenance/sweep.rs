@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use claimcheck_common::config::DeliveryConfig;
 use claimcheck_common::store::rescue::CHUNK;
-use claimcheck_common::store::{Pool, StoreResult, erase, expire, schedule, seal, sessions};
+use claimcheck_common::store::{Pool, StoreResult, erase, expire, schedule, seal, sessions, sign_ins};
 use futures::future::BoxFuture;
 
 use super::{MaintenanceError, Task};
@@ -21,8 +21,8 @@ pub(super) struct Sweep {
 
 impl Sweep {
     /// All sweeps: scheduled jobs whose time has come are queued, waiting ones whose time is up expire, texts that are due
-    /// (`ttl`, `store: false`) are erased, sessions that are over are forgotten, audit rows that are final are sealed.
-    pub(super) fn all(pool: &Pool, config: &DeliveryConfig) -> [Self; 5] {
+    /// (`ttl`, `store: false`) are erased, sessions and sign-ins that are over are forgotten, audit rows that are final are sealed.
+    pub(super) fn all(pool: &Pool, config: &DeliveryConfig) -> [Self; 6] {
         let sweep = |name, chunk| Self {
             name,
             chunk,
@@ -34,6 +34,7 @@ impl Sweep {
             sweep("expire", |pool| Box::pin(expire::expire_waiting(pool))),
             sweep("erase", |pool| Box::pin(erase::erase_due(pool))),
             sweep("sessions", |pool| Box::pin(sessions::forget(pool))),
+            sweep("sign_ins", |pool| Box::pin(sign_ins::forget(pool))),
             sweep("seal", |pool| Box::pin(seal::seal(pool, seal::FINAL_AFTER))),
         ]
     }
