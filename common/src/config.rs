@@ -7,6 +7,7 @@ mod limits;
 mod policy;
 mod sign_in;
 mod transport;
+mod worker;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -19,13 +20,13 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use url::Url;
 
-use crate::domain::{DeviceChoice, Dtype};
 use crate::webhook::Vault;
 
 pub use limits::{LimitsConfig, Plan, Plans, UNLIMITED_PLAN};
 pub use policy::PolicyConfig;
 pub use sign_in::{ProviderConfig, ProviderKind, SignInConfig};
 pub use transport::{Environment, TransportConfig, weak_password, weakness};
+pub use worker::WorkerConfig;
 
 /// A variable is missing or does not read.
 #[derive(Debug, thiserror::Error)]
@@ -403,57 +404,6 @@ impl ClientConfig {
     }
 }
 
-/// What the worker process alone needs.
-#[derive(Debug, Clone, Deserialize)]
-pub struct WorkerConfig {
-    /// `CLAIMCHECK_WORKER_HTTP_ADDR`: where health and metrics are served (127.0.0.1:9091).
-    #[serde(default = "default_worker_http_addr")]
-    pub worker_http_addr: SocketAddr,
-    /// `CLAIMCHECK_MODEL`: a folder with Hugging Face files, or a name on the hub.
-    #[serde(default)]
-    pub model: Option<String>,
-    /// `CLAIMCHECK_MODEL_NAME`: the name that requests use. The folder's or the hub's name unless set.
-    #[serde(default)]
-    pub model_name: Option<String>,
-    /// `CLAIMCHECK_MODEL_REVISION`: which revision of a hub model (`main`).
-    #[serde(default)]
-    pub model_revision: Option<String>,
-    /// `CLAIMCHECK_DTYPE`: what weight matrices are kept in: `f32` (default), `bf16`, `int8`.
-    #[serde(default)]
-    pub dtype: Dtype,
-    /// `CLAIMCHECK_DEVICE`: where to compute: `auto` (default), `cpu`, `cuda`, `cuda:N`, `vulkan`.
-    #[serde(default)]
-    pub device: DeviceChoice,
-    /// Where hub models come from.
-    #[serde(skip)]
-    pub hub: HubConfig,
-    /// `CLAIMCHECK_SLOTS`: sequences that are generated side by side (32).
-    #[serde(default = "default_slots")]
-    pub slots: u16,
-    /// `CLAIMCHECK_KV_CACHE_MIB`: most memory for keys and values (1024). It is taken as sequences grow into it; beyond it they
-    /// make room for each other. Never less than one sequence of full length needs, nor more than all slots can use.
-    #[serde(default = "default_kv_cache_mib")]
-    pub kv_cache_mib: u32,
-    /// `CLAIMCHECK_STEP_LIMIT`: a step of the model that takes longer hangs, and the worker ends (1 min).
-    #[serde(default = "default_step_limit", with = "humantime_serde")]
-    pub step_limit: Duration,
-    /// `CLAIMCHECK_DRAIN`: how long running jobs may go on after a stop signal (20 s).
-    #[serde(default = "default_drain", with = "humantime_serde")]
-    pub drain: Duration,
-}
-
-impl WorkerConfig {
-    /// Reads `CLAIMCHECK_*`, and for the hub `HF_*`.
-    pub fn from_env() -> Result<Self, ConfigError> {
-        let config: Self = from_env("CLAIMCHECK_")?;
-        if config.slots == 0 {
-            return Err(ConfigError::Invalid("CLAIMCHECK_SLOTS must be at least 1".to_owned()));
-        }
-        let hub = HubConfig::from_env()?;
-        Ok(Self { hub, ..config })
-    }
-}
-
 /// Where hub models come from, by the variables that all Hugging Face tools share.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HubConfig {
@@ -587,10 +537,6 @@ fn default_http_addr() -> SocketAddr {
     ([127, 0, 0, 1], 8080).into()
 }
 
-fn default_worker_http_addr() -> SocketAddr {
-    ([127, 0, 0, 1], 9091).into()
-}
-
 const fn default_token_ttl() -> Duration {
     Duration::from_mins(15)
 }
@@ -599,22 +545,10 @@ const fn default_session_ttl() -> Duration {
     Duration::from_hours(30 * 24)
 }
 
-const fn default_drain() -> Duration {
-    Duration::from_secs(20)
-}
-
 const fn default_batch_in_flight() -> u32 {
     2048
 }
 
-const fn default_slots() -> u16 {
-    32
-}
-
-const fn default_step_limit() -> Duration {
-    Duration::from_mins(1)
-}
-
-const fn default_kv_cache_mib() -> u32 {
-    1024
+const fn default_drain() -> Duration {
+    Duration::from_secs(20)
 }

@@ -7,6 +7,7 @@ mod cli_batch;
 mod delivery;
 mod fence;
 mod full_disk;
+mod models;
 mod operators;
 mod outages;
 mod rolling;

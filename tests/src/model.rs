@@ -7,19 +7,18 @@ use serde_json::{Value, json};
 
 /// Most tokens of prompt and output together.
 pub const TINY_CONTEXT: usize = 4096;
-const SEED: u64 = 1;
 
-/// Writes the model: the same weights each time. Its texts are noise, and that is all these tests need.
+/// Writes the model: the same weights for the same seed. Its texts are noise, and that is all these tests need.
 ///
 /// # Panics
 /// If the folder cannot be written.
-pub fn save_tiny_model(folder: &Path) {
+pub fn save_tiny_model(folder: &Path, seed: u64) {
     let config = Gpt2Config {
         vocab_size: 256,
         n_positions: TINY_CONTEXT,
         ..Gpt2Config::named("tiny").expect("a named shape")
     };
-    save_random(&config, SEED, folder).expect("a folder to write to");
+    save_random(&config, seed, folder).expect("a folder to write to");
     std::fs::write(folder.join("tokenizer.json"), tokenizer().to_string()).expect("a folder to write to");
 }
 

@@ -33,7 +33,7 @@ impl Installation {
     /// If the model cannot be written.
     pub fn of(world: &World) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        save_tiny_model(&folder.path().join(TINY));
+        save_tiny_model(&folder.path().join(TINY), 1);
         let millis = |duration: Duration| format!("{}ms", duration.as_millis());
         let delivery = &world.delivery;
         let environment = [
@@ -69,6 +69,15 @@ impl Installation {
             environment: environment.map(|(name, value)| (name.to_owned(), value)).into(),
             folder,
         }
+    }
+
+    /// What makes a worker serve one more model of the same shape, with weights of its own, beside [`TINY`].
+    pub fn serving_also(&self, name: &str) -> [(&'static str, String); 2] {
+        let folder = self.folder.path().join(name);
+        save_tiny_model(&folder, 2);
+        let tiny = self.folder.path().join(TINY);
+        let both = format!("{TINY}={},{name}={}", tiny.display(), folder.display());
+        [("CLAIMCHECK_MODEL", both), ("CLAIMCHECK_MODEL_NAME", String::new())]
     }
 
     /// An API, ready to answer.

@@ -10,7 +10,7 @@ use claimcheck_common::config::{
     BatchConfig, BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, FilesConfig, PolicyConfig, RedisConfig,
     WebhookConfig, WorkerConfig,
 };
-use claimcheck_common::domain::WorkerId;
+use claimcheck_common::domain::{ModelSource, WorkerId};
 use claimcheck_common::files::{FileError, FileStore};
 use claimcheck_common::policy::{PolicyError, Rules};
 use claimcheck_common::queue::Broker;
@@ -27,6 +27,7 @@ use crate::health::Health;
 use crate::http;
 use crate::maintenance;
 use crate::roles::Role;
+use crate::served_model::ServeError;
 use crate::webhooks::{ClientError, Dispatch};
 
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
@@ -40,9 +41,9 @@ pub enum AppError {
     /// The database's URL does not read.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The settings of the webhooks cannot be used.
+    /// Settings that do not go together.
     #[error(transparent)]
-    Webhooks(#[from] ConfigError),
+    Settings(#[from] ConfigError),
     /// The webhooks' client cannot be made.
     #[error(transparent)]
     Client(#[from] ClientError),
@@ -82,7 +83,7 @@ pub struct Settings {
     pub files: FilesConfig,
     /// How batches are fed.
     pub batches: BatchConfig,
-    /// The model, the slots, the drain, the address for health and metrics.
+    /// The models, the slots, the drain, the address for health and metrics.
     pub worker: WorkerConfig,
     /// What this process does.
     pub roles: Vec<Role>,
@@ -109,7 +110,7 @@ impl Settings {
 /// A worker that is wired and listens, but does nothing yet.
 pub struct WorkerApp {
     settings: Settings,
-    id: WorkerId,
+    models: Vec<ModelSource>,
     pool: Pool,
     broker: Broker,
     redis: Redis,
@@ -132,15 +133,16 @@ impl WorkerApp {
             .map_err(|error| AppError::Listen(wanted, error))?;
         let address = listener.local_addr().map_err(|error| AppError::Listen(wanted, error))?;
         let pool = store::connect(&settings.database)?;
+        let models = models(&settings)?;
         Ok(Self {
-            id: WorkerId::new(),
             dispatch: dispatch(&settings, &pool)?,
             pool,
             broker: Broker::new(settings.broker.clone()),
             redis: Redis::new(&settings.redis)?,
             files: FileStore::open(&settings.files)?,
             policy: Rules::open(settings.policy.policy_file.clone())?,
-            health: Health::new(&settings.roles),
+            health: Health::new(models.len()),
+            models,
             listener,
             address,
             settings,
@@ -152,11 +154,6 @@ impl WorkerApp {
         self.address
     }
 
-    /// Who this worker is in `jobs.worker_id` and in the audit log.
-    pub const fn id(&self) -> WorkerId {
-        self.id
-    }
-
     /// How far it has come; stays good while it runs.
     pub fn health(&self) -> Health {
         self.health.clone()
@@ -165,7 +162,7 @@ impl WorkerApp {
     /// Runs its roles until `stop`, or until one of them cannot go on; then the others stop as well.
     pub async fn run_until_stopped(self, stop: CancellationToken) -> Result<(), AppError> {
         let roles: Vec<_> = self.settings.roles.iter().map(|role| role.as_str()).collect();
-        tracing::info!(worker = %self.id, http = %self.address, roles = roles.join(","), "the worker starts");
+        tracing::info!(http = %self.address, roles = roles.join(","), "the worker starts");
         let serving = CancellationToken::new();
         let http = tokio::spawn(http::serve(self.listener, self.health.clone(), serving.clone()));
         let stop_all = stop.child_token();
@@ -204,16 +201,17 @@ impl WorkerApp {
             watch.await;
             Ok(())
         });
-        if self.settings.roles.contains(&Role::Generate) {
+        for (at, model) in self.models.into_iter().enumerate() {
             let generate = Generate {
                 pool: self.pool.clone(),
-                broker: self.broker,
-                redis: self.redis,
+                broker: self.broker.clone(),
+                redis: self.redis.clone(),
                 policy: self.policy.clone(),
-                delivery: self.settings.delivery,
-                config: self.settings.worker,
-                worker: self.id,
-                health: self.health.clone(),
+                delivery: self.settings.delivery.clone(),
+                config: self.settings.worker.clone(),
+                model,
+                worker: WorkerId::new(),
+                health: self.health.of_model(at),
             };
             running.spawn(generate.run(stop_all.clone()));
         }
@@ -232,6 +230,18 @@ impl WorkerApp {
         tracing::info!("the worker has stopped");
         outcome
     }
+}
+
+/// What this process generates with, if that is a role of it.
+fn models(settings: &Settings) -> Result<Vec<ModelSource>, AppError> {
+    if !settings.roles.contains(&Role::Generate) {
+        return Ok(Vec::new());
+    }
+    let models = settings.worker.sources()?;
+    if models.is_empty() {
+        return Err(GenerateError::from(ServeError::Unnamed).into());
+    }
+    Ok(models)
 }
 
 /// The role `dispatch`, if it is this process's and there is a key to open secrets with.

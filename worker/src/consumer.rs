@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::acks;
 use crate::engine::EngineStopped;
 use crate::feeder::Feeder;
-use crate::health::Health;
+use crate::health::ModelHealth;
 use crate::in_flight::InFlight;
 
 /// Most deliveries that are claimed in one transaction.
@@ -64,7 +64,7 @@ pub struct Consumer {
     /// The way into the engine.
     pub feeder: Feeder,
     /// Hears whether there is a subscription.
-    pub health: Health,
+    pub health: ModelHealth,
     /// Held while a group goes to the engine: a suspect that runs alone is alone among the jobs of all queues.
     pub feeding: Mutex<()>,
 }

@@ -1,5 +1,6 @@
-//! The role `generate`: load the model, start the engine, announce, take jobs; at a stop drain, hand back, leave.
+//! The role `generate` for one model: load it, start the engine, announce, take jobs; at a stop drain, hand back, leave.
 //!
+//! A process that serves several runs as many of these, each a worker of its own to the database and to the broker.
 //! Owns the order in which its parts start and stop, and nothing of what they do. Deliveries enter by `consumer.rs`, go by
 //! `feeder.rs` into `engine/` and leave by `results.rs`, with `heartbeat.rs` keeping their leases
 //! and `cancels.rs` stopping them all the while.
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use claimcheck_common::config::{DeliveryConfig, WorkerConfig};
 use claimcheck_common::deltas::DeltaPublisher;
-use claimcheck_common::domain::{Runtime, WorkerId};
+use claimcheck_common::domain::{ModelSource, Runtime, WorkerId};
 use claimcheck_common::policy::Rules;
 use claimcheck_common::queue::Broker;
 use claimcheck_common::redis::Redis;
@@ -25,7 +26,7 @@ use crate::consumer::Consumer;
 use crate::engine::{Deltas, Engine, EngineConfig, EngineStopped, Followed};
 use crate::feeder::Feeder;
 use crate::followers::Followers;
-use crate::health::Health;
+use crate::health::ModelHealth;
 use crate::heartbeat::Heartbeat;
 use crate::in_flight::InFlight;
 use crate::results::Results;
@@ -70,12 +71,14 @@ pub struct Generate {
     pub policy: Rules,
     /// Lease and beat.
     pub delivery: DeliveryConfig,
-    /// Which model, how many slots, how long to drain.
+    /// How many slots, how long to drain.
     pub config: WorkerConfig,
+    /// Which model.
+    pub model: ModelSource,
     /// Who claims.
     pub worker: WorkerId,
     /// Hears how far it has come.
-    pub health: Health,
+    pub health: ModelHealth,
 }
 
 impl Generate {
@@ -97,9 +100,9 @@ impl Generate {
     /// Beside the loading, since neither waits for the other: the database may be away.
     fn note_start(&self) -> JoinHandle<()> {
         let (pool, worker) = (self.pool.clone(), self.worker);
-        let name = self.config.model_name.clone().or_else(|| self.config.model.clone());
+        let model = self.model.clone();
         tokio::spawn(async move {
-            if let Err(error) = models::starting(&pool, worker, &name.unwrap_or_default()).await {
+            if let Err(error) = models::starting(&pool, worker, model.label()).await {
                 tracing::debug!(%error, "the start could not be noted");
             }
         })
@@ -107,13 +110,13 @@ impl Generate {
 
     async fn load_and_serve(self, stop: CancellationToken) -> Result<(), GenerateError> {
         let Some(model) = stop
-            .run_until_cancelled(ServedModel::load(&self.config))
+            .run_until_cancelled(ServedModel::load(self.model.clone(), &self.config))
             .await
             .transpose()?
         else {
             return Ok(());
         };
-        self.health.model_loaded();
+        self.health.loaded();
         let announcement = Announcement {
             pool: self.pool.clone(),
             worker: self.worker,

@@ -7,36 +7,66 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use claimcheck_common::domain::Class;
 
-use crate::roles::Role;
-
 /// The facts; cheap to clone.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Health {
+    stopping: Arc<AtomicBool>,
+    models: Arc<[ModelHealth]>,
+}
+
+/// How far one of the models has come; cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct ModelHealth {
     facts: Arc<Facts>,
 }
 
 #[derive(Debug, Default)]
 struct Facts {
-    generates: bool,
-    model_loaded: AtomicBool,
+    loaded: AtomicBool,
     announced: AtomicBool,
     subscribed: [AtomicBool; Class::ALL.len()],
-    stopping: AtomicBool,
 }
 
 impl Health {
-    /// Nothing has happened yet. What does not generate waits for no model.
-    pub fn new(roles: &[Role]) -> Self {
-        let facts = Facts {
-            generates: roles.contains(&Role::Generate),
-            ..Facts::default()
-        };
-        Self { facts: Arc::new(facts) }
+    /// Nothing has happened yet, with so many models. What does not generate has none and waits for none.
+    pub fn new(models: usize) -> Self {
+        Self {
+            stopping: Arc::default(),
+            models: (0..models).map(|_| ModelHealth::default()).collect(),
+        }
     }
 
+    /// Where the model at this place tells of itself.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    pub fn of_model(&self, at: usize) -> ModelHealth {
+        self.models[at].clone()
+    }
+
+    /// No new work is taken.
+    pub fn stopping(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// What a start still waits for.
+    pub fn starting(&self) -> Option<&'static str> {
+        self.models.iter().find_map(ModelHealth::starting)
+    }
+
+    /// Why not all work is taken at the moment.
+    pub fn not_ready(&self) -> Option<&'static str> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Some("the worker is stopping");
+        }
+        self.models.iter().find_map(ModelHealth::not_ready)
+    }
+}
+
+impl ModelHealth {
     /// The weights are in memory.
-    pub fn model_loaded(&self) {
-        self.facts.model_loaded.store(true, Ordering::Relaxed);
+    pub fn loaded(&self) {
+        self.facts.loaded.store(true, Ordering::Relaxed);
     }
 
     /// The database knows what this worker serves.
@@ -53,37 +83,29 @@ impl Health {
         }
     }
 
-    /// No new work is taken.
-    pub fn stopping(&self) {
-        self.facts.stopping.store(true, Ordering::Relaxed);
+    fn starting(&self) -> Option<&'static str> {
+        first_missing(&[(&self.facts.loaded, "a model is being loaded")])
     }
 
-    /// What a start still waits for.
-    pub fn starting(&self) -> Option<&'static str> {
-        self.first_missing(&[(&self.facts.model_loaded, "the model is being loaded")])
-    }
-
-    /// Why no work is taken at the moment.
-    pub fn not_ready(&self) -> Option<&'static str> {
-        if self.facts.stopping.load(Ordering::Relaxed) {
-            return Some("the worker is stopping");
-        }
+    fn not_ready(&self) -> Option<&'static str> {
         let [interactive, batch] = &self.facts.subscribed;
-        self.first_missing(&[
-            (&self.facts.model_loaded, "the model is being loaded"),
-            (
-                &self.facts.announced,
-                "the model could not be announced to the database yet",
-            ),
-            (interactive, "there is no subscription to the interactive queue"),
-            (batch, "there is no subscription to the batch queue"),
-        ])
+        let announced = (
+            &self.facts.announced,
+            "a model could not be announced to the database yet",
+        );
+        self.starting().or_else(|| {
+            first_missing(&[
+                announced,
+                (interactive, "there is no subscription to an interactive queue"),
+                (batch, "there is no subscription to a batch queue"),
+            ])
+        })
     }
+}
 
-    fn first_missing(&self, steps: &[(&AtomicBool, &'static str)]) -> Option<&'static str> {
-        let missing = steps.iter().find(|(done, _)| !done.load(Ordering::Relaxed));
-        missing.filter(|_| self.facts.generates).map(|(_, why)| *why)
-    }
+fn first_missing(steps: &[(&AtomicBool, &'static str)]) -> Option<&'static str> {
+    let missing = steps.iter().find(|(done, _)| !done.load(Ordering::Relaxed));
+    missing.map(|(_, why)| *why)
 }
 
 #[cfg(test)]
@@ -91,24 +113,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_generating_worker_is_ready_once_loaded_announced_and_subscribed() {
-        let health = Health::new(&Role::ALL);
-        assert!(health.starting().is_some());
-        health.model_loaded();
+    fn a_generating_worker_is_ready_once_each_model_is_loaded_announced_and_subscribed() {
+        let health = Health::new(2);
+        let [first, second] = [0, 1].map(|at| health.of_model(at));
+        for model in [&first, &second] {
+            assert!(health.starting().is_some());
+            model.loaded();
+        }
         assert!(health.starting().is_none());
-        health.announced();
-        assert!(health.not_ready().is_some());
-        health.subscribed(Class::Interactive, true);
+        first.announced();
+        second.announced();
+        first.subscribed(Class::Interactive, true);
         assert!(health.not_ready().is_some(), "the other queue is missing");
-        health.subscribed(Class::Batch, true);
+        first.subscribed(Class::Batch, true);
+        assert!(health.not_ready().is_some(), "the other model is missing");
+        second.subscribed(Class::Interactive, true);
+        second.subscribed(Class::Batch, true);
         assert!(health.not_ready().is_none());
-        health.subscribed(Class::Batch, false);
+        second.subscribed(Class::Batch, false);
         assert!(health.not_ready().is_some());
     }
 
     #[test]
     fn a_maintaining_worker_waits_for_no_model_and_a_stopping_one_is_not_ready() {
-        let health = Health::new(&[Role::Maintain]);
+        let health = Health::new(0);
         assert!(health.starting().is_none() && health.not_ready().is_none());
         health.stopping();
         assert!(health.not_ready().is_some());

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use claimcheck_common::config::{HubConfig, WorkerConfig};
-use claimcheck_common::domain::{DeviceChoice, Dtype, ModelRef};
+use claimcheck_common::domain::{DeviceChoice, Dtype, ModelRef, ModelSource};
 use claimcheck_common::store::models::NewModel;
 use claimcheck_common::tokenizer::{Tokenizer, TokenizerError};
 use sha2::{Digest, Sha256};
@@ -74,12 +74,12 @@ pub struct ModelChoice {
 }
 
 impl ServedModel {
-    /// Loads what the configuration names.
-    pub async fn load(config: &WorkerConfig) -> Result<Self, ServeError> {
+    /// Loads one of the models that the configuration names.
+    pub async fn load(model: ModelSource, config: &WorkerConfig) -> Result<Self, ServeError> {
         Self::load_choice(ModelChoice {
-            source: config.model.clone().ok_or(ServeError::Unnamed)?,
-            revision: config.model_revision.clone(),
-            name: config.model_name.clone(),
+            source: model.source,
+            revision: model.revision,
+            name: model.name,
             dtype: config.dtype,
             device: config.device,
             slots: config.slots,

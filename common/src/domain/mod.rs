@@ -13,6 +13,7 @@ mod file;
 mod generation;
 mod id;
 mod job;
+mod model_source;
 mod rate;
 mod receipt;
 mod state;
@@ -30,6 +31,7 @@ pub use id::{
     SessionId, SessionKind, TenantId, TenantKind, UserId, UserKind, WorkerId, WorkerKind,
 };
 pub use job::{Class, JobError, JobKey, ModelRef, QueueName, Share};
+pub use model_source::ModelSource;
 pub use rate::{Allowance, Rate, RateParseError};
 pub use receipt::{Runtime, Spent};
 pub use state::{IllegalTransition, JobStatus};

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use claimcheck_common::config::{TelemetryConfig, load_dotenv};
-use claimcheck_common::domain::{DeviceChoice, Dtype};
+use claimcheck_common::domain::{DeviceChoice, Dtype, ModelSource};
 use claimcheck_common::{shutdown, telemetry};
 use clap::Args;
 
@@ -16,13 +16,14 @@ pub(super) struct RunArgs {
     /// What this process does (all of it unless set).
     #[arg(long = "role", value_enum, value_delimiter = ',')]
     roles: Vec<Role>,
-    /// A folder with Hugging Face files, or a name on the hub [env: `CLAIMCHECK_MODEL`]
-    #[arg(long)]
-    model: Option<String>,
-    /// The name that requests use [env: `CLAIMCHECK_MODEL_NAME`]
+    /// A folder with Hugging Face files or a name on the hub, as [NAME=]SOURCE[@REVISION]; given again, one more
+    /// [env: `CLAIMCHECK_MODEL`]
+    #[arg(long = "model")]
+    models: Vec<ModelSource>,
+    /// The name of a single model [env: `CLAIMCHECK_MODEL_NAME`]
     #[arg(long)]
     model_name: Option<String>,
-    /// The revision of a hub model [env: `CLAIMCHECK_MODEL_REVISION`]
+    /// The revision of a single hub model [env: `CLAIMCHECK_MODEL_REVISION`]
     #[arg(long)]
     model_revision: Option<String>,
     /// What weights are kept in: f32, bf16 or int8 [env: `CLAIMCHECK_DTYPE`]
@@ -31,10 +32,10 @@ pub(super) struct RunArgs {
     /// Where to compute: auto, cpu, cuda, cuda:N or vulkan [env: `CLAIMCHECK_DEVICE`]
     #[arg(long)]
     device: Option<DeviceChoice>,
-    /// Sequences that are generated side by side [env: `CLAIMCHECK_SLOTS`]
+    /// Sequences of a model that are generated side by side [env: `CLAIMCHECK_SLOTS`]
     #[arg(long)]
     slots: Option<u16>,
-    /// Most memory for keys and values, in MiB [env: `CLAIMCHECK_KV_CACHE_MIB`]
+    /// Most memory for keys and values of a model, in MiB [env: `CLAIMCHECK_KV_CACHE_MIB`]
     #[arg(long)]
     kv_cache_mib: Option<u32>,
     /// Where health and metrics are served [env: `CLAIMCHECK_WORKER_HTTP_ADDR`]
@@ -48,7 +49,10 @@ impl RunArgs {
             settings.roles = self.roles;
         }
         let worker = &mut settings.worker;
-        worker.model = self.model.or(worker.model.take());
+        if !self.models.is_empty() {
+            // Their names and revisions are not those of the models in the environment.
+            (worker.models, worker.model_name, worker.model_revision) = (self.models, None, None);
+        }
         worker.model_name = self.model_name.or(worker.model_name.take());
         worker.model_revision = self.model_revision.or(worker.model_revision.take());
         worker.dtype = self.dtype.unwrap_or(worker.dtype);

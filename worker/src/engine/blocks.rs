@@ -46,11 +46,6 @@ impl Blocks {
         }
     }
 
-    /// How many there are.
-    pub(super) const fn count(&self) -> usize {
-        self.all.len()
-    }
-
     /// Whether what was computed is found again.
     pub(super) const fn keeps(&self) -> bool {
         self.keep

@@ -8,15 +8,43 @@ use super::scheduler::Scheduler;
 use super::sequence::Sequence;
 use crate::gpt2::StepRow;
 
-pub(super) fn room(slots: usize, blocks: usize) {
-    gauge!("claimcheck_engine_slots").set(slots as f64);
-    gauge!("claimcheck_engine_blocks").set(blocks as f64);
+/// What one engine has said by the gauges, in which the engines of a process add up.
+#[derive(Default)]
+pub(super) struct Gauges {
+    slots: usize,
+    in_use: usize,
+    waiting: usize,
+    blocks: usize,
+    free: usize,
 }
 
-pub(super) fn occupancy(scheduler: &mut Scheduler) {
-    gauge!("claimcheck_engine_slots_in_use").set(scheduler.running() as f64);
-    gauge!("claimcheck_engine_waiting_sequences").set(scheduler.waiting() as f64);
-    gauge!("claimcheck_engine_blocks_free").set(scheduler.free_blocks() as f64);
+impl Gauges {
+    pub(super) fn room(&mut self, slots: usize, blocks: usize) {
+        shift("claimcheck_engine_slots", &mut self.slots, slots);
+        shift("claimcheck_engine_blocks", &mut self.blocks, blocks);
+    }
+
+    fn use_of_room(&mut self, in_use: usize, waiting: usize, free: usize) {
+        shift("claimcheck_engine_slots_in_use", &mut self.in_use, in_use);
+        shift("claimcheck_engine_waiting_sequences", &mut self.waiting, waiting);
+        shift("claimcheck_engine_blocks_free", &mut self.free, free);
+    }
+}
+
+impl Drop for Gauges {
+    fn drop(&mut self) {
+        self.room(0, 0);
+        self.use_of_room(0, 0, 0);
+    }
+}
+
+fn shift(name: &'static str, said: &mut usize, now: usize) {
+    gauge!(name).increment(now as f64 - *said as f64);
+    *said = now;
+}
+
+pub(super) fn occupancy(gauges: &mut Gauges, scheduler: &mut Scheduler) {
+    gauges.use_of_room(scheduler.running(), scheduler.waiting(), scheduler.free_blocks());
     let counts = scheduler.take_counts();
     counter!("claimcheck_engine_admitted_tokens_total").increment(counts.admitted_tokens);
     counter!("claimcheck_engine_prefix_hit_tokens_total").increment(counts.hit_tokens);

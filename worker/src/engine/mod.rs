@@ -39,6 +39,7 @@ use blocks::Blocks;
 use compute::RowOutcome;
 use handle::Inbox;
 use job::{Job, SequenceId};
+use metrics::Gauges;
 use prefix::Prefix;
 use scheduler::{Planned, Scheduler};
 use waiting::Entry;
@@ -49,6 +50,7 @@ pub struct Engine {
     tokenizer: Arc<Tokenizer>,
     config: EngineConfig,
     scheduler: Scheduler,
+    gauges: Gauges,
     jobs: HashMap<JobKey, Job>,
     /// Taken from the door and not among the jobs yet.
     arriving: Option<JobKey>,
@@ -65,13 +67,16 @@ impl Engine {
         config: EngineConfig,
         events: mpsc::Sender<EngineEvent>,
     ) -> EngineHandle {
+        let mut gauges = Gauges::default();
         let scheduler = empty(model.as_ref(), config);
+        gauges.room(config.slots, model.blocks());
         handle::spawn(config.slots, move |inbox| {
             let mut engine = Self {
                 model,
                 tokenizer,
                 config,
                 scheduler,
+                gauges,
                 jobs: HashMap::new(),
                 arriving: None,
                 inbox,
@@ -105,7 +110,7 @@ impl Engine {
     /// Takes in what waits at the door; blocks while there is nothing to do. `false`: everybody has left.
     fn receive(&mut self) -> bool {
         if self.jobs.is_empty() {
-            metrics::occupancy(&mut self.scheduler);
+            metrics::occupancy(&mut self.gauges, &mut self.scheduler);
         }
         while let Some(arrival) = self.inbox.next(self.jobs.is_empty(), self.scheduler.waiting()) {
             let (key, share, arrived) = (arrival.job.key, arrival.job.share, arrival.at);
@@ -148,7 +153,7 @@ impl Engine {
     /// One step. `false`: nobody reads the events.
     fn step(&mut self) -> bool {
         let plan = self.scheduler.schedule();
-        metrics::occupancy(&mut self.scheduler);
+        metrics::occupancy(&mut self.gauges, &mut self.scheduler);
         if plan.is_empty() {
             return true;
         }
@@ -257,7 +262,6 @@ impl Engine {
 /// A scheduler over a cache that holds nothing.
 fn empty(model: &dyn StepModel, config: EngineConfig) -> Scheduler {
     let blocks = Blocks::new(model.blocks(), config.prefix_cache);
-    metrics::room(config.slots, blocks.count());
     Scheduler::new(config.slots, config.token_budget, blocks)
 }
 
