@@ -39,8 +39,7 @@ def engine_alone(wanted: argparse.Namespace) -> float:
     command = [Path(os.environ["CLAIMCHECK_BIN_DIR"]) / "claimcheck-worker", "bench", "--model", str(wanted.model)]
     command += ["--dtype", wanted.dtype, "--batch", str(SLOTS), "--prompt-tokens", str(PROMPT), "--new-tokens", str(NEW)]
     said = subprocess.run([*command, "--rounds", "1", "--json"], check=True, stdout=subprocess.PIPE).stdout
-    figures = json.loads(said)
-    figures = figures[0] if isinstance(figures, list) else figures
+    figures = json.loads(said)["batches"][0]
     prefill, decode = figures["prefill_tokens_per_second"], figures["decode_tokens_per_second"]
     return SLOTS * NEW / (SLOTS * PROMPT / prefill + SLOTS * NEW / decode)
 

@@ -23,6 +23,15 @@ impl Dtype {
     /// Every one.
     pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int8];
 
+    /// Bytes of a weight; the scales of `int8` are not counted.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::Bf16 => 2,
+            Self::Int8 => 1,
+        }
+    }
+
     /// The name in configuration, in the database and in answers.
     pub const fn as_str(self) -> &'static str {
         match self {

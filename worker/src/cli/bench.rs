@@ -2,11 +2,14 @@
 //!
 //! Drives [`StepModel::step`] itself: no scheduler, no sampler, no server. Prompts are random ids and every new token is
 //! one as well, since the time of a step does not depend on which tokens it computes. With a file that says what to
-//! measure, `spec.rs` does instead, and `scenarios.rs` measures the engine whole.
+//! measure, `spec.rs` does instead, and `scenarios.rs` measures the engine whole. On a processor the figures are held
+//! against what `machine.rs` finds that it can do.
 
+mod machine;
 mod scenarios;
 mod spec;
 
+use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,8 +25,11 @@ use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
 use crate::engine::EngineConfig;
-use crate::gpt2::{BLOCK, Device, Gpt2Config, StepModel, StepRow, Weights, byte_tokenizer_json, save_random};
+use crate::gpt2::{
+    BLOCK, Device, Gpt2Config, ModelFiles, StepModel, StepRow, Weights, byte_tokenizer_json, save_random,
+};
 use crate::served_model;
+use machine::Machine;
 use scenarios::Scenario;
 
 /// Random weights and prompts are the same in every run.
@@ -90,6 +96,80 @@ struct Figures {
     prefill_tokens_per_second: f64,
     /// New tokens a second, all sequences together.
     decode_tokens_per_second: f64,
+    /// From the prompts to the first new token of each.
+    time_to_first_token_ms: f64,
+    /// From one new token of a sequence to its next.
+    time_per_output_token_ms: f64,
+    /// On a processor: what decoding reads of the weights in a second, as a share of what the machine can read.
+    decode_share_of_reads: Option<f64>,
+    /// On a processor: what the matrices of the prompts multiply in a second, as a share of what the machine can multiply.
+    prefill_share_of_operations: Option<f64>,
+}
+
+/// All that is printed as JSON.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// The bounds of the processor, if it computed.
+    machine: Option<Machine>,
+    batches: Vec<Figures>,
+}
+
+/// What a step takes of the machine, at least.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    machine: Machine,
+    /// Weights that a step multiplies with.
+    weights: usize,
+    bytes_per_weight: usize,
+}
+
+impl Bounds {
+    /// `None` on a graphics card, whose bounds are not the processor's.
+    fn find(args: &BenchArgs) -> anyhow::Result<Option<Self>> {
+        if Device::find(args.device, args.dtype)? != Device::Cpu {
+            return Ok(None);
+        }
+        let config = match (&args.random, args.model.as_deref()) {
+            (Some(config), _) => config.clone(),
+            (None, Some(source)) => Gpt2Config::read(&files(args, source)?.config)?,
+            (None, None) => bail!("neither --model nor --random"),
+        };
+        Ok(Some(Self {
+            machine: Machine::measure(),
+            weights: config.matrix_weights(),
+            bytes_per_weight: args.dtype.bytes(),
+        }))
+    }
+
+    fn share_of_reads(&self, steps_per_second: f64) -> f64 {
+        steps_per_second * (self.weights * self.bytes_per_weight) as f64 / self.machine.read_bytes_per_second
+    }
+
+    fn share_of_operations(&self, tokens_per_second: f64) -> f64 {
+        tokens_per_second * (2 * self.weights) as f64 / self.machine.operations_per_second
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            formatter,
+            "batch {:>4}: prefill {:>9.1} tokens/s (first token after {:.1} ms), decode {:>9.1} tokens/s ({:.1} ms a token)",
+            self.batch,
+            self.prefill_tokens_per_second,
+            self.time_to_first_token_ms,
+            self.decode_tokens_per_second,
+            self.time_per_output_token_ms
+        )?;
+        if let (Some(reads), Some(operations)) = (self.decode_share_of_reads, self.prefill_share_of_operations) {
+            let (reads, operations) = (100.0 * reads, 100.0 * operations);
+            write!(
+                formatter,
+                "; prefill {operations:.0} % of the machine's FLOP/s, decode {reads:.0} % of its GB/s"
+            )?;
+        }
+        Ok(())
+    }
 }
 
 fn named(name: &str) -> Result<Gpt2Config, String> {
@@ -133,7 +213,7 @@ fn tokenizer(args: &BenchArgs) -> anyhow::Result<Tokenizer> {
     let json = match (&args.random, args.model.as_deref()) {
         (Some(config), _) => byte_tokenizer_json(config.vocab_size).into_bytes(),
         (None, Some(source)) => {
-            let files = served_model::find(source, args.model_revision.as_deref(), &HubConfig::from_env()?)?;
+            let files = files(args, source)?;
             std::fs::read(&files.tokenizer).with_context(|| files.tokenizer.display().to_string())?
         }
         (None, None) => bail!("neither --model nor --random"),
@@ -152,30 +232,52 @@ fn measure_all(args: &BenchArgs) -> anyhow::Result<()> {
         prompt + new <= context,
         "--prompt-tokens {prompt} and --new-tokens {new} are more than the model's context of {context}"
     );
-    let mut all = Vec::new();
+    let bounds = Bounds::find(args)?;
+    if let Some(Bounds { machine, .. }) = bounds.filter(|_| !args.json) {
+        let (reads, operations) = (machine.read_bytes_per_second / 1e9, machine.operations_per_second / 1e9);
+        writeln!(
+            out,
+            "the machine reads {reads:.1} GB/s and computes {operations:.0} GFLOP/s"
+        )
+        .context("standard output")?;
+    }
+    let mut batches = Vec::new();
     for batch in &args.batch {
-        let figures = measure(runner.as_mut(), usize::from(*batch), prompt, new, args.rounds as usize)?;
-        if !args.json {
-            let (prefill, decode) = (figures.prefill_tokens_per_second, figures.decode_tokens_per_second);
-            writeln!(
-                out,
-                "batch {batch:>4}: prefill {prefill:>9.1} tokens/s, decode {decode:>9.1} tokens/s"
-            )
-            .context("standard output")?;
+        let mut figures = measure(runner.as_mut(), usize::from(*batch), prompt, new, args.rounds as usize)?;
+        if let Some(bounds) = bounds {
+            let steps = figures.decode_tokens_per_second / f64::from(*batch);
+            figures.decode_share_of_reads = Some(bounds.share_of_reads(steps));
+            let tokens = figures.prefill_tokens_per_second;
+            figures.prefill_share_of_operations = Some(bounds.share_of_operations(tokens));
         }
-        all.push(figures);
+        if !args.json {
+            writeln!(out, "{figures}").context("standard output")?;
+        }
+        batches.push(figures);
     }
     if args.json {
-        writeln!(out, "{}", serde_json::to_string_pretty(&all)?).context("standard output")?;
+        let report = Report {
+            machine: bounds.map(|bounds| bounds.machine),
+            batches,
+        };
+        writeln!(out, "{}", serde_json::to_string_pretty(&report)?).context("standard output")?;
     }
     Ok(())
+}
+
+fn files(args: &BenchArgs, source: &str) -> anyhow::Result<ModelFiles> {
+    Ok(served_model::find(
+        source,
+        args.model_revision.as_deref(),
+        &HubConfig::from_env()?,
+    )?)
 }
 
 fn load(args: &BenchArgs, blocks: usize) -> anyhow::Result<Box<dyn StepModel>> {
     let device = Device::find(args.device, args.dtype)?;
     let Some(config) = &args.random else {
         let source = args.model.as_deref().context("neither --model nor --random")?;
-        let files = served_model::find(source, args.model_revision.as_deref(), &HubConfig::from_env()?)?;
+        let files = files(args, source)?;
         return Ok(device.load(Weights::Files(&files), args.dtype, &|_, _| blocks)?);
     };
     if let Some(folder) = &args.save {
@@ -211,14 +313,18 @@ fn measure(
         let steps: Vec<_> = (0..new).map(|step| rows(prompt + step, 1)).collect();
         decode.push(timed(model, &steps)?);
     }
-    let rate = |tokens: usize, times: Vec<Duration>| tokens as f64 / median(times).as_secs_f64();
+    let (prefill, decode) = (median(prefill).as_secs_f64(), median(decode).as_secs_f64());
     Ok(Figures {
         batch,
         prompt_tokens: prompt,
         new_tokens: new,
         rounds,
-        prefill_tokens_per_second: rate(batch * prompt, prefill),
-        decode_tokens_per_second: rate(batch * new, decode),
+        prefill_tokens_per_second: (batch * prompt) as f64 / prefill,
+        decode_tokens_per_second: (batch * new) as f64 / decode,
+        time_to_first_token_ms: 1e3 * prefill,
+        time_per_output_token_ms: 1e3 * decode / new as f64,
+        decode_share_of_reads: None,
+        prefill_share_of_operations: None,
     })
 }
 

@@ -65,6 +65,12 @@ const fn default_true() -> bool {
 }
 
 impl Gpt2Config {
+    /// Weights of the matrices that each token is multiplied with: the blocks' four and the head's.
+    pub fn matrix_weights(&self) -> usize {
+        let of_block = 4 * self.n_embd * self.n_embd + 2 * self.n_embd * self.inner();
+        self.n_layer * of_block + self.vocab_size * self.n_embd
+    }
+
     /// The shape of a named model: `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl`, `distilgpt2` or `tiny`.
     pub fn named(name: &str) -> Option<Self> {
         let (vocab_size, n_positions, n_embd, n_layer, n_head) = match name {
