@@ -9,7 +9,8 @@ use anyhow::Context;
 use claimcheck_common::backoff::Backoff;
 use claimcheck_common::config::{
     ApiConfig, BrokerConfig, ConfigError, DatabaseConfig, DeliveryConfig, Environment, FilesConfig, JwtAlgorithm,
-    LimitsConfig, PolicyConfig, RedisConfig, SignInConfig, TransportConfig, WebhookConfig, weak_password, weakness,
+    LimitsConfig, PolicyConfig, Prices, RedisConfig, SignInConfig, TransportConfig, WebhookConfig, weak_password,
+    weakness,
 };
 use claimcheck_common::deltas::Following;
 use claimcheck_common::files::FileStore;
@@ -18,10 +19,10 @@ use claimcheck_common::queue::Broker;
 use claimcheck_common::redis::Redis;
 use claimcheck_common::store::notify::JobChanges;
 use claimcheck_common::store::{self, Pool};
-use claimcheck_common::telemetry;
+use claimcheck_common::{shutdown, telemetry};
 use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -38,7 +39,8 @@ use crate::relay::Relay;
 use crate::routes::submit_job::render;
 use crate::serve::{ServeLimits, serve};
 use crate::sign_in::Providers;
-use crate::transport::Transport;
+use crate::tls::Tls;
+use crate::transport::{self, Transport};
 use crate::uploads::Uploads;
 use crate::webhooks::Webhooks;
 
@@ -172,6 +174,8 @@ pub struct AppState {
     pub submitted: Arc<Notify>,
     /// Most waiting jobs of a tenant that has no limit of its own.
     pub max_queued: Option<u32>,
+    /// What tokens cost.
+    pub prices: Prices,
     /// Holds guesses against what came of them.
     pub promises: Promises,
     /// What webhooks are made of.
@@ -223,6 +227,7 @@ impl AppState {
             files,
             submitted: Arc::new(Notify::new()),
             max_queued: config.api.max_queued,
+            prices: config.api.prices.clone(),
             promises: Promises::default(),
             webhooks: Webhooks::new(&config.webhooks).context("the webhooks' settings cannot be used")?,
             health: Health::new(pool.clone(), &config.broker.url, &config.redis.url),
@@ -252,6 +257,9 @@ fn tokens(config: &ApiConfig, pool: &Pool) -> Result<Tokens, TokenError> {
 /// The process, bound and not yet serving.
 pub struct App {
     listener: TcpListener,
+    tls: Option<Tls>,
+    /// Where plain HTTP is sent to HTTPS.
+    redirects: Option<TcpListener>,
     state: AppState,
     config: Config,
 }
@@ -262,12 +270,16 @@ impl App {
         // What is counted before the recorder is there is lost.
         telemetry::metrics();
         let state = AppState::new(&config)?;
-        let address = config.api.http_addr;
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("cannot listen on {address}"))?;
+        let tls = config.transport.tls.clone().map(Tls::open).transpose();
+        let listener = bind(config.api.http_addr).await?;
+        let redirects = match config.transport.redirect_addr {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
         Ok(Self {
             listener,
+            tls: tls.context("CLAIMCHECK_TLS_CERT and CLAIMCHECK_TLS_KEY cannot be used")?,
+            redirects,
             state,
             config,
         })
@@ -278,10 +290,17 @@ impl App {
         self.listener.local_addr().unwrap_or(self.config.api.http_addr)
     }
 
+    /// Where plain HTTP is sent to HTTPS, if anywhere.
+    pub fn redirect_address(&self) -> Option<SocketAddr> {
+        self.redirects.as_ref()?.local_addr().ok()
+    }
+
     /// Serves, relays and listens until `stop`; then says so, drains requests, and only then ends the rest.
     pub async fn run_until_stopped(self, stop: CancellationToken) {
         let Self {
             listener,
+            tls,
+            redirects,
             state,
             config,
         } = self;
@@ -316,8 +335,16 @@ impl App {
             connections: CONNECTIONS_MAX,
             drain: config.api.drain,
         };
+        if let Some(tls) = tls.clone() {
+            // Without the signal the files are still looked at.
+            let hangups = shutdown::on_hangup().unwrap_or_else(|_| mpsc::channel(1).1);
+            tasks.spawn(tls.watch(hangups, background.clone()));
+        }
+        if let Some(listener) = redirects {
+            tasks.spawn(serve(listener, transport::redirects(), limits, None, closing.clone()));
+        }
         let router = crate::router::router(state.clone());
-        serve(listener, router, limits, closing).await;
+        serve(listener, router, limits, tls, closing).await;
         // What was accepted in the drain is still relayed, if not here then by another replica or the next start.
         background.cancel();
         tasks.close();
@@ -327,6 +354,12 @@ impl App {
             tracing::warn!("some database connections did not close in time");
         }
     }
+}
+
+async fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("cannot listen on {address}"))
 }
 
 /// The relay handles every failure that it knows; one that it does not know must not end it for good.

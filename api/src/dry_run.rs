@@ -4,8 +4,9 @@
 use axum::Json;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use claimcheck_common::store::outlook;
+use claimcheck_common::domain::{ApiKeyId, BudgetStanding, Money};
 use claimcheck_common::store::submit::NewJob;
+use claimcheck_common::store::{budgets, outlook};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -31,7 +32,7 @@ pub struct DryRunBody {
     pub max_total_tokens: u64,
     /// Whether it would be accepted, and run as things stand.
     pub feasible: bool,
-    /// What stands in the way: `quota_exceeded` (it would be refused), `paused` or `worker_unhealthy` (it would wait).
+    /// What stands in the way: `quota_exceeded` or `budget_exceeded` (it would be refused), `paused` or `worker_unhealthy` (it would wait).
     #[schema(required)]
     pub obstacle: Option<&'static str>,
     /// The tenant's quota of waiting jobs.
@@ -67,8 +68,11 @@ pub async fn answer(state: &AppState, jobs: &[NewJob]) -> Result<Response, ApiEr
     let (tenant, model) = (first.tenant_id, &first.model.name);
     let outlook = outlook::find(&state.pool, tenant, model, first.class, first.queue_limit).await?;
     let room = outlook.max_queued.map(|most| most.saturating_sub(outlook.waiting));
+    let over_budget = is_over_budget(state, jobs).await?;
     let obstacle = if room.is_some_and(|room| (room as usize) < jobs.len()) {
         Some("quota_exceeded")
+    } else if over_budget {
+        Some("budget_exceeded")
     } else if outlook.paused {
         Some("paused")
     } else {
@@ -92,4 +96,20 @@ pub async fn answer(state: &AppState, jobs: &[NewJob]) -> Result<Response, ApiEr
         },
     })
     .into_response())
+}
+
+/// Whether all that the jobs of one caller may use is more than is left of a budget.
+async fn is_over_budget(state: &AppState, jobs: &[NewJob]) -> Result<bool, ApiError> {
+    let holders = jobs.first().map(|job| {
+        let key = job.api_key_id.map(ApiKeyId::uuid);
+        [Some(job.tenant_id.uuid()), key].into_iter().flatten().collect()
+    });
+    let standings = budgets::find(&state.pool, holders.unwrap_or_default()).await?;
+    let tokens: u64 = jobs.iter().map(|job| job.most_tokens().total()).sum();
+    let cost = jobs.iter().map(|job| job.price.of(job.most_tokens()).nanos()).sum();
+    let short = |standing: &BudgetStanding| {
+        standing.left_tokens().is_some_and(|left| left < tokens)
+            || standing.left().is_some_and(|left| left < Money::from_nanos(cost))
+    };
+    Ok(standings.values().any(short))
 }

@@ -9,12 +9,14 @@ use std::error::Error as StdError;
 use axum::Json;
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use claimcheck_common::domain::BudgetStanding;
 use claimcheck_common::store::StoreError;
 pub use claimcheck_common::validate::Problem;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::auth::{PasswordError, TokensError};
+use crate::refusal;
 
 /// Tells the retry loop of official client libraries to give up.
 const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -73,6 +75,16 @@ pub enum ApiError {
         problem: Problem,
         /// Seconds until one more request is taken.
         retry_after: u32,
+    },
+    /// 429: a budget has too little left.
+    #[error("over budget: {}", .problem.message)]
+    OverBudget {
+        /// What the caller is told.
+        problem: Problem,
+        /// Seconds until the budget is renewed, if that helps.
+        retry_after: Option<u32>,
+        /// What is left of it.
+        standing: Box<BudgetStanding>,
     },
     /// 503: a dependency is down or all hands are busy; the cause, if any, is logged.
     #[error("unavailable: {message}")]
@@ -160,7 +172,7 @@ impl ApiError {
             Self::UnsupportedMedia(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Misdirected(_) => StatusCode::MISDIRECTED_REQUEST,
             Self::Unprocessable(_) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::TooMany(_) | Self::RateLimited { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooMany(_) | Self::RateLimited { .. } | Self::OverBudget { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::TimedOut => StatusCode::GATEWAY_TIMEOUT,
             Self::JobFailed(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -211,7 +223,8 @@ impl ApiError {
             | Self::Unprocessable(problem)
             | Self::TooMany(problem)
             | Self::JobFailed(problem)
-            | Self::RateLimited { problem, .. } => problem,
+            | Self::RateLimited { problem, .. }
+            | Self::OverBudget { problem, .. } => problem,
             Self::MethodNotAllowed => Problem::new(
                 "method_not_allowed",
                 "This path does not take this method; the Allow header names those it takes.",
@@ -300,6 +313,11 @@ impl IntoResponse for ApiError {
         let retry_after = match &self {
             Self::Unavailable { retry_after, .. } | Self::RateLimited { retry_after, .. } => Some(*retry_after),
             Self::TooMany(_) => Some(RETRY_AFTER_QUOTA),
+            Self::OverBudget { retry_after, .. } => *retry_after,
+            _ => None,
+        };
+        let standing = match &self {
+            Self::OverBudget { standing, .. } => Some(standing.clone()),
             _ => None,
         };
         let problem = self.into_problem();
@@ -314,8 +332,12 @@ impl IntoResponse for ApiError {
         if let Some(challenge) = challenge {
             headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
+        let hopeless = standing.is_some() && retry_after.is_none();
+        if let Some(standing) = standing {
+            refusal::write_tokens(headers, &standing);
+        }
         // Repeating these requests unchanged cannot help, or may do the work twice.
-        if matches!(status, StatusCode::CONFLICT | StatusCode::GATEWAY_TIMEOUT) {
+        if hopeless || matches!(status, StatusCode::CONFLICT | StatusCode::GATEWAY_TIMEOUT) {
             headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         response

@@ -45,6 +45,8 @@ pub fn asker(
     Ok(Asker {
         by: caller.by(),
         queue_limit: state.max_queued,
+        prices: state.prices.clone(),
+        api_key_id: caller.key().map(|key| key.id),
         claim,
     })
 }

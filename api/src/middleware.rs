@@ -7,10 +7,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use claimcheck_common::domain::UserId;
+use claimcheck_common::domain::{BudgetStanding, UserId};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use crate::error::ApiError;
 use crate::limits::{self, Standing};
+use crate::refusal;
 
 /// Names a request in answers and logs.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -37,6 +38,7 @@ struct Notes {
     id: String,
     user: OnceLock<UserId>,
     standings: OnceLock<Vec<Standing>>,
+    budget: OnceLock<BudgetStanding>,
 }
 
 impl RequestNotes {
@@ -58,6 +60,11 @@ impl RequestNotes {
     /// Where the caller stands with its limits; the answer tells.
     pub fn set_standings(&self, standings: Vec<Standing>) {
         let _already_known = self.inner.standings.set(standings);
+    }
+
+    /// What is left of the caller's nearest budget; the answer tells.
+    pub fn set_budget(&self, standing: BudgetStanding) {
+        let _already_known = self.inner.budget.set(standing);
     }
 }
 
@@ -92,13 +99,18 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     if let Some(standings) = notes.inner.standings.get() {
         limits::write_headers(headers, standings);
     }
+    if let Some(standing) = notes.inner.budget.get() {
+        refusal::write_tokens(headers, standing);
+    }
     response
 }
 
 /// Once the process is stopping, each answer is its connection's last: who comes again comes to another process.
 pub async fn part(State(stopping): State<CancellationToken>, request: Request, next: Next) -> Response {
+    // HTTP/2 says it by a frame of its own.
+    let by_header = request.version() < Version::HTTP_2;
     let mut response = next.run(request).await;
-    if stopping.is_cancelled() {
+    if by_header && stopping.is_cancelled() {
         let close = HeaderValue::from_static("close");
         response.headers_mut().insert(header::CONNECTION, close);
     }

@@ -16,7 +16,8 @@ use crate::attendance::Attending;
 use crate::error::{ApiError, Problem};
 use crate::extract::Caller;
 use crate::idempotent::{KEEP_KEY, answered_before};
-use crate::routes::submit_job::{commit, over_quota, prepare};
+use crate::refusal::refused;
+use crate::routes::submit_job::{commit, prepare};
 use crate::validate::idempotency::claimed_by;
 use crate::validate::job::SubmitJob;
 
@@ -81,8 +82,8 @@ impl Parts<'_> {
     async fn take_up(&self, found: Found) -> Result<Part, ApiError> {
         let (id, new) = match found {
             Found::Earlier(id) => (id, false),
-            Found::New(job, claim) => match commit(self.state, Submission { job: *job, claim }).await? {
-                Submitted::Accepted(job) => (job.key.id, true),
+            Found::New(job, claim) => match commit(self.state, self.caller, Submission { job: *job, claim }).await? {
+                Submitted::Accepted(job, _) => (job.key.id, true),
                 other => (job_of(other)?, false),
             },
         };
@@ -123,8 +124,8 @@ fn was_stopped(job: &JobView) -> bool {
 /// The job of a request that was carried out, now or before.
 fn job_of(submitted: Submitted) -> Result<JobId, ApiError> {
     match submitted {
-        Submitted::Accepted(job) | Submitted::Found(job) => Ok(job.key.id),
-        Submitted::OverQuota(limit) => Err(over_quota(limit)),
+        Submitted::Accepted(job, _) | Submitted::Found(job) => Ok(job.key.id),
+        Submitted::Refused(refusal) => Err(refused(refusal)),
         Submitted::Before(Before::Replayed(answer)) => {
             place(&answer).ok_or_else(|| ApiError::internal("a kept answer names no job"))
         }

@@ -98,7 +98,8 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(logout::change_password).needs(User))
         .routes(routes!(api_keys::create_key, api_keys::list_keys).needs(Keys))
         .routes(routes!(api_keys::get_key, api_keys::revoke_key).needs(Keys))
-        .routes(routes!(api_keys::rotate_key).needs(Keys));
+        .routes(routes!(api_keys::rotate_key).needs(Keys))
+        .routes(routes!(api_keys::set_budget).needs(Keys));
 
     let jobs = OpenApiRouter::new()
         .routes(routes!(submit_job::submit_job).needs(JobsWrite))

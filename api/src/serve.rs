@@ -1,29 +1,39 @@
 //! The connection loop: accepts, bounds and drains connections.
 //!
 //! axum's own loop has no limit on the time that a request's head may take, so that one half-sent head would hang a
-//! graceful stop. This loop speaks HTTP/1.1 (HTTP/2 is the proxy's business) and gives every wait a limit: the head, the
-//! number of connections, the drain.
+//! graceful stop. This loop gives every wait a limit: the TLS handshake, the head, the number of connections, the drain. In the clear
+//! it speaks HTTP/1.1; by TLS what the client chose (`tls.rs`). Handshakes are done beside each other, so that a slow one holds up none.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::ConnectInfo;
+use axum::middleware::AddExtension;
 use axum::{Extension, Router};
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::Layer;
 
+use crate::tls::{H2, Tls};
+
+/// Streams of one HTTP/2 connection at the same time.
+const H2_STREAMS: u32 = 128;
+/// An HTTP/2 connection that is idle is asked after this whether anybody is there, and closed if no answer comes within as long.
+const H2_PING: Duration = Duration::from_secs(20);
+const H2_HEAD_BYTES: u32 = 16 << 10;
+
 /// What the loop grants.
 #[derive(Debug, Clone, Copy)]
 pub struct ServeLimits {
-    /// A request's head must have come within this; an idle connection is closed after it.
+    /// A TLS handshake, and then a request's head, must have come within this; an idle connection is closed after it.
     pub head: Duration,
     /// Connections at the same time; more wait in the kernel's queue.
     pub connections: usize,
@@ -31,25 +41,35 @@ pub struct ServeLimits {
     pub drain: Duration,
 }
 
-/// Serves until `stop`, then lets open requests end within the drain time.
-pub async fn serve(listener: TcpListener, router: Router, limits: ServeLimits, stop: CancellationToken) {
-    let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(limits.head);
+/// Serves until `stop`, then lets open requests end within the drain time. With `tls` nothing is answered in the clear.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    limits: ServeLimits,
+    tls: Option<Tls>,
+    stop: CancellationToken,
+) {
+    let http = http(limits);
     let room = Arc::new(Semaphore::new(limits.connections));
     let graceful = GracefulShutdown::new();
     let connections = TaskTracker::new();
     let cut = CancellationToken::new();
     while let Some((stream, peer, place)) = next_connection(&listener, &room, &stop).await {
-        let service = TowerToHyperService::new(Extension(ConnectInfo(peer)).layer(router.clone()));
-        let connection = graceful.watch(http.serve_connection(TokioIo::new(stream), service));
-        let cut = cut.clone();
+        let connection = Connection {
+            http: http.clone(),
+            router: Extension(ConnectInfo(peer)).layer(router.clone()),
+            watcher: graceful.watcher(),
+        };
+        let (tls, cut, stop) = (tls.clone(), cut.clone(), stop.clone());
         connections.spawn(async move {
             let _place = place;
-            tokio::select! {
-                // A connection's end, however rude, concerns nobody else.
-                _ended = connection => {}
-                () = cut.cancelled() => {}
-            }
+            let served = async {
+                match tls {
+                    None => connection.serve(stream, false).await,
+                    Some(tls) => connection.serve_tls(stream, &tls, limits.head, &stop).await,
+                }
+            };
+            let _cut: Option<()> = cut.run_until_cancelled(served).await;
         });
     }
     drop(listener);
@@ -62,6 +82,51 @@ pub async fn serve(listener: TcpListener, router: Router, limits: ServeLimits, s
     }
     connections.close();
     connections.wait().await;
+}
+
+fn http(limits: ServeLimits) -> Builder<TokioExecutor> {
+    let mut http = Builder::new(TokioExecutor::new());
+    http.http1().timer(TokioTimer::new()).header_read_timeout(limits.head);
+    http.http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(H2_STREAMS)
+        .max_header_list_size(H2_HEAD_BYTES)
+        .keep_alive_interval(H2_PING)
+        .keep_alive_timeout(H2_PING);
+    http
+}
+
+/// What one connection is served with.
+struct Connection {
+    http: Builder<TokioExecutor>,
+    router: AddExtension<Router, ConnectInfo<SocketAddr>>,
+    /// Keeps the stop waiting for it.
+    watcher: Watcher,
+}
+
+impl Connection {
+    async fn serve_tls(self, stream: TcpStream, tls: &Tls, limit: Duration, stop: &CancellationToken) {
+        let handshake = tokio::time::timeout(limit, tls.acceptor().accept(stream));
+        // Whoever has not even shaken hands has no open request.
+        let Some(Ok(Ok(stream))) = stop.run_until_cancelled(handshake).await else {
+            metrics::counter!("claimcheck_tls_handshakes_failed_total").increment(1);
+            return;
+        };
+        let h2 = stream.get_ref().1.alpn_protocol() == Some(H2);
+        self.serve(stream, h2).await;
+    }
+
+    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, h2: bool) {
+        let http = if h2 {
+            self.http.http2_only()
+        } else {
+            self.http.http1_only()
+        };
+        let service = TowerToHyperService::new(self.router);
+        let connection = self.watcher.watch(http.serve_connection(TokioIo::new(stream), service));
+        // A connection's end, however rude, concerns nobody else.
+        let _ended = connection.await;
+    }
 }
 
 /// The next connection with its other end and its place among the allowed ones; `None` once `stop` is cancelled.
@@ -119,7 +184,7 @@ mod tests {
             connections: 8,
             drain,
         };
-        let task = tokio::spawn(serve(listener, router, limits, stop.clone()));
+        let task = tokio::spawn(serve(listener, router, limits, None, stop.clone()));
         Served { address, stop, task }
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::header::{self, HeaderName};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri};
@@ -162,6 +163,14 @@ pub fn compression() -> CompressionLayer<impl Predicate> {
     CompressionLayer::new()
         .gzip(true)
         .compress_when(DefaultPredicate::new().and(SizeAbove::new(COMPRESS_ABOVE)))
+}
+
+/// What listens to plain HTTP beside a service that speaks TLS: all of it is sent there.
+pub fn redirects() -> Router {
+    Router::new().fallback(async |request: Request| {
+        let host = host(request.uri(), request.headers()).map(ToOwned::to_owned);
+        to_https(&request, host.as_deref())
+    })
 }
 
 /// What a browser asks is asked again by HTTPS. What sent a body has shown it already and is told so.

@@ -1,6 +1,7 @@
 //! How answers look. What is shown of a job is in `common/src/view.rs`, since webhooks show it as well; here is what HTTP adds.
 
 mod batch;
+mod budget;
 mod bulk;
 mod completion;
 mod file;
@@ -8,6 +9,7 @@ mod response;
 mod validator;
 
 pub use batch::{BatchBody, BatchDryRunBody, BatchList, FeasibilityBody};
+pub use budget::BudgetBody;
 pub use bulk::BulkBody;
 pub use claimcheck_common::view::{ErrorInfo, JobBody, OutputBody, StatusSchema};
 pub use completion::{completion, usage};

@@ -5,6 +5,7 @@
 
 mod limits;
 mod policy;
+mod prices;
 mod sign_in;
 mod transport;
 mod worker;
@@ -24,8 +25,9 @@ use crate::webhook::Vault;
 
 pub use limits::{LimitsConfig, Plan, Plans, UNLIMITED_PLAN};
 pub use policy::PolicyConfig;
+pub use prices::Prices;
 pub use sign_in::{ProviderConfig, ProviderKind, SignInConfig};
-pub use transport::{Environment, TransportConfig, weak_password, weakness};
+pub use transport::{CertificateFiles, Environment, TransportConfig, weak_password, weakness};
 pub use worker::WorkerConfig;
 
 /// A variable is missing or does not read.
@@ -300,6 +302,13 @@ pub struct BatchConfig {
     /// `CLAIMCHECK_MAX_QUEUED`, as for the API: lines beyond it wait.
     #[serde(default)]
     pub max_queued: Option<u32>,
+    /// `CLAIMCHECK_BATCH_TOKENS`: most tokens in the prompts of a tenant's waiting jobs of batches, unless it has a limit of its own;
+    /// lines beyond it wait in their files. Unset sets none.
+    #[serde(default)]
+    pub batch_tokens: Option<u64>,
+    /// `CLAIMCHECK_PRICES`, as for the API.
+    #[serde(default)]
+    pub prices: Prices,
 }
 
 impl Default for BatchConfig {
@@ -307,6 +316,8 @@ impl Default for BatchConfig {
         Self {
             batch_in_flight: default_batch_in_flight(),
             max_queued: None,
+            batch_tokens: None,
+            prices: Prices::default(),
         }
     }
 }
@@ -348,6 +359,10 @@ pub struct ApiConfig {
     /// `CLAIMCHECK_MAX_QUEUED`: most jobs of a tenant that may wait, unless it has a limit of its own. Unset sets none.
     #[serde(default)]
     pub max_queued: Option<u32>,
+    /// `CLAIMCHECK_PRICES`: what a million tokens of prompts and of generated text cost, by model: `gpt2=0.15:0.60,*=0.10:0.40`. Unset:
+    /// nothing costs anything, and there are no spending caps.
+    #[serde(default)]
+    pub prices: Prices,
     /// `CLAIMCHECK_STOP_NOTICE`: for so long after a stop signal requests are still taken, while `/readyz` already tells the
     /// balancer to send no more (0 s).
     #[serde(default, with = "humantime_serde")]

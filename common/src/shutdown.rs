@@ -1,6 +1,7 @@
 //! Stopping: a token is passed into every loop, and the process's signals cancel it.
 
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 /// A token that SIGTERM or SIGINT cancels. A second signal ends the process at once.
@@ -23,4 +24,17 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
         }
     });
     Ok(token)
+}
+
+/// Tells of each SIGHUP: files are to be read again. Must be called within a runtime; without a call the signal ends the process.
+pub fn on_hangup() -> std::io::Result<mpsc::Receiver<()>> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    // One that waits stands for all that come meanwhile.
+    let (tell, told) = mpsc::channel(1);
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() && !tell.is_closed() {
+            let _one_waits_already = tell.try_send(());
+        }
+    });
+    Ok(told)
 }

@@ -21,6 +21,13 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def fresh_database(name: str) -> None:
+    """A database of that name with nothing in it."""
+    owner = os.environ["DATABASE_OWNER_URL"]
+    for sql in [f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", f"CREATE DATABASE {name}"]:
+        subprocess.run(["psql", "--quiet", owner, "--command", sql], check=True)
+
+
 class Installation:
     """An API and a worker that serves the model in a folder; `more` adds to their environment. The database is there."""
 

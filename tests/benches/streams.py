@@ -2,14 +2,12 @@
 import argparse
 import asyncio
 import json
-import os
-import subprocess
 import tempfile
 import time
 import urllib.parse
 from pathlib import Path
 
-from installation import Installation, send
+from installation import Installation, fresh_database, send
 
 DATABASE = "bench_streams"
 TINY = Path(__file__).resolve().parents[2] / "worker/models/tiny"
@@ -20,12 +18,6 @@ def resident(pid: int) -> float:
     """Resident memory in MB."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1000
-
-
-def fresh_database() -> None:
-    owner = os.environ["DATABASE_OWNER_URL"]
-    for sql in [f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)", f"CREATE DATABASE {DATABASE}"]:
-        subprocess.run(["psql", "--quiet", owner, "--command", sql], check=True)
 
 
 class Stream:
@@ -103,7 +95,7 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=10_000)
     parser.add_argument("--seconds", type=int, default=40, help="for which the open streams are watched")
     options = parser.parse_args()
-    fresh_database()
+    fresh_database(DATABASE)
     with tempfile.TemporaryDirectory() as folder:
         service = Installation(Path(folder), DATABASE, TINY)
         with service.api, service.worker:

@@ -37,13 +37,13 @@ impl Worker {
             world,
             BatchConfig {
                 batch_in_flight: in_flight,
-                max_queued: None,
+                ..BatchConfig::default()
             },
             Rules::open(None).unwrap(),
         )
     }
 
-    fn start_with(world: &World, config: BatchConfig, policy: Rules) -> Self {
+    pub(crate) fn start_with(world: &World, config: BatchConfig, policy: Rules) -> Self {
         let stop = CancellationToken::new();
         let batches = Batches {
             pool: world.pool.clone(),
@@ -391,7 +391,7 @@ async fn a_lines_prompt_is_held_against_the_content_policy_as_a_submit_is_and_ea
         std::fs::write(file.path(), RULES).unwrap();
         let config = BatchConfig {
             batch_in_flight: 100,
-            max_queued: None,
+            ..BatchConfig::default()
         };
         let worker = Worker::start_with(world, config, Rules::open(Some(file.path().to_owned())).unwrap());
         let batch = run_all(world, &ada, &id, |prompt| {

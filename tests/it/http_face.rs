@@ -1,7 +1,9 @@
 //! The API process in a test's own world, and its clients.
 
 use claimcheck_api::{App, Config};
-use claimcheck_common::config::{ApiConfig, JwtAlgorithm, LimitsConfig, PolicyConfig, SignInConfig, TransportConfig};
+use claimcheck_common::config::{
+    ApiConfig, JwtAlgorithm, LimitsConfig, PolicyConfig, Prices, SignInConfig, TransportConfig,
+};
 use claimcheck_common::domain::{ModelRef, WorkerId};
 use claimcheck_common::store::models::{self, NewModel};
 use claimcheck_tests::{World, in_world};
@@ -96,6 +98,7 @@ pub(crate) fn config(world: &World) -> Config {
             token_ttl: Duration::from_mins(10),
             session_ttl: Duration::from_hours(1),
             max_queued: None,
+            prices: Prices::default(),
             stop_notice: Duration::ZERO,
             drain: Duration::from_secs(5),
         },

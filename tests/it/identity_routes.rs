@@ -229,7 +229,9 @@ fn foreign<'a>(operation: &Operation, victims: &'a Victims) -> Option<(&'a str, 
         | "/v1/jobs/{id}/replay"
         | "/v1/jobs/{id}/events" => Some((&victims.job, json!(null))),
         "/v1/responses/{id}" | "/v1/responses/{id}/cancel" => Some((&victims.response, json!(null))),
-        "/v1/api_keys/{id}" | "/v1/api_keys/{id}/rotate" => Some((&victims.key, json!({}))),
+        "/v1/api_keys/{id}" | "/v1/api_keys/{id}/rotate" | "/v1/api_keys/{id}/budget" => {
+            Some((&victims.key, json!({})))
+        }
         "/v1/webhook_endpoints/{endpoint_id}/recover" => Some((&victims.endpoint, json!({"since": 0}))),
         hook if hook.starts_with("/v1/webhook_endpoints/{endpoint_id}") => Some((&victims.endpoint, json!({}))),
         batch if batch.starts_with("/v1/batches/{id}") => Some((&victims.batch, json!(null))),

@@ -2,6 +2,7 @@
 
 mod audit;
 mod batches;
+mod budgets;
 mod cli;
 mod cli_batches;
 mod cli_webhooks;
@@ -29,6 +30,7 @@ mod limits;
 mod limits_redis;
 mod model_files;
 mod parity;
+mod parsers;
 mod plans;
 mod policy;
 mod precision;
@@ -42,4 +44,5 @@ mod store_guards;
 mod store_shares;
 mod store_time;
 mod store_walk;
+mod tls;
 mod webhooks;

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use claimcheck_api::relay::Relay;
 use claimcheck_common::domain::{
-    Choice, Class, Completion, FinishReason, GenerationParams, JobError, JobId, JobKey, JobStatus, ModelRef, ProjectId,
-    Prompt, QueueName, Usage, UserId, WorkerId,
+    Choice, Class, Completion, FinishReason, GenerationParams, JobError, JobId, JobKey, JobStatus, ModelRef, Price,
+    ProjectId, Prompt, QueueName, Usage, UserId, WorkerId,
 };
 use claimcheck_common::queue::{Delivery, Subscription};
 use claimcheck_common::store::accounts::{Account, NewUser};
@@ -78,6 +78,7 @@ pub(crate) fn new_job(account: &Account) -> NewJob {
         scheduled_at: None,
         options: JobOptions::default(),
         queue_limit: None,
+        price: Price::default(),
         traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()),
         webhook: None,
         origin: Origin::default(),
@@ -87,7 +88,7 @@ pub(crate) fn new_job(account: &Account) -> NewJob {
 
 pub(crate) async fn accept(pool: &Pool, job: NewJob) -> JobView {
     match submit::submit(pool, job, None, |_| Answer::default()).await.unwrap() {
-        Submitted::Accepted(view) => *view,
+        Submitted::Accepted(view, _) => *view,
         other => panic!("not accepted: {other:?}"),
     }
 }
@@ -732,7 +733,7 @@ async fn equal_idempotency_keys_make_one_job() {
         let mut accepted = 0;
         for outcome in outcomes {
             match outcome.unwrap() {
-                Submitted::Accepted(_) => accepted += 1,
+                Submitted::Accepted(..) => accepted += 1,
                 Submitted::Before(Before::Replayed(_) | Before::InFlight) => {}
                 other => panic!("the body was the same: {other:?}"),
             }

@@ -150,7 +150,7 @@ async fn two_at_once(world: &World, pool: &Pool, account: &Account, with_key: bo
     let outcomes = [first.await.unwrap(), second.await.unwrap()];
     let accepted = outcomes
         .iter()
-        .filter(|outcome| matches!(outcome, Submitted::Accepted(_)));
+        .filter(|outcome| matches!(outcome, Submitted::Accepted(..)));
     accepted.count()
 }
 

@@ -4,6 +4,7 @@ use claimcheck_common::domain::{Class, JobId, QueueName, TenantId};
 use claimcheck_common::store::accounts::Account;
 use claimcheck_common::store::idempotency::Answer;
 use claimcheck_common::store::operators::{self, TenantLimits};
+use claimcheck_common::store::quota::Refusal;
 use claimcheck_common::store::submit::{JobOptions, NewJob, Submitted};
 use claimcheck_common::store::{Pool, outbox, rescue, submit};
 use claimcheck_tests::in_world;
@@ -201,11 +202,11 @@ async fn a_thousand_submits_at_once_let_in_as_many_as_the_quota_has_room_for() {
         let outcomes = join_all(submits).await;
         let accepted = outcomes
             .iter()
-            .filter(|outcome| matches!(outcome, Ok(Submitted::Accepted(_))));
+            .filter(|outcome| matches!(outcome, Ok(Submitted::Accepted(..))));
         assert_eq!(accepted.count(), 100);
         let refused = outcomes
             .iter()
-            .filter(|outcome| matches!(outcome, Ok(Submitted::OverQuota(100))));
+            .filter(|outcome| matches!(outcome, Ok(Submitted::Refused(Refusal::Queue(100)))));
         assert_eq!(refused.count(), 900);
         assert_eq!(count(pool, "SELECT count(*) FROM jobs").await, 100);
         accept(pool, new_job(&free)).await;
@@ -218,7 +219,7 @@ async fn a_thousand_submits_at_once_let_in_as_many_as_the_quota_has_room_for() {
         claim_one(pool, JobId::from_uuid(waiting)).await.unwrap();
         accept(pool, new_job(&limited)).await;
         let again = submit::submit(pool, new_job(&limited), None, |_| Answer::default()).await;
-        assert!(matches!(again, Ok(Submitted::OverQuota(100))));
+        assert!(matches!(again, Ok(Submitted::Refused(Refusal::Queue(100)))));
     })
     .await;
 }

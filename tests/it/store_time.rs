@@ -372,6 +372,8 @@ async fn do_again(pool: &Pool, project: ProjectId, id: JobId) -> Retried {
     let asker = Asker {
         by: ACTOR.into(),
         queue_limit: None,
+        prices: claimcheck_common::config::Prices::default(),
+        api_key_id: None,
         claim: None,
     };
     match retry::retry(pool, project, id, retry::Purpose::Retry, asker, |_| Answer::default())

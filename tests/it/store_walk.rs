@@ -70,7 +70,7 @@ async fn as_many_walks_as_asked_for_go_where_the_model_goes() {
 const MOST: u32 = 8 * CASES;
 
 /// A guard taken out by a trigger, and what must be found.
-const WITHOUT: [(&str, &str, &str); 6] = [
+const WITHOUT: [(&str, &str, &str); 7] = [
     (
         "a fence that grows",
         "CREATE FUNCTION doctored() RETURNS trigger LANGUAGE plpgsql AS
@@ -117,6 +117,12 @@ const WITHOUT: [(&str, &str, &str); 6] = [
          CREATE TRIGGER doctored AFTER INSERT ON events FOR EACH ROW WHEN (pg_trigger_depth() = 0)
              EXECUTE FUNCTION doctored()",
         "one event and one audit row",
+    ),
+    (
+        "a refund for each ending",
+        "CREATE FUNCTION doctored() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+         CREATE TRIGGER doctored BEFORE DELETE ON reservations FOR EACH ROW EXECUTE FUNCTION doctored()",
+        "of a budget that is reserved",
     ),
 ];
 

@@ -9,7 +9,7 @@ use claimcheck_common::store::Pool;
 use crate::World;
 
 /// A promise, and the query for the jobs that break it.
-const PROMISES: [(&str, &str); 7] = [
+const PROMISES: [(&str, &str); 8] = [
     (
         "an ended job has one event and one audit row of its ending, an unfinished one has none",
         "SELECT j.id::text FROM jobs j
@@ -56,6 +56,22 @@ const PROMISES: [(&str, &str); 7] = [
         "an order that was sent under one key is one job",
         "SELECT min(j.id::text) FROM jobs j JOIN job_inputs i ON i.job_id = j.id
          WHERE j.retry_of IS NULL AND i.metadata ? 'order' GROUP BY j.user_id, i.metadata ->> 'order' HAVING count(*) > 1",
+    ),
+    (
+        "of a budget that is reserved what its unfinished jobs reserve, and spent what those used that ended in the period",
+        "SELECT b.id::text FROM budgets b
+         CROSS JOIN LATERAL (SELECT coalesce(sum(tokens), 0) AS tokens, coalesce(sum(cost), 0) AS cost, count(*) AS jobs
+             FROM reservations WHERE budget_id = b.id) kept
+         CROSS JOIN LATERAL (SELECT coalesce(sum(j.prompt_tokens
+                     + (i.parameters ->> 'max_tokens')::bigint * (i.parameters ->> 'n')::bigint), 0) AS tokens, count(*) AS jobs
+             FROM jobs j JOIN job_inputs i ON i.job_id = j.id
+             WHERE b.id IN (j.tenant_id, j.api_key_id) AND j.finished_at IS NULL) open
+         CROSS JOIN LATERAL (SELECT coalesce(sum(prompt_tokens + completion_tokens), 0) AS tokens FROM receipts
+             WHERE b.id IN (tenant_id, api_key_id)
+                 AND finished_at >= budget_period(b.period_began_at, b.period_seconds)) used
+         WHERE b.reserved_tokens <> kept.tokens OR b.reserved_cost <> kept.cost OR kept.jobs <> open.jobs
+             OR kept.tokens <> open.tokens OR used.tokens <> CASE
+                 WHEN budget_period(b.period_began_at, b.period_seconds) > b.period_began_at THEN 0 ELSE b.spent_tokens END",
     ),
 ];
 

@@ -18,6 +18,7 @@ use super::token::TokenError;
 use super::tokens::{Tokens, TokensError};
 use crate::error::{ApiError, Problem};
 use crate::extract::caller::{Caller, Credential, KeyGrant};
+use crate::middleware::RequestNotes;
 use crate::reads::{AccountReads, KeyReads};
 
 /// Where an API key may stand besides `Authorization`.
@@ -78,6 +79,7 @@ impl Doorkeeper {
             role: account.role,
             credential: Credential::Token(claims.sid),
             origin: Origin::default(),
+            notes: RequestNotes::default(),
         })
     }
 
@@ -107,6 +109,7 @@ impl Doorkeeper {
             role: account.role,
             credential: Credential::Key(Arc::new(KeyGrant { id, grant })),
             origin: Origin::default(),
+            notes: RequestNotes::default(),
         })
     }
 }

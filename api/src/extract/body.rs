@@ -7,6 +7,7 @@ use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt;
+use hyper::body::Body as _;
 
 use crate::error::{ApiError, Problem};
 
@@ -20,6 +21,10 @@ const DRAIN_BYTES: usize = 16 << 20;
 /// The body's bytes, if it is of `media` (`application/json`) and has at most `limit` bytes.
 pub async fn read(request: Request, media: &str, limit: usize) -> Result<Bytes, ApiError> {
     let (parts, body) = request.into_parts();
+    if !parts.headers.contains_key(header::CONTENT_TYPE) && body.size_hint().exact() == Some(0) {
+        let message = format!("The request has no body; send one, as {media}.");
+        return Err(ApiError::Invalid(Problem::new("missing_body", message)));
+    }
     check_media(&parts.headers, media)?;
     collect_within(READ_TIME, body, limit).await
 }
@@ -138,6 +143,13 @@ mod tests {
                 "{headers:?}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn a_request_without_a_body_is_not_blamed_for_its_type() {
+        assert_eq!(status(&[], Body::empty()).await, StatusCode::BAD_REQUEST);
+        let unknown_length = Body::from_stream(futures::stream::empty::<Result<Bytes, std::io::Error>>());
+        assert_eq!(status(&[], unknown_length).await, StatusCode::UNSUPPORTED_MEDIA_TYPE);
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use claimcheck_common::store::audit::{self, By};
 
 use super::Origin;
 use crate::error::{ApiError, Problem};
+use crate::middleware::RequestNotes;
 
 /// An authenticated, active user.
 #[derive(Debug, Clone)]
@@ -27,6 +28,8 @@ pub struct Caller {
     pub credential: Credential,
     /// How the request came, for the audit log.
     pub origin: audit::Origin,
+    /// What its answer tells besides.
+    pub notes: RequestNotes,
 }
 
 /// What a request was authenticated by.
@@ -138,6 +141,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
         let mut caller = known.ok_or_else(|| ApiError::internal("a route that states no need asks for its caller"))?;
         if let Some(origin) = parts.extensions.get::<Origin>() {
             caller.origin = origin.audit(Some(caller.credential.shown()));
+            caller.notes = origin.notes.clone();
         }
         Ok(caller)
     }
@@ -155,6 +159,7 @@ mod tests {
             role: Role::Admin,
             credential,
             origin: audit::Origin::default(),
+            notes: RequestNotes::default(),
         }
     }
 

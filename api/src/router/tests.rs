@@ -6,7 +6,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
 use claimcheck_common::config::{
     ApiConfig, BrokerConfig, DatabaseConfig, DeliveryConfig, Environment, FilesConfig, JwtAlgorithm, LimitsConfig,
-    PolicyConfig, RedisConfig, SignInConfig, TransportConfig, WebhookConfig,
+    PolicyConfig, Prices, RedisConfig, SignInConfig, TransportConfig, WebhookConfig,
 };
 use claimcheck_common::domain::{SessionId, UserId};
 use secrecy::ExposeSecret;
@@ -28,6 +28,7 @@ pub(crate) fn config() -> crate::Config {
             token_ttl: Duration::from_mins(1),
             session_ttl: Duration::from_hours(1),
             max_queued: None,
+            prices: Prices::default(),
             stop_notice: Duration::ZERO,
             drain: Duration::from_secs(1),
         },

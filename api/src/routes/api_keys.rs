@@ -3,8 +3,9 @@
 use axum::Json as Reply;
 use axum::extract::State;
 use axum::http::{HeaderName, StatusCode, header};
-use claimcheck_common::domain::{ApiKeyId, Scope};
+use claimcheck_common::domain::{ApiKeyId, BudgetStanding, Scope};
 use claimcheck_common::store::api_keys::{self, ApiKey, KEYS_MAX, NewApiKey, Rotation};
+use claimcheck_common::store::budgets;
 use serde::Serialize;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -16,7 +17,9 @@ use crate::docs::{BadBody, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{Caller, IdPath, Json, Query};
 use crate::validate::api_key::{NewKey, Rotate};
+use crate::validate::budget::BudgetIn;
 use crate::validate::number::from_text;
+use crate::view::BudgetBody;
 
 const BODY_MAX: usize = 16 << 10;
 /// An answer with a secret in it is kept by nobody on the way.
@@ -60,6 +63,9 @@ pub struct ApiKeyBody {
     pub last_used_at: Option<i64>,
     /// Requests that it was used for; some seconds late.
     pub usage_count: u64,
+    /// What its jobs may use; null for as much as its organization may.
+    #[schema(required)]
+    pub budget: Option<BudgetBody>,
 }
 
 /// A page of API keys.
@@ -80,7 +86,16 @@ pub struct ApiKeyList {
 }
 
 impl ApiKeyBody {
-    fn of(key: ApiKey, secret: Option<&Secret>) -> Self {
+    /// With what is used of its budget.
+    async fn find(state: &AppState, key: ApiKey, secret: Option<&Secret>) -> Result<Self, ApiError> {
+        let budget = budgets::find(&state.pool, vec![key.id.uuid()])
+            .await?
+            .into_values()
+            .next();
+        Ok(Self::of(key, secret, budget))
+    }
+
+    fn of(key: ApiKey, secret: Option<&Secret>, budget: Option<BudgetStanding>) -> Self {
         let seconds = |at: Option<OffsetDateTime>| at.map(OffsetDateTime::unix_timestamp);
         Self {
             id: key.id.to_string(),
@@ -97,6 +112,7 @@ impl ApiKeyBody {
             revoked_at: seconds(key.revoked_at),
             last_used_at: seconds(key.last_used_at),
             usage_count: key.usage_count,
+            budget: budget.map(BudgetBody::from),
         }
     }
 }
@@ -126,6 +142,10 @@ pub async fn create_key(
         hint: secret.hint(),
         sha256: secret.sha256(),
         expires_at: asked.expiry(OffsetDateTime::now_utc())?,
+        budget: match asked.budget {
+            Some(budget) => budget.valid(&state.prices)?,
+            None => None,
+        },
         grant: asked.grant(),
         by: caller.by(),
     };
@@ -137,7 +157,7 @@ pub async fn create_key(
     Ok((
         StatusCode::CREATED,
         NOT_KEPT,
-        Reply(ApiKeyBody::of(kept, Some(&secret))),
+        Reply(ApiKeyBody::find(&state, kept, Some(&secret)).await?),
     ))
 }
 
@@ -171,7 +191,12 @@ pub async fn list_keys(
     let mut found = api_keys::list(&state.pool, caller.user_id, after, limit + 1).await?;
     let has_more = found.len() > limit as usize;
     found.truncate(limit as usize);
-    let data: Vec<_> = found.into_iter().map(|key| ApiKeyBody::of(key, None)).collect();
+    let budgets = budgets::find(&state.pool, found.iter().map(|key| key.id.uuid()).collect()).await?;
+    let of = |key: ApiKey| {
+        let budget = budgets.get(&key.id.uuid()).copied();
+        ApiKeyBody::of(key, None, budget)
+    };
+    let data: Vec<_> = found.into_iter().map(of).collect();
     Ok(Reply(ApiKeyList {
         object: "list",
         first_id: data.first().map(|key| key.id.clone()),
@@ -196,9 +221,37 @@ pub async fn get_key(
     query: Query,
 ) -> Result<Reply<ApiKeyBody>, ApiError> {
     query.only(&[])?;
+    shown(&state, &caller, id).await
+}
+
+async fn shown(state: &AppState, caller: &Caller, id: ApiKeyId) -> Result<Reply<ApiKeyBody>, ApiError> {
     let key = api_keys::get_one(&state.pool, caller.user_id, id).await?;
-    key.map(|key| Reply(ApiKeyBody::of(key, None)))
-        .ok_or_else(key_not_found)
+    let key = key.ok_or_else(key_not_found)?;
+    ApiKeyBody::find(state, key, None).await.map(Reply)
+}
+
+/// Set an API key's budget
+///
+/// From the next job on. What was spent and what is reserved stays; `{}` takes the budget away. A key with the scope `admin` manages all
+/// of its user's keys, itself too.
+#[utoipa::path(put, path = "/v1/api_keys/{id}/budget", tag = "Accounts", request_body = BudgetIn,
+    params(("id" = String, Path, description = "The key's id")),
+    responses(
+        (status = 200, body = ApiKeyBody, description = "The key with its budget"),
+        (status = 404, body = ErrorBody, description = "No such key, not yours, or revoked"),
+        BadBody, Trouble,
+    ))]
+pub async fn set_budget(
+    State(state): State<AppState>,
+    caller: Caller,
+    IdPath(id): IdPath<ApiKeyId>,
+    body: Json<BudgetIn, BODY_MAX>,
+) -> Result<Reply<ApiKeyBody>, ApiError> {
+    let budget = body.value.valid(&state.prices)?;
+    if !api_keys::set_budget(&state.pool, caller.user_id, id, budget, caller.by()).await? {
+        return Err(key_not_found());
+    }
+    shown(&state, &caller, id).await
 }
 
 /// Revoke an API key
@@ -219,8 +272,8 @@ pub async fn revoke_key(
 ) -> Result<Reply<ApiKeyBody>, ApiError> {
     query.only(&[])?;
     let key = api_keys::revoke(&state.pool, caller.user_id, id, caller.by()).await?;
-    key.map(|key| Reply(ApiKeyBody::of(key, None)))
-        .ok_or_else(key_not_found)
+    let key = key.ok_or_else(key_not_found)?;
+    ApiKeyBody::find(&state, key, None).await.map(Reply)
 }
 
 /// Rotate an API key
@@ -252,7 +305,7 @@ pub async fn rotate_key(
     let key = api_keys::rotate(&state.pool, rotation)
         .await?
         .ok_or_else(key_not_found)?;
-    Ok((NOT_KEPT, Reply(ApiKeyBody::of(key, Some(&secret)))))
+    Ok((NOT_KEPT, Reply(ApiKeyBody::find(&state, key, Some(&secret)).await?)))
 }
 
 fn key_not_found() -> ApiError {

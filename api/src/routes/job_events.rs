@@ -12,6 +12,7 @@ use claimcheck_common::store::jobs::{self, JobView, WaitingReason};
 use claimcheck_common::view::{ErrorInfo, LogprobsBody, UsageBody};
 use futures::stream::unfold;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::get_place::PlaceBody;
 use crate::app::AppState;
@@ -26,6 +27,19 @@ const LAST_EVENT_ID: &str = "last-event-id";
 /// The id of the event behind which there is nothing.
 const END: &str = "end";
 
+/// A server-sent event.
+#[derive(Debug, ToSchema)]
+#[schema(as = JobEvent)]
+#[expect(dead_code, reason = "it describes, nothing makes one")]
+struct SentEvent {
+    /// Which kind.
+    event: String,
+    /// Where the reader has come: what `Last-Event-ID` takes.
+    id: String,
+    /// JSON, by its kind.
+    data: String,
+}
+
 /// Follow a job
 ///
 /// Server-sent events: `state` whenever it has another one or is tried again, `queue` with its place while it waits, `delta` for
@@ -38,7 +52,7 @@ const END: &str = "end";
         ("Last-Event-ID" = Option<String>, Header, description = "The id of the last event that came"),
     ),
     responses(
-        (status = 200, content_type = "text/event-stream", body = String, description = "Events"),
+        (status = 200, content_type = "text/event-stream", body = SentEvent, description = "Events, each with these fields"),
         (status = 204, description = "The last event was the end"),
         (status = 400, body = ErrorBody, description = "`Last-Event-ID` is none that came from here"),
         (status = 404, body = ErrorBody, description = "No such job, or not yours"),

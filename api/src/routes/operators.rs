@@ -12,6 +12,7 @@ use crate::app::AppState;
 use crate::docs::{BadBody, NeedsAdmin, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{self, Caller};
+use crate::validate::budget::BudgetIn;
 use crate::validate::number::Whole;
 use crate::validate::text::check;
 
@@ -84,6 +85,11 @@ pub struct LimitsIn {
     pub max_running: Option<Whole<1, { i32::MAX as i64 }>>,
     /// The plan whose request rates the tenant has (`CLAIMCHECK_PLANS`).
     pub plan: Option<String>,
+    /// Tokens in the prompts of waiting lines of batches; further lines wait in their files (`CLAIMCHECK_BATCH_TOKENS`).
+    #[schema(value_type = Option<u64>, minimum = 0)]
+    pub max_batch_tokens: Option<Whole<0, { i64::MAX }>>,
+    /// What its jobs may use (as much as comes).
+    pub budget: Option<BudgetIn>,
 }
 
 /// List pauses
@@ -259,6 +265,11 @@ pub async fn set_limits(
         plan: body.value.plan,
         max_queued: body.value.max_queued.map(|value| value.get() as u32),
         max_running: body.value.max_running.map(|value| value.get() as u32),
+        max_batch_tokens: body.value.max_batch_tokens.map(|value| value.get().unsigned_abs()),
+        budget: match body.value.budget {
+            Some(budget) => budget.valid(&state.prices)?,
+            None => None,
+        },
     };
     operators::set_limits(&state.pool, tenant, limits, caller.by()).await?;
     Ok(StatusCode::NO_CONTENT)

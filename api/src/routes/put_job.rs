@@ -7,13 +7,14 @@ use axum::response::Response;
 use claimcheck_common::store::idempotency::{Answer, Before, ClaimedBy};
 use claimcheck_common::store::submit::Submitted;
 
-use super::submit_job::{accept, over_quota, prepare, render};
+use super::submit_job::{accept, prepare, render};
 use crate::app::AppState;
 use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::dry_run;
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{Metered, RawJson};
 use crate::idempotent::{answered, replayed};
+use crate::refusal::refused;
 use crate::validate::idempotency;
 use crate::validate::job::SubmitJob;
 use crate::view::JobBody;
@@ -32,7 +33,7 @@ use crate::view::JobBody;
         )),
         (status = 404, body = ErrorBody, description = "The model is not served (`model_not_found`)"),
         (status = 409, body = ErrorBody, description = "The first request with this id is still at work"),
-        (status = 429, body = ErrorBody, description = "As many jobs wait as may (`quota_exceeded`)"),
+        (status = 429, body = ErrorBody, description = "As many jobs wait as may (`quota_exceeded`), or a budget has too little left (`budget_exceeded`)"),
         (status = 422, body = ErrorBody, description = "The id was used with another body"),
         BadBody, NeedsToken, Trouble,
     ))]
@@ -49,7 +50,7 @@ pub async fn put_job(
         return dry_run::answer(&state, &[job]).await;
     }
     match accept(&state, &caller, &headers, &raw, Some(ClaimedBy::ClientId(id))).await? {
-        Submitted::Accepted(view) => answered(render(&view)),
+        Submitted::Accepted(view, _) => answered(render(&view)),
         Submitted::Before(Before::Replayed(answer)) => answered(answer).map(replayed),
         Submitted::Found(view) => {
             let status = StatusCode::OK.as_u16();
@@ -73,6 +74,6 @@ pub async fn put_job(
             )
             .at(idempotency::CLIENT_ID),
         )),
-        Submitted::OverQuota(limit) => Err(over_quota(limit)),
+        Submitted::Refused(refusal) => Err(refused(refusal)),
     }
 }

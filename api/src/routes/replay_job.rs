@@ -23,7 +23,7 @@ use crate::app::AppState;
 use crate::docs::{NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::path::job_not_found;
-use crate::extract::{Caller, JobIdPath, Query};
+use crate::extract::{Caller, JobIdPath, Metered, Query};
 use crate::idempotent::{answered, answered_before, asker};
 use crate::validate::number::from_text;
 use crate::view::StatusSchema;
@@ -89,16 +89,17 @@ pub struct DifferenceBody {
             ("Retry-After" = u32, description = "Seconds until a first look is worth while"),
             ("idempotent-replayed" = bool, description = "Present if this answer was given before"),
         )),
+        (status = 400, body = ErrorBody, description = "The key is none, or a parameter is unknown"),
         (status = 404, body = ErrorBody, description = "No such job, or not yours"),
         (status = 409, body = ErrorBody, description = "It has not ended (`job_not_ended`), is erased (`job_erased`) or has no tokens \
             (`job_without_tokens`), or the first request with this key is still at work"),
         (status = 422, body = ErrorBody, description = "The key was used with another request"),
-        (status = 429, body = ErrorBody, description = "As many jobs wait as may (`quota_exceeded`)"),
+        (status = 429, body = ErrorBody, description = "As many jobs wait as may (`quota_exceeded`), or a budget has too little left (`budget_exceeded`)"),
         NeedsToken, Trouble,
     ))]
 pub async fn replay_job(
     State(state): State<AppState>,
-    caller: Caller,
+    Metered(caller): Metered,
     JobIdPath(id): JobIdPath,
     query: Query,
     headers: HeaderMap,

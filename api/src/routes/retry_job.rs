@@ -7,13 +7,14 @@ use claimcheck_common::store::jobs::JobView;
 use claimcheck_common::store::once::Once;
 use claimcheck_common::store::retry::{self, Purpose, Retried};
 
-use super::submit_job::{over_quota, render};
+use super::submit_job::render;
 use crate::app::AppState;
 use crate::docs::{NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::job_not_found;
 use crate::extract::{JobIdPath, Metered, Query};
 use crate::idempotent::{answered, answered_before, asker};
+use crate::refusal::refused;
 use crate::view::JobBody;
 
 /// Retry a job
@@ -31,11 +32,12 @@ use crate::view::JobBody;
             ("Retry-After" = u32, description = "Seconds until a first look is worth while"),
             ("idempotent-replayed" = bool, description = "Present if this answer was given before"),
         )),
+        (status = 400, body = ErrorBody, description = "The key is none, or a parameter is unknown"),
         (status = 404, body = ErrorBody, description = "No such job, or not yours"),
         (status = 409, body = ErrorBody, description = "It has not ended (`job_not_ended`) or is erased (`job_erased`), or the first \
             request with this key is still at work"),
         (status = 422, body = ErrorBody, description = "The key was used with another request"),
-        (status = 429, body = ErrorBody, description = "As many jobs wait as may (`quota_exceeded`)"),
+        (status = 429, body = ErrorBody, description = "As many jobs wait as may (`quota_exceeded`), or a budget has too little left (`budget_exceeded`)"),
         NeedsToken, Trouble,
     ))]
 pub async fn retry_job(
@@ -71,7 +73,7 @@ pub(super) fn accepted(retried: Retried, done: &str) -> Result<Box<JobView>, Api
             "The job has no tokens that a replay could be held against; retry it instead.",
         )),
         Retried::Unknown => job_not_found(),
-        Retried::OverQuota(limit) => over_quota(limit),
+        Retried::Refused(refusal) => refused(refusal),
     };
     Err(refused)
 }

@@ -16,10 +16,11 @@ use time::OffsetDateTime;
 use crate::app::AppState;
 use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::dry_run::{self, DryRunBody};
-use crate::error::{ApiError, ErrorBody, Problem};
+use crate::error::{ApiError, ErrorBody};
 use crate::extract::{Caller, Metered, RawJson, json, trace};
 use crate::idempotent::{KEEP_KEY, answered, answered_before, replayed};
 use crate::prefer;
+use crate::refusal::refused;
 use crate::screen;
 use crate::validate::idempotency as validate;
 use crate::validate::job::{SubmitJob, ValidJob};
@@ -50,7 +51,7 @@ pub(super) const LOOK_AFTER: &str = "1";
         (status = 404, body = ErrorBody, description = "The model is not served (`model_not_found`)"),
         (status = 409, body = ErrorBody, description = "The first request with this key is still at work"),
         (status = 422, body = ErrorBody, description = "The key was used with another body"),
-        (status = 429, body = ErrorBody, description = "As many jobs wait as may (`quota_exceeded`)"),
+        (status = 429, body = ErrorBody, description = "As many jobs wait as may (`quota_exceeded`), or a budget has too little left (`budget_exceeded`)"),
         BadBody, NeedsToken, Trouble,
     ))]
 pub async fn submit_job(
@@ -65,22 +66,14 @@ pub async fn submit_job(
     }
     let by = validate::claimed_by(&headers, KEEP_KEY)?;
     match accept(&state, &caller, &headers, &raw, by).await? {
-        Submitted::Accepted(view) => match prefer::wait(&headers) {
+        Submitted::Accepted(view, _) => match prefer::wait(&headers) {
             Some(wait) => prefer::ended_within(&state, &caller, *view, wait).await,
             None => answered(render(&view)),
         },
         Submitted::Found(view) => answered(render(&view)).map(replayed),
         Submitted::Before(before) => answered_before(before),
-        Submitted::OverQuota(limit) => Err(over_quota(limit)),
+        Submitted::Refused(refusal) => Err(refused(refusal)),
     }
-}
-
-/// The tenant has as much waiting as it may.
-pub(crate) fn over_quota(limit: u32) -> ApiError {
-    ApiError::TooMany(Problem::new(
-        "quota_exceeded",
-        format!("You have {limit} jobs waiting, which is as many as you may; submit again when some have run."),
-    ))
 }
 
 /// From the raw body to a committed job. What was sent before is known before it is read: a request that was good once
@@ -104,7 +97,7 @@ pub(super) async fn accept(
         return Ok(earlier);
     }
     let job = prepare(state, caller, headers, json::parse(raw)?).await?;
-    commit(state, Submission { job, claim }).await
+    commit(state, caller, Submission { job, claim }).await
 }
 
 /// Checks a request against its model and the clock.
@@ -125,24 +118,27 @@ pub(crate) async fn prepare(
     Ok(NewJob {
         webhook,
         hits,
-        ..new_job(caller, served, valid, state.max_queued, trace::parent(headers))
+        ..new_job(state, caller, served, valid, trace::parent(headers))
     })
 }
 
-/// Records a checked request, and tells the relay.
-pub(crate) async fn commit(state: &AppState, submission: Submission) -> Result<Submitted, ApiError> {
+/// Records a checked request, and tells the relay; the answer will say what is left of the budget.
+pub(crate) async fn commit(state: &AppState, caller: &Caller, submission: Submission) -> Result<Submitted, ApiError> {
     let submitted = state.intake.submit(submission).await?;
-    if matches!(submitted, Submitted::Accepted(_)) {
+    if let Submitted::Accepted(_, standing) = &submitted {
         state.submitted.notify_one();
+        if let Some(standing) = standing {
+            caller.notes.set_budget(*standing);
+        }
     }
     Ok(submitted)
 }
 
 fn new_job(
+    state: &AppState,
     caller: &Caller,
     served: ServedModel,
     valid: ValidJob,
-    queue_limit: Option<u32>,
     traceparent: Option<String>,
 ) -> NewJob {
     NewJob {
@@ -151,6 +147,7 @@ fn new_job(
         project_id: caller.project_id,
         user_id: caller.user_id,
         api_key_id: caller.key().map(|key| key.id),
+        price: state.prices.of(&served.model.name),
         model: served.model,
         class: valid.class,
         prompt: valid.prompt,
@@ -159,7 +156,7 @@ fn new_job(
         metadata: (!valid.metadata.is_empty()).then_some(valid.metadata),
         scheduled_at: valid.scheduled_at,
         options: valid.options,
-        queue_limit,
+        queue_limit: state.max_queued,
         traceparent,
         webhook: None,
         origin: caller.origin.clone(),

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use claimcheck_common::domain::ApiKeyId;
+use claimcheck_common::store::budgets;
 use claimcheck_common::store::receipts::{self, DayUsage, UsageFilter};
 use serde::Serialize;
 use time::format_description::well_known::Iso8601;
@@ -14,6 +15,7 @@ use crate::docs::{NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{Caller, Query};
 use crate::validate::text::check;
+use crate::view::BudgetBody;
 
 /// Days that one answer covers at most, and unless asked otherwise.
 const DAYS_MAX: i64 = 92;
@@ -28,6 +30,9 @@ pub struct UsageList {
     pub data: Vec<DayUsageBody>,
     /// All of `data` together.
     pub total: UsageTotal,
+    /// What the organization may use now, whatever is filtered; null for as much as comes.
+    #[schema(required)]
+    pub budget: Option<BudgetBody>,
 }
 
 /// What was used on one day by one API key of one model.
@@ -100,6 +105,7 @@ pub async fn usage(State(state): State<AppState>, caller: Caller, query: Query) 
         })?,
     };
     let days = receipts::usage(&state.pool, caller.project_id, &filter).await?;
+    let budget = budgets::find(&state.pool, vec![caller.tenant_id.uuid()]).await?;
     let data = days.iter().map(DayUsageBody::try_from).collect::<Result<Vec<_>, _>>();
     let data = data.map_err(ApiError::internal)?;
     let total = data
@@ -109,6 +115,7 @@ pub async fn usage(State(state): State<AppState>, caller: Caller, query: Query) 
         object: "list",
         data,
         total,
+        budget: budget.into_values().next().map(BudgetBody::from),
     }))
 }
 

@@ -179,6 +179,7 @@ pub struct StatsBody {
         ("after" = Option<String>, Query, description = "Only events older than this one"),
         ("status" = Option<String>, Query, description = "Only deliveries in this state")),
     responses((status = 200, body = DeliveryList, description = "A page, the newest event first"),
+              (status = 400, body = ErrorBody, description = "A parameter is unknown or beyond its limit"),
               (status = 404, body = ErrorBody, description = "There is no such endpoint"), NeedsToken, Trouble))]
 pub async fn list_deliveries(
     State(state): State<AppState>,

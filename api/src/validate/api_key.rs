@@ -7,6 +7,7 @@ use serde::de::{Deserializer, Error};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
+use super::budget::BudgetIn;
 use super::number::Whole;
 use super::text::Text;
 use crate::error::ApiError;
@@ -38,6 +39,8 @@ pub struct NewKey {
     /// Most `max_tokens` of one request.
     #[schema(value_type = Option<u32>, minimum = 1, maximum = 4096)]
     pub max_tokens: Option<Whole<1, 4096>>,
+    /// What its jobs may use. Without, as much as its organization may.
+    pub budget: Option<BudgetIn>,
 }
 
 impl NewKey {

@@ -7,6 +7,7 @@
 pub mod account;
 pub mod api_key;
 pub mod batch;
+pub mod budget;
 pub mod completion;
 pub mod idempotency;
 pub mod jsonl;

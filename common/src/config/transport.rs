@@ -1,5 +1,8 @@
 //! How the API is reached: from which pages, under which names, and whether it is meant for the open internet.
 
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
 use serde::Deserialize;
 
 use super::{ConfigError, from_env};
@@ -16,6 +19,20 @@ pub struct TransportConfig {
     /// `CLAIMCHECK_ALLOWED_HOSTS`: the names in `Host` that are answered to, without port. Unset answers to any. Probes are always
     /// answered.
     pub allowed_hosts: Vec<String>,
+    /// Where the API's certificate is; `None`: it is spoken to in the clear, by a proxy that ends TLS.
+    #[serde(skip)]
+    pub tls: Option<CertificateFiles>,
+    /// `CLAIMCHECK_REDIRECT_ADDR`: where plain HTTP is listened to besides and sent to HTTPS (`0.0.0.0:80`). Unset: nowhere.
+    pub redirect_addr: Option<SocketAddr>,
+}
+
+/// A certificate and its key, as PEM files. They are read again when they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateFiles {
+    /// `CLAIMCHECK_TLS_CERT`: the certificate, followed by those between it and its root.
+    pub chain: PathBuf,
+    /// `CLAIMCHECK_TLS_KEY`: its private key (PKCS #8, PKCS #1 or SEC 1).
+    pub key: PathBuf,
 }
 
 /// What an installation is for.
@@ -32,7 +49,22 @@ pub enum Environment {
 impl TransportConfig {
     /// Reads `CLAIMCHECK_*`.
     pub fn from_env() -> Result<Self, ConfigError> {
-        from_env("CLAIMCHECK_")
+        #[derive(Deserialize)]
+        struct Files {
+            tls_cert: Option<PathBuf>,
+            tls_key: Option<PathBuf>,
+        }
+        let (config, files): (Self, Files) = (from_env("CLAIMCHECK_")?, from_env("CLAIMCHECK_")?);
+        let set = |file: Option<PathBuf>| file.filter(|file| !file.as_os_str().is_empty());
+        let tls = match (set(files.tls_cert), set(files.tls_key)) {
+            (Some(chain), Some(key)) => Some(CertificateFiles { chain, key }),
+            (None, None) => None,
+            _ => {
+                let message = "CLAIMCHECK_TLS_CERT and CLAIMCHECK_TLS_KEY belong together: set both or none";
+                return Err(ConfigError::Invalid(message.to_owned()));
+            }
+        };
+        Ok(Self { tls, ..config })
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod access;
 mod batch;
+mod budget;
 mod device;
 mod dtype;
 mod event;
@@ -20,6 +21,7 @@ mod state;
 
 pub use access::{Role, Scope, Scopes};
 pub use batch::{BatchStatus, CompletionWindow, LineProblem};
+pub use budget::{Budget, BudgetStanding, Money, MoneyError, Price, Tokens};
 pub use device::DeviceChoice;
 pub use dtype::Dtype;
 pub use event::{DeliveryStatus, EventType, PayloadKind};

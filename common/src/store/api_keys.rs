@@ -5,12 +5,13 @@
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgExecutor, Row};
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::accounts::{Account, account};
 use super::audit::By;
 use super::row::{column, get};
-use super::{Pool, StoreError, StoreResult, transaction};
-use crate::domain::{ApiKeyId, Id, ProjectId, Scope, Scopes, TenantId, UserId};
+use super::{Pool, StoreError, StoreResult, budgets, transaction};
+use crate::domain::{ApiKeyId, Budget, Id, ProjectId, Scope, Scopes, TenantId, UserId};
 use crate::validate::Problem;
 
 /// SHA-256 of a key.
@@ -70,6 +71,8 @@ pub struct NewApiKey {
     pub grant: Grant,
     /// When it ends.
     pub expires_at: Option<OffsetDateTime>,
+    /// What it may use.
+    pub budget: Option<Budget>,
     /// Who makes it, for the audit log.
     pub by: By,
 }
@@ -148,6 +151,9 @@ async fn insert(connection: &mut PgConnection, key: NewApiKey) -> StoreResult<Op
     .await?;
     let Some(row) = row else { return Ok(None) };
     keep_secret(connection, key.id, key.sha256).await?;
+    if key.budget.is_some() {
+        budgets::set(&mut *connection, key.tenant_id.uuid(), key.id.uuid(), key.budget).await?;
+    }
     audit(connection, &key.by, "api_key.created", key.id).await?;
     api_key(&row).map(Some)
 }
@@ -278,6 +284,34 @@ pub async fn revoke(pool: &Pool, user: UserId, id: ApiKeyId, by: impl Into<By>) 
                 .await?;
             audit(connection, &by, "api_key.revoked", id).await?;
             api_key(&row).map(Some)
+        })
+    })
+    .await
+}
+
+/// Gives one of a user's keys a budget, another one, or none any more. `false` if there is no such key that is not revoked.
+pub async fn set_budget(
+    pool: &Pool,
+    user: UserId,
+    id: ApiKeyId,
+    budget: Option<Budget>,
+    by: impl Into<By>,
+) -> StoreResult<bool> {
+    let by = by.into();
+    transaction(pool, move |connection| {
+        let by = by.clone();
+        Box::pin(async move {
+            let tenant: Option<Uuid> = sqlx::query_scalar(
+                "SELECT tenant_id FROM api_keys WHERE id = $1 AND user_id = $2 AND revoked_at IS NULL FOR NO KEY UPDATE",
+            )
+            .bind(id.uuid())
+            .bind(user.uuid())
+            .fetch_optional(&mut *connection)
+            .await?;
+            let Some(tenant) = tenant else { return Ok(false) };
+            budgets::set(&mut *connection, tenant, id.uuid(), budget).await?;
+            audit(connection, &by, "api_key.budget_set", id).await?;
+            Ok(true)
         })
     })
     .await

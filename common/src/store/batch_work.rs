@@ -18,14 +18,11 @@ use super::audit::{self, By, Entry};
 use super::batches::{BatchView, view};
 use super::row::{column, get, unsigned};
 use super::submit::{self, NewJob};
-use super::{Pool, StoreResult, cancels, quota, transaction};
+use super::{Pool, StoreResult, budgets, cancels, quota, transaction};
 use crate::domain::{
     ApiKeyId, BatchId, BatchStatus, EventId, FileId, Id, JobError, LineProblem, ProjectId, TenantId, UserId,
 };
 use crate::policy::Hit;
-
-/// Of a tenant's limit of waiting jobs so much is left to single submits: a batch alone never makes them refused.
-const LEFT_TO_OTHERS: u32 = 4;
 
 /// A batch that this process works at.
 #[derive(Debug, Clone)]
@@ -299,20 +296,24 @@ pub struct Fed {
     pub refused: u32,
 }
 
-/// Takes up one chunk of lines, in their order: as jobs as far as the tenant's limit of waiting jobs has room, as failed items
-/// where they come to none. `end` is the mark's place if all are taken, which may be behind blank lines.
+/// Takes up one chunk of lines, in their order: as jobs as far as the tenant's limits and the budgets have room, as failed items
+/// where they come to none. What has no room waits in the file. `batch_tokens` is the most tokens of waiting prompts of a tenant that
+/// has no such limit of its own.
 pub async fn feed(
     pool: &Pool,
     held: &Held,
     lines: Vec<FedLine>,
-    queue_limit: Option<u32>,
+    batch_tokens: Option<u64>,
 ) -> StoreResult<Progress<Fed>> {
     let held = held.clone();
     let lines = std::sync::Arc::new(lines);
     transaction(pool, move |connection| {
         let (held, lines) = (held.clone(), lines.clone());
         Box::pin(async move {
-            let room = quota::room_for_batch(connection, held.tenant_id, queue_limit, LEFT_TO_OTHERS).await?;
+            let wanted = lines.iter().filter_map(|line| line.outcome.as_deref().ok());
+            let asked: Vec<_> = wanted.map(NewJob::asked).collect();
+            let decision = quota::decide_for_batch(connection, &asked, batch_tokens).await?;
+            let room = decision.verdicts.iter().take_while(|verdict| verdict.is_ok()).count();
             let taken = fitting(&lines, room);
             let Some(last) = taken.last() else {
                 return Ok(Progress::Done(Fed {
@@ -332,6 +333,8 @@ pub async fn feed(
             };
             let jobs: Vec<&NewJob> = taken.iter().filter_map(|line| line.outcome.as_deref().ok()).collect();
             if !jobs.is_empty() {
+                // Not before the mark has moved: what another worker feeds is reserved there.
+                budgets::reserve(connection, &decision.reserved).await?;
                 submit::insert(connection, &jobs).await?;
             }
             insert_items(connection, held.view.id, taken, before).await?;
@@ -347,14 +350,13 @@ pub async fn feed(
 }
 
 /// The first lines, up to the job that has no room.
-fn fitting(lines: &[FedLine], room: Option<u32>) -> &[FedLine] {
-    let Some(room) = room else { return lines };
+fn fitting(lines: &[FedLine], room: usize) -> &[FedLine] {
     let first_beyond = lines
         .iter()
         .enumerate()
         .filter(|(_, line)| line.outcome.is_ok())
         .map(|(place, _)| place)
-        .nth(room as usize);
+        .nth(room);
     &lines[..first_beyond.unwrap_or(lines.len())]
 }
 

@@ -75,18 +75,18 @@ pub async fn list(
     rows.iter().map(letter).collect()
 }
 
-/// Does one chunk of dead letters again, each as a new job and each once: safe to repeat. It stops at the first one that would
-/// exceed its tenant's quota.
+/// Does one chunk of dead letters again, each as a new job and each once: safe to repeat. It stops at the first one that has
+/// no room.
 pub async fn redrive(
     pool: &Pool,
     filter: RedriveFilter,
     asker: Asker,
     render: RenderChunk,
 ) -> StoreResult<Once<Chunk>> {
-    let Asker { by, queue_limit, claim } = asker;
+    let claim = asker.claim.clone();
     let answer = move |chunk: &Chunk| Some((None, render(chunk)));
     once(pool, claim, answer, move |connection| {
-        let (filter, by) = (filter.clone(), by.clone());
+        let (filter, asker) = (filter.clone(), asker.clone());
         Box::pin(async move {
             let rows = sqlx::query(
                 "SELECT job_id FROM dead_letters WHERE redriven_at IS NULL
@@ -107,7 +107,7 @@ pub async fn redrive(
             .fetch_all(&mut *connection)
             .await?;
             let old: Vec<JobId> = ids(&rows, "job_id")?;
-            let again = run_again(connection, &old, Purpose::Retry, queue_limit, &by).await?;
+            let again = run_again(connection, &old, Purpose::Retry, &asker).await?;
             let (dead, new): (Vec<_>, Vec<_>) = again.made.iter().map(|(old, new)| (old.uuid(), new.uuid())).unzip();
             sqlx::query(
                 "UPDATE dead_letters d SET redriven_at = now(), redriven_as = made.new

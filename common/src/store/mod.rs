@@ -5,8 +5,8 @@
 //!
 //! A job's life in this folder: [`submit`] → [`outbox`] → [`claim`] → [`lease`] → [`settle`], with [`rescue`] and
 //! [`schedule`] leading back to the outbox, [`jobs`] for reading, [`cancels`] for stopping, [`attend`] for stopping what
-//! nobody waits for any more, [`retry`] for doing again, [`replay`] for comparing, [`receipts`] for what it cost and
-//! [`notify`] for waking who waits. What happened to it is an event ([`events`]), and goes to whoever wants to hear of it
+//! nobody waits for any more, [`retry`] for doing again, [`replay`] for comparing, [`receipts`] for what it cost,
+//! [`budgets`] for what may be used and [`notify`] for waking who waits. What happened to it is an event ([`events`]), and goes to whoever wants to hear of it
 //! ([`webhooks`]).
 //! Batches: [`files`] → [`batches`] → [`batch_work`] → [`batch_results`].
 
@@ -18,6 +18,7 @@ pub mod batch_results;
 pub mod batch_window;
 pub mod batch_work;
 pub mod batches;
+pub mod budgets;
 pub mod cancels;
 pub mod claim;
 pub mod dead_letters;
@@ -39,7 +40,7 @@ pub mod outbox;
 pub mod outlook;
 pub mod place;
 mod pool;
-mod quota;
+pub mod quota;
 pub mod receipts;
 pub mod replay;
 pub mod rescue;

@@ -6,8 +6,8 @@ use time::OffsetDateTime;
 
 use super::audit::{self, By, Entry};
 use super::row::{get, unsigned};
-use super::{Pool, StoreResult, transaction};
-use crate::domain::{Id, TenantId, WorkerId};
+use super::{Pool, StoreResult, budgets, transaction};
+use crate::domain::{Budget, Id, Money, TenantId, WorkerId};
 
 /// What can be paused.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,6 +182,10 @@ pub struct TenantLimits {
     pub max_queued: Option<u32>,
     /// Jobs with the broker or a worker.
     pub max_running: Option<u32>,
+    /// Tokens in the prompts of waiting jobs of batches.
+    pub max_batch_tokens: Option<u64>,
+    /// What it may use. `None` is no budget: the configuration has none.
+    pub budget: Option<Budget>,
 }
 
 /// Sets a tenant's own limits, and writes it down.
@@ -191,18 +195,24 @@ pub async fn set_limits(pool: &Pool, tenant: TenantId, limits: TenantLimits, by:
         let (limits, by) = (limits.clone(), by.clone());
         Box::pin(async move {
             sqlx::query(
-                "INSERT INTO tenant_limits (tenant_id, max_queued, max_running, plan) VALUES ($1, $2, $3, $4)
-                 ON CONFLICT (tenant_id) DO UPDATE SET max_queued = excluded.max_queued,
-                     max_running = excluded.max_running, plan = excluded.plan",
+                "INSERT INTO tenant_limits (tenant_id, max_queued, max_running, plan, max_batch_tokens) VALUES ($1, $2, $3, $4, $5)
+                 ON CONFLICT (tenant_id) DO UPDATE SET max_queued = excluded.max_queued, max_running = excluded.max_running,
+                     plan = excluded.plan, max_batch_tokens = excluded.max_batch_tokens",
             )
             .bind(tenant.uuid())
             .bind(limits.max_queued.map(u32::cast_signed))
             .bind(limits.max_running.map(u32::cast_signed))
             .bind(&limits.plan)
+            .bind(limits.max_batch_tokens.map(u64::cast_signed))
             .execute(&mut *connection)
             .await?;
-            let details = serde_json::json!({"max_queued": limits.max_queued, "max_running": limits.max_running,
-                                             "plan": limits.plan});
+            budgets::set(&mut *connection, tenant.uuid(), tenant.uuid(), limits.budget).await?;
+            let details = serde_json::json!({
+                "max_queued": limits.max_queued, "max_running": limits.max_running, "plan": limits.plan,
+                "max_batch_tokens": limits.max_batch_tokens, "token_budget": limits.budget.and_then(|budget| budget.tokens),
+                "max_budget": limits.budget.and_then(|budget| budget.cost).map(Money::units),
+                "budget_duration": limits.budget.and_then(|budget| budget.period).map(|period| period.as_secs()),
+            });
             let entry = Entry::done(None, "tenant.limited", Some(tenant.uuid())).with(details);
             audit::record(connection, &by, entry).await
         })

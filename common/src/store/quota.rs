@@ -1,4 +1,4 @@
-//! How many jobs a tenant may have waiting, kept within the transaction that adds to them.
+//! How many jobs a tenant may have waiting and how much it may use, kept within the transaction that adds to them.
 
 use std::collections::BTreeMap;
 
@@ -6,87 +6,225 @@ use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::StoreResult;
+use super::budgets::{self, OverBudget, Reservation};
 use super::row::get;
-use crate::domain::{Id, TenantId};
+use crate::domain::{ApiKeyId, BudgetStanding, JobId, Price, TenantId, Tokens};
 
-/// A new job's tenant, and the limit of a tenant that has none of its own.
-pub(super) type Asked = (TenantId, Option<u32>);
+/// Of a tenant's limit of waiting jobs so much is left to single submits: a batch alone never makes them refused.
+const LEFT_TO_OTHERS: u32 = 4;
 
-/// For each new job the limit that it would exceed, if it would.
+/// A new job that asks for room.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) job: JobId,
+    pub(super) tenant: TenantId,
+    pub(super) key: Option<ApiKeyId>,
+    /// Most jobs of a tenant that may wait, if it has no limit of its own.
+    pub(super) queue_limit: Option<u32>,
+    /// The most that it may use.
+    pub(super) tokens: Tokens,
+    pub(super) price: Price,
+}
+
+/// Why there is no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The tenant has so many jobs waiting, as many as it may.
+    Queue(u32),
+    /// A budget has too little left.
+    Budget(OverBudget),
+}
+
+/// What becomes of jobs after the first that has no room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum After {
+    /// Each is looked at.
+    GoOn,
+    /// They have none either.
+    Stop,
+}
+
+/// Who gets room. What was decided holds until the transaction ends; what is reserved by it is written by [`budgets::reserve`].
+#[derive(Debug)]
+pub(super) struct Decision {
+    /// For each job in its place, the budget with the fewest tokens left, or why it has no room.
+    pub(super) verdicts: Vec<Result<Option<BudgetStanding>, Refusal>>,
+    pub(super) reserved: Vec<Reservation>,
+}
+
+/// The limits of the tenants and the budgets that jobs count against.
+#[derive(Debug, Default)]
+struct Limits {
+    queued: BTreeMap<Uuid, u32>,
+    batch_tokens: BTreeMap<Uuid, u64>,
+    budgets: budgets::Locked,
+}
+
+/// Decides which new jobs have room.
 ///
-/// Submits of a tenant that has a limit stand in line here until each other's commit, so that a thousand at once let in
-/// exactly as many as there is room for; a tenant without one never waits.
-pub(super) async fn exceeded(connection: &mut PgConnection, asked: &[Asked]) -> StoreResult<Vec<Option<u32>>> {
-    let own = own_limits(connection, asked).await?;
-    // In the order of their ids: two groups never wait for each other.
-    let limits: BTreeMap<Uuid, u32> = asked
-        .iter()
-        .filter_map(|(tenant, limit)| Some((tenant.uuid(), own.get(&tenant.uuid()).copied().or(*limit)?)))
-        .collect();
+/// Submits of a tenant that has a limit or a budget stand in line here until each other's commit, so that a thousand at once let in
+/// exactly as many as there is room for; a tenant without either never waits.
+pub(super) async fn decide(connection: &mut PgConnection, asked: &[Asked], after: After) -> StoreResult<Decision> {
+    let mut limits = limits(connection, asked).await?;
     let mut rooms = BTreeMap::new();
-    for (tenant, limit) in &limits {
-        rooms.insert(*tenant, room(connection, Id::from_uuid(*tenant), *limit).await?);
+    // In the order of their ids: two groups never wait for each other.
+    for (tenant, limit) in &limits.queued {
+        rooms.insert(*tenant, room(connection, *tenant, *limit).await?);
     }
-    let exceeded = |(tenant, _): &Asked| {
-        let tenant = tenant.uuid();
-        let room = rooms.get_mut(&tenant)?;
-        if *room > 0 {
-            *room -= 1;
-            return None;
-        }
-        limits.get(&tenant).copied()
+    let refused = |rooms: &BTreeMap<Uuid, u32>, one: &Asked| {
+        let full = rooms.get(&one.tenant.uuid()) == Some(&0);
+        full.then(|| Refusal::Queue(limits.queued.get(&one.tenant.uuid()).copied().unwrap_or_default()))
     };
-    Ok(asked.iter().map(exceeded).collect())
+    Ok(walk(asked, after, &mut limits.budgets, &mut rooms, refused))
 }
 
-/// How many more lines of a tenant's batches may become waiting jobs: as many as its limit has room for, less one part in
-/// `left_to_others` of it. `None`: it has no limit.
-pub(super) async fn room_for_batch(
+/// Decides which of a batch's lines have room now; the others wait. `limit` is for tenants that have none of their own.
+pub(super) async fn decide_for_batch(
     connection: &mut PgConnection,
-    tenant: TenantId,
-    limit: Option<u32>,
-    left_to_others: u32,
-) -> StoreResult<Option<u32>> {
-    let own = own_limits(connection, &[(tenant, limit)]).await?;
-    let Some(limit) = own.get(&tenant.uuid()).copied().or(limit) else {
-        return Ok(None);
+    asked: &[Asked],
+    batch_tokens: Option<u64>,
+) -> StoreResult<Decision> {
+    let Some(tenant) = asked.first().map(|one| one.tenant.uuid()) else {
+        return Ok(Decision {
+            verdicts: Vec::new(),
+            reserved: Vec::new(),
+        });
     };
-    Ok(Some(room(connection, tenant, limit - limit / left_to_others).await?))
+    let mut limits = limits(connection, asked).await?;
+    let mut rooms = BTreeMap::new();
+    if let Some(limit) = limits.queued.get(&tenant) {
+        rooms.insert(tenant, room(connection, tenant, limit - limit / LEFT_TO_OTHERS).await?);
+    }
+    let most = limits.batch_tokens.get(&tenant).copied().or(batch_tokens);
+    let mut waiting = match most {
+        Some(_) => waiting_batch_tokens(connection, tenant).await?,
+        None => 0,
+    };
+    let refused = |rooms: &BTreeMap<Uuid, u32>, one: &Asked| {
+        // A line beyond the whole quota goes when no other waits.
+        let full = most.is_some_and(|most| waiting > 0 && waiting + one.tokens.prompt > most);
+        waiting += one.tokens.prompt;
+        (full || rooms.get(&tenant) == Some(&0)).then_some(Refusal::Queue(0))
+    };
+    Ok(walk(asked, After::Stop, &mut limits.budgets, &mut rooms, refused))
 }
 
-async fn own_limits(connection: &mut PgConnection, asked: &[Asked]) -> StoreResult<BTreeMap<Uuid, u32>> {
-    let tenants: Vec<_> = asked.iter().map(|(tenant, _)| tenant.uuid()).collect();
-    let rows = sqlx::query(
-        "SELECT tenant_id, max_queued FROM tenant_limits WHERE tenant_id = ANY($1) AND max_queued IS NOT NULL",
-    )
+fn walk(
+    asked: &[Asked],
+    after: After,
+    budgets: &mut budgets::Locked,
+    rooms: &mut BTreeMap<Uuid, u32>,
+    mut refused: impl FnMut(&BTreeMap<Uuid, u32>, &Asked) -> Option<Refusal>,
+) -> Decision {
+    let (mut verdicts, mut reserved) = (Vec::with_capacity(asked.len()), Vec::new());
+    let mut stopped = None;
+    for one in asked {
+        let no_room = stopped.or_else(|| refused(rooms, one));
+        let taken = match no_room {
+            Some(refusal) => Err(refusal),
+            None => budgets.take(one).map_err(Refusal::Budget),
+        };
+        match taken {
+            Err(refusal) => {
+                if after == After::Stop {
+                    stopped = Some(refusal);
+                }
+                verdicts.push(Err(refusal));
+            }
+            Ok(made) => {
+                if let Some(room) = rooms.get_mut(&one.tenant.uuid()) {
+                    *room -= 1;
+                }
+                reserved.extend(made);
+                verdicts.push(Ok(budgets.nearest(one)));
+            }
+        }
+    }
+    Decision { verdicts, reserved }
+}
+
+/// Reads the limits and locks the budgets, in one round trip.
+async fn limits(connection: &mut PgConnection, asked: &[Asked]) -> StoreResult<Limits> {
+    let (mut tenants, mut holders) = (Vec::new(), Vec::new());
+    for one in asked {
+        tenants.push(one.tenant.uuid());
+        holders.extend(budgets::holders(one).into_iter().map(|(_, id)| id));
+    }
+    for ids in [&mut tenants, &mut holders] {
+        ids.sort_unstable();
+        ids.dedup();
+    }
+    let rows = sqlx::query(concat!(
+        "WITH budget AS MATERIALIZED (
+             SELECT * FROM budgets WHERE id = ANY($2) ORDER BY id FOR NO KEY UPDATE
+         )
+         SELECT ",
+        budgets::columns_now!(),
+        ", NULL::integer AS max_queued, NULL::bigint AS max_batch_tokens, true AS is_budget FROM budget
+         UNION ALL
+         SELECT tenant_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, max_queued, max_batch_tokens, false
+         FROM tenant_limits WHERE tenant_id = ANY($1)"
+    ))
     .bind(tenants)
+    .bind(holders)
     .fetch_all(connection)
     .await?;
-    rows.iter()
-        .map(|row| {
-            Ok((
-                get(row, "tenant_id")?,
-                get::<i32, _>(row, "max_queued")?.cast_unsigned(),
-            ))
-        })
-        .collect()
+    let mut limits = Limits::default();
+    for one in asked {
+        if let Some(limit) = one.queue_limit {
+            limits.queued.insert(one.tenant.uuid(), limit);
+        }
+    }
+    for row in &rows {
+        if get(row, "is_budget")? {
+            limits.budgets.add(row)?;
+            continue;
+        }
+        let tenant: Uuid = get(row, "id")?;
+        if let Some(limit) = get::<Option<i32>, _>(row, "max_queued")? {
+            limits.queued.insert(tenant, limit.cast_unsigned());
+        }
+        if let Some(limit) = get::<Option<i64>, _>(row, "max_batch_tokens")? {
+            limits.batch_tokens.insert(tenant, limit.cast_unsigned());
+        }
+    }
+    Ok(limits)
+}
+
+/// Submits of this tenant that count come one after the other until the transaction ends.
+async fn stand_in_line(connection: &mut PgConnection, tenant: Uuid) -> StoreResult<()> {
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('quota:' || $1::text, 0))")
+        .bind(tenant)
+        .execute(connection)
+        .await?;
+    Ok(())
 }
 
 /// How many more jobs of a tenant may wait. Nobody else changes it until the transaction ends.
-async fn room(connection: &mut PgConnection, tenant: TenantId, limit: u32) -> StoreResult<u32> {
-    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('quota:' || $1::text, 0))")
-        .bind(tenant.uuid())
-        .execute(&mut *connection)
-        .await?;
+async fn room(connection: &mut PgConnection, tenant: Uuid, limit: u32) -> StoreResult<u32> {
+    stand_in_line(connection, tenant).await?;
     // A statement of its own, after the lock: it sees what those before have committed.
     let waiting: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM (
              SELECT FROM jobs WHERE tenant_id = $1 AND finished_at IS NULL AND status IN ('scheduled', 'queued') LIMIT $2
          ) counted",
     )
-    .bind(tenant.uuid())
+    .bind(tenant)
     .bind(i64::from(limit))
     .fetch_one(connection)
     .await?;
     Ok(limit.saturating_sub(u32::try_from(waiting).unwrap_or(u32::MAX)))
+}
+
+/// Tokens of the prompts of a tenant's waiting lines of batches.
+async fn waiting_batch_tokens(connection: &mut PgConnection, tenant: Uuid) -> StoreResult<u64> {
+    stand_in_line(connection, tenant).await?;
+    let waiting: i64 = sqlx::query_scalar(
+        "SELECT coalesce(sum(prompt_tokens), 0)::bigint FROM jobs
+         WHERE tenant_id = $1 AND finished_at IS NULL AND status IN ('scheduled', 'queued') AND class = 'batch'",
+    )
+    .bind(tenant)
+    .fetch_one(connection)
+    .await?;
+    Ok(waiting.cast_unsigned())
 }

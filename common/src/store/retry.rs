@@ -1,16 +1,19 @@
 //! Doing an ended job again: always as a new job, since terminal states never change.
 
 use sqlx::PgConnection;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::audit::By;
 use super::idempotency::{Answer, Claim, Render};
 use super::jobs::{self, JobView};
 use super::once::{Once, once};
-use super::row::{get, ids};
+use super::quota::{After, Asked, Refusal};
+use super::row::{get, ids, unsigned};
 use super::selection::{Chunk, Selection, lock_chunk};
-use super::{Pool, StoreError, StoreResult, quota};
-use crate::domain::{Id, JobId, ProjectId, TenantId};
+use super::{Pool, StoreError, StoreResult, budgets, quota};
+use crate::config::Prices;
+use crate::domain::{ApiKeyId, Id, JobId, ProjectId, Tokens};
 
 /// Who wants jobs done again, and within which bounds.
 #[derive(Debug, Clone)]
@@ -19,6 +22,10 @@ pub struct Asker {
     pub by: By,
     /// Most jobs of a tenant that may wait, unless it has a limit of its own.
     pub queue_limit: Option<u32>,
+    /// What tokens cost now.
+    pub prices: Prices,
+    /// The API key that the request showed: the new jobs count as its own. Without one they count as the old jobs' keys'.
+    pub api_key_id: Option<ApiKeyId>,
     /// How the request is known when it comes again.
     pub claim: Option<Claim>,
 }
@@ -48,8 +55,8 @@ pub enum Retried {
     NoTokens,
     /// The project has no such job.
     Unknown,
-    /// The tenant has as many jobs waiting as it may.
-    OverQuota(u32),
+    /// There is no room for it.
+    Refused(Refusal),
 }
 
 /// Does one ended job again: same prompt, parameters (the seed too) and model revision, a full count of attempts, no
@@ -66,9 +73,9 @@ pub async fn retry(
         Retried::Accepted(view) => Some((Some(view.key.id), render(view))),
         _ => None,
     };
-    let Asker { by, queue_limit, claim } = asker;
+    let claim = asker.claim.clone();
     once(pool, claim, answer, move |connection| {
-        let by = by.clone();
+        let asker = asker.clone();
         Box::pin(async move {
             let row = sqlx::query(
                 "SELECT finished_at IS NOT NULL AS ended, erased_at IS NOT NULL AS erased,
@@ -89,9 +96,9 @@ pub async fn retry(
             if purpose == Purpose::Replay && !get::<bool, _>(&row, "has_tokens")? {
                 return Ok(Retried::NoTokens);
             }
-            let again = run_again(connection, &[id], purpose, queue_limit, &by).await?;
-            if let Some((_, limit)) = again.over_quota {
-                return Ok(Retried::OverQuota(limit));
+            let again = run_again(connection, &[id], purpose, &asker).await?;
+            if let Some((_, refusal)) = again.refused {
+                return Ok(Retried::Refused(refusal));
             }
             let Some((_, new)) = again.made.first() else {
                 return Ok(Retried::Erased);
@@ -106,7 +113,7 @@ pub async fn retry(
 }
 
 /// Does one chunk of the selected ended jobs again; those whose prompt is erased are passed over. It stops at the first job
-/// that would exceed its tenant's quota.
+/// that has no room.
 ///
 /// Without a claim not for repeating blindly: who asks again from the start makes new jobs again.
 pub async fn retry_selected(
@@ -115,14 +122,14 @@ pub async fn retry_selected(
     asker: Asker,
     render: RenderChunk,
 ) -> StoreResult<Once<Chunk>> {
-    let Asker { by, queue_limit, claim } = asker;
+    let claim = asker.claim.clone();
     let answer = move |chunk: &Chunk| Some((None, render(chunk)));
     once(pool, claim, answer, move |connection| {
-        let (selection, by) = (selection.clone(), by.clone());
+        let (selection, asker) = (selection.clone(), asker.clone());
         Box::pin(async move {
             let rows = lock_chunk(connection, &selection, "j.id", "j.finished_at IS NOT NULL").await?;
             let old: Vec<JobId> = ids(&rows, "id")?;
-            let again = run_again(connection, &old, Purpose::Retry, queue_limit, &by).await?;
+            let again = run_again(connection, &old, Purpose::Retry, &asker).await?;
             Ok(again.chunk(&old, selection.after))
         })
     })
@@ -134,15 +141,15 @@ pub async fn retry_selected(
 pub(super) struct Again {
     /// The old job and the new one.
     pub(super) made: Vec<(JobId, JobId)>,
-    /// The first old job that is not done again because of its tenant's limit, and that limit.
-    over_quota: Option<(JobId, u32)>,
+    /// The first old job that is not done again because there is no room, and why.
+    refused: Option<(JobId, Refusal)>,
 }
 
 impl Again {
     /// As the answer to a request for `old`, ascending, that began after `after`.
     pub(super) fn chunk(&self, old: &[JobId], after: Option<JobId>) -> Chunk {
         let count = self.made.len() as u64;
-        let Some((stop, limit)) = self.over_quota else {
+        let Some((stop, refusal)) = self.refused else {
             return Chunk::of(count, old);
         };
         let before = old.partition_point(|id| *id < stop);
@@ -151,45 +158,66 @@ impl Again {
             // Where nothing was done, the next call begins where this one did.
             last: old[..before].last().copied().or(after),
             has_more: true,
-            over_quota: Some(limit),
+            refused: Some(refusal),
         }
     }
 }
 
-/// Makes a new job for each ended one of `old`, ascending, whose prompt is still there, up to the first that would exceed
-/// its tenant's quota.
+/// Makes a new job for each ended one of `old`, ascending, whose prompt is still there, up to the first that has no room.
 pub(super) async fn run_again(
     connection: &mut PgConnection,
     old: &[JobId],
     purpose: Purpose,
-    queue_limit: Option<u32>,
-    by: &By,
+    asker: &Asker,
 ) -> StoreResult<Again> {
     let rows = sqlx::query(
-        "SELECT j.id, j.tenant_id FROM jobs j JOIN job_inputs i ON i.job_id = j.id
+        "SELECT j.id, j.tenant_id, j.api_key_id, j.model, j.prompt_tokens,
+             (i.parameters ->> 'max_tokens')::bigint * (i.parameters ->> 'n')::bigint AS completion_tokens
+         FROM jobs j JOIN job_inputs i ON i.job_id = j.id
          WHERE j.id = ANY($1) AND j.finished_at IS NOT NULL ORDER BY j.id",
     )
     .bind(old.iter().map(|id| id.uuid()).collect::<Vec<_>>())
     .fetch_all(&mut *connection)
     .await?;
-    let asked: Vec<_> = rows
-        .iter()
-        .map(|row| Ok((Id::from_uuid(get(row, "tenant_id")?), queue_limit)))
-        .collect::<StoreResult<Vec<(TenantId, _)>>>()?;
+    let wanted: Vec<_> = rows.iter().map(|row| again(row, asker)).collect::<StoreResult<_>>()?;
     let old: Vec<JobId> = ids(&rows, "id")?;
-    let limits = quota::exceeded(connection, &asked).await?;
-    let over_quota = old.iter().zip(limits).find_map(|(id, limit)| Some((*id, limit?)));
+    let decision = quota::decide(connection, &wanted, After::Stop).await?;
+    let mut verdicts = old.iter().zip(&decision.verdicts);
+    let refused = verdicts.find_map(|(id, verdict)| Some((*id, verdict.err()?)));
     let made: Vec<_> = old
         .iter()
-        .take_while(|id| over_quota.is_none_or(|(stop, _)| **id < stop))
-        .map(|id| (*id, JobId::new()))
+        .zip(&wanted)
+        .take_while(|(id, _)| refused.is_none_or(|(stop, _)| **id < stop))
+        .map(|(id, one)| (*id, one.job))
         .collect();
-    insert(connection, &made, purpose, by).await?;
-    Ok(Again { made, over_quota })
+    budgets::reserve(connection, &decision.reserved).await?;
+    insert(connection, &made, purpose, asker).await?;
+    Ok(Again { made, refused })
+}
+
+/// What the new job for an ended one asks room for.
+fn again(row: &PgRow, asker: &Asker) -> StoreResult<Asked> {
+    let key: Option<Uuid> = get(row, "api_key_id")?;
+    Ok(Asked {
+        job: JobId::new(),
+        tenant: Id::from_uuid(get(row, "tenant_id")?),
+        key: asker.api_key_id.or(key.map(Id::from_uuid)),
+        queue_limit: asker.queue_limit,
+        tokens: Tokens {
+            prompt: unsigned(row, "prompt_tokens")?.into(),
+            completion: get::<i64, _>(row, "completion_tokens")?.unsigned_abs(),
+        },
+        price: asker.prices.of(get(row, "model")?),
+    })
 }
 
 /// Writes the rows of new jobs, by (old, new) ids.
-async fn insert(connection: &mut PgConnection, pairs: &[(JobId, JobId)], purpose: Purpose, by: &By) -> StoreResult<()> {
+async fn insert(
+    connection: &mut PgConnection,
+    pairs: &[(JobId, JobId)],
+    purpose: Purpose,
+    Asker { by, api_key_id, .. }: &Asker,
+) -> StoreResult<()> {
     if pairs.is_empty() {
         return Ok(());
     }
@@ -201,7 +229,7 @@ async fn insert(connection: &mut PgConnection, pairs: &[(JobId, JobId)], purpose
              INSERT INTO jobs (id, retry_of, replay_of, tenant_id, project_id, user_id, api_key_id, model, model_revision,
                                class, status, priority, max_attempts, prompt_tokens, store, ttl)
              SELECT pair.new, CASE WHEN NOT $4 THEN j.id END, CASE WHEN $4 THEN j.id END, j.tenant_id, j.project_id,
-                 j.user_id, j.api_key_id, j.model, j.model_revision, j.class, 'queued', j.priority, j.max_attempts,
+                 j.user_id, coalesce($8, j.api_key_id), j.model, j.model_revision, j.class, 'queued', j.priority, j.max_attempts,
                  j.prompt_tokens, j.store, j.ttl
              FROM pair JOIN jobs j ON j.id = pair.old
              RETURNING *
@@ -229,6 +257,7 @@ async fn insert(connection: &mut PgConnection, pairs: &[(JobId, JobId)], purpose
     .bind(by.credential())
     .bind(by.address())
     .bind(by.request_id())
+    .bind(api_key_id.map(Id::uuid))
     .execute(connection)
     .await?;
     Ok(())

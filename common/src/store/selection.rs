@@ -10,6 +10,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use time::OffsetDateTime;
 
 use super::StoreResult;
+use super::quota::Refusal;
 use super::rescue::CHUNK;
 use crate::domain::{Id, JobId, JobStatus, ProjectId, TenantId};
 
@@ -43,8 +44,8 @@ pub struct Chunk {
     pub last: Option<JobId>,
     /// Whether there may be more.
     pub has_more: bool,
-    /// The limit of waiting jobs that it stopped at, short of the chunk's end.
-    pub over_quota: Option<u32>,
+    /// Why it stopped short of the chunk's end.
+    pub refused: Option<Refusal>,
 }
 
 impl Chunk {
@@ -53,7 +54,7 @@ impl Chunk {
             count,
             last: looked_at.last().copied(),
             has_more: looked_at.len() as i64 == CHUNK,
-            over_quota: None,
+            refused: None,
         }
     }
 }

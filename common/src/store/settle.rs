@@ -1,6 +1,6 @@
 //! Settling: the one way by which a job ends, whoever ends it.
 //!
-//! State, output, audit row, event and dead letter change in one transaction. It is guarded twice: by the fence (a newer claim owns the
+//! State, output, audit row, event, dead letter and budgets change in one transaction. It is guarded twice: by the fence (a newer claim owns the
 //! job) and by the legal transitions of [`JobStatus`]. A key that is not in the answer was refused: discard its result.
 
 use std::collections::HashMap;
@@ -13,7 +13,7 @@ use super::audit::{self, By};
 use super::lease::columns;
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{get, parse};
-use super::{Pool, StoreError, StoreResult, events, notify};
+use super::{Pool, StoreError, StoreResult, budgets, events, notify};
 use crate::domain::{Choice, Completion, EventId, Id, JobError, JobId, JobKey, JobStatus, Runtime, Spent};
 use crate::policy::Hit;
 
@@ -279,7 +279,9 @@ async fn end(
                  (measured ->> 'padding')::float8, measured #>> '{runtime,weights_sha256}',
                  measured #>> '{runtime,dtype}', measured #>> '{runtime,build}'
              FROM settled
-         ), event AS (
+         ), ",
+        budgets::settled!("$1"),
+        ", event AS (
              INSERT INTO events (id, project_id, type, job_id)
              SELECT event_id, project_id, 'job.' || status, id FROM settled
          ), dead_letter AS (

@@ -1,4 +1,4 @@
-//! Accepting a job: idempotency claim, job, input, outbox and audit rows in one transaction. Nothing is answered before
+//! Accepting a job: idempotency claim, job, input, reservations, outbox and audit rows in one transaction. Nothing is answered before
 //! its commit and nothing published before it.
 
 use std::collections::{BTreeMap, HashMap};
@@ -15,11 +15,13 @@ use super::audit::{self, By, Origin};
 use super::idempotency::{self, Before, Claim, Render};
 use super::jobs::{self, JobInput, JobView};
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
+use super::quota::{After, Asked, Refusal};
 use super::row::{column, get};
 use super::webhooks::endpoints::{JobWebhook, attach};
-use super::{Pool, StoreError, StoreResult, attend, quota};
+use super::{Pool, StoreError, StoreResult, attend, budgets, quota};
 use crate::domain::{
-    ApiKeyId, Class, GenerationParams, JobId, JobKey, JobStatus, ModelRef, ProjectId, Prompt, TenantId, Usage, UserId,
+    ApiKeyId, BudgetStanding, Class, GenerationParams, JobId, JobKey, JobStatus, ModelRef, Price, ProjectId, Prompt,
+    TenantId, Tokens, Usage, UserId,
 };
 use crate::policy::Hit;
 
@@ -54,6 +56,8 @@ pub struct NewJob {
     pub options: JobOptions,
     /// Most jobs of the tenant that may wait, unless it has a limit of its own.
     pub queue_limit: Option<u32>,
+    /// What its tokens cost.
+    pub price: Price,
     /// W3C trace context of the request.
     pub traceparent: Option<String>,
     /// Where its events go, besides the project's endpoints.
@@ -109,14 +113,14 @@ pub struct Submission {
 /// What became of a submit.
 #[derive(Debug)]
 pub enum Submitted {
-    /// The job is recorded and will run.
-    Accepted(Box<JobView>),
+    /// The job is recorded and will run. Of the budgets with a limit of tokens, the one with the fewest left.
+    Accepted(Box<JobView>, Option<BudgetStanding>),
     /// The same request was accepted before: this is its job now.
     Found(Box<JobView>),
     /// The request came before, and there is no job to show for it.
     Before(Before),
-    /// The tenant has as many jobs waiting as it may.
-    OverQuota(u32),
+    /// There is no room for it.
+    Refused(Refusal),
 }
 
 impl From<Before> for Submitted {
@@ -179,7 +183,7 @@ pub async fn submit_group(
         (Err(StoreError::Conflict { constraint }), [Submission { job, .. }]) if constraint == "jobs_pkey" => {
             let view = jobs::get(pool, job.project_id, job.id).await?;
             let view = view.ok_or_else(|| StoreError::contradiction("a job's id is taken in another project"))?;
-            Ok(vec![Submitted::Accepted(Box::new(view))])
+            Ok(vec![Submitted::Accepted(Box::new(view), None)])
         }
         (outcome, _) => outcome,
     }
@@ -196,19 +200,21 @@ async fn submit_all(
     let unknown: Vec<usize> = (0..submissions.len())
         .filter(|&place| outcomes[place].is_none())
         .collect();
-    let asked: Vec<_> = unknown
-        .iter()
-        .map(|&place| (submissions[place].job.tenant_id, submissions[place].job.queue_limit))
-        .collect();
-    let mut new = Vec::with_capacity(unknown.len());
-    for (place, limit) in unknown.into_iter().zip(quota::exceeded(connection, &asked).await?) {
-        match limit {
-            Some(limit) => outcomes[place] = Some(Submitted::OverQuota(limit)),
-            None => new.push(place),
+    let asked: Vec<_> = unknown.iter().map(|&place| submissions[place].job.asked()).collect();
+    let decision = quota::decide(connection, &asked, After::GoOn).await?;
+    let (mut new, mut standings) = (Vec::with_capacity(unknown.len()), Vec::new());
+    for (place, verdict) in unknown.into_iter().zip(decision.verdicts) {
+        match verdict {
+            Err(refusal) => outcomes[place] = Some(Submitted::Refused(refusal)),
+            Ok(standing) => {
+                new.push(place);
+                standings.push(standing);
+            }
         }
     }
     let jobs: Vec<&NewJob> = new.iter().map(|&place| &submissions[place].job).collect();
     if !jobs.is_empty() {
+        budgets::reserve(connection, &decision.reserved).await?;
         let mut views = insert(connection, &jobs).await?;
         let hooks: Vec<_> = jobs
             .iter()
@@ -230,9 +236,9 @@ async fn submit_all(
         idempotency::keep(connection, &made, render).await?;
         let attended = jobs.iter().filter_map(|job| Some((job.id, job.options.attended?)));
         attend::begin(connection, &attended.collect::<Vec<_>>()).await?;
-        for place in new {
+        for (place, standing) in new.into_iter().zip(standings) {
             let view = views.remove(&submissions[place].job.id).map(Box::new);
-            outcomes[place] = view.map(Submitted::Accepted);
+            outcomes[place] = view.map(|view| Submitted::Accepted(view, standing));
         }
     }
     let all: Option<Vec<_>> = outcomes.into_iter().collect();
@@ -338,6 +344,26 @@ fn accepted(job: &NewJob, row: &PgRow) -> StoreResult<JobView> {
 }
 
 impl NewJob {
+    /// What it asks room for.
+    pub(super) fn asked(&self) -> Asked {
+        Asked {
+            job: self.id,
+            tenant: self.tenant_id,
+            key: self.api_key_id,
+            queue_limit: self.queue_limit,
+            tokens: self.most_tokens(),
+            price: self.price,
+        }
+    }
+
+    /// The most tokens that it may use.
+    pub fn most_tokens(&self) -> Tokens {
+        Tokens {
+            prompt: self.prompt_tokens.into(),
+            completion: u64::from(self.params.max_tokens) * u64::from(self.params.n),
+        }
+    }
+
     const fn status(&self) -> JobStatus {
         if self.scheduled_at.is_some() {
             JobStatus::Scheduled

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use claimcheck_common::domain::{Class, QueueName};
-use claimcheck_tests::{Process, Receiver, Server, Stack, TINY, World, eventually, in_world_on, setting};
+use claimcheck_tests::{Process, Receiver, Server, Stack, TINY, World, eventually, in_world_on, promises, setting};
 use futures::future::join_all;
 use lapin::options::QueuePurgeOptions;
 use rand::prelude::*;
@@ -198,6 +198,11 @@ async fn run(plan: &Plan) {
         for number in 0..CALLERS {
             callers.push(Caller::of(&api, &format!("user-{number}")).await);
         }
+        // What is reserved and spent must add up whatever is killed.
+        sqlx::query("INSERT INTO budgets (id, tenant_id, max_tokens) SELECT id, id, 1000000000 FROM organizations")
+            .execute(&world.pool)
+            .await
+            .unwrap();
         let receiver = Receiver::start().await;
         for caller in &callers {
             let endpoint = json!({"url": receiver.url("/"), "events": ["job.completed"]});
@@ -241,6 +246,7 @@ async fn run(plan: &Plan) {
         until_all_completed(world, plan.jobs).await;
         report(&victims, plan, began).await;
         assert_each_settled_once(world, plan.jobs).await;
+        assert_eq!(promises::broken(&world.pool).await, [""; 0]);
         assert_each_told(&receiver, &ids).await;
     })
     .await;

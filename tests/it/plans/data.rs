@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use claimcheck_common::domain::{
-    Choice, Class, Completion, FinishReason, GenerationParams, JobId, ModelRef, ProjectId, Prompt, Usage, WorkerId,
+    Choice, Class, Completion, FinishReason, GenerationParams, JobId, ModelRef, Price, ProjectId, Prompt, Usage,
+    WorkerId,
 };
 use claimcheck_common::store::accounts::{Account, NewUser};
 use claimcheck_common::store::audit::Origin;
@@ -143,6 +144,7 @@ async fn one_that_ended(pool: &Pool, account: &Account) {
         scheduled_at: None,
         options: JobOptions::default(),
         queue_limit: None,
+        price: Price::default(),
         traceparent: None,
         webhook: None,
         origin: Origin::default(),

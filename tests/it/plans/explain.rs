@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Connection, Row};
 use std::fmt::Write as _;
 
 /// Tables that do not grow with the jobs: reading them whole is the quickest way.
-const FEW_ROWS: [&str; 3] = ["workers", "pauses", "tenant_limits"];
+const FEW_ROWS: [&str; 4] = ["workers", "pauses", "tenant_limits", "budgets"];
 
 /// A statement as it was executed.
 pub(super) struct Explained {

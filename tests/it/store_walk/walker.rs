@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
-use claimcheck_common::domain::{Class, JobError, JobId, JobKey, JobStatus, QueueName, UserId, WorkerId};
+use claimcheck_common::config::Prices;
+use claimcheck_common::domain::{
+    ApiKeyId, Budget, Class, JobError, JobId, JobKey, JobStatus, Price, QueueName, UserId, WorkerId,
+};
 use claimcheck_common::store::accounts::Account;
 use claimcheck_common::store::erase::Erased;
 use claimcheck_common::store::idempotency::{Answer, Before, Claim, ClaimedBy};
 use claimcheck_common::store::jobs::JobView;
 use claimcheck_common::store::once::Once;
 use claimcheck_common::store::operators::{PauseScope, TenantLimits};
+use claimcheck_common::store::quota::Refusal;
 use claimcheck_common::store::retry::{Asker, Purpose, Retried};
 use claimcheck_common::store::selection::{Chunk, Selection};
 use claimcheck_common::store::settle::Settlement;
@@ -33,6 +37,11 @@ const LEASE: Duration = Duration::from_mins(90);
 const ATTEMPT: Duration = Duration::from_mins(160);
 const KEEP_KEY: Duration = Duration::from_mins(150);
 const REEMIT_AFTER: Duration = Duration::from_mins(40);
+const BUDGET_PERIOD: Duration = Duration::from_hours(5);
+const PRICE: Price = Price {
+    prompt: 2,
+    completion: 3,
+};
 /// More than a walk ever has: shares and windows are other tests' matter.
 const WINDOW: u32 = 10_000;
 /// Rounds after which every job has ended: three attempts, and a lost message before each.
@@ -40,8 +49,10 @@ const ROUNDS: usize = 12;
 
 /// A walk of one store.
 pub(crate) struct Walker<'a> {
+    world: &'a World,
     pool: &'a Pool,
     accounts: [Account; TENANTS],
+    key: ApiKeyId,
     model: Model,
     ids: Vec<JobId>,
 }
@@ -84,15 +95,51 @@ impl<'a> Walker<'a> {
     pub(crate) async fn begin(world: &'a World) -> Self {
         world
             .execute_as_owner(
-                "TRUNCATE jobs, job_history, outbox, events, audit_log, idempotency_keys, pauses, tenant_limits CASCADE",
+                "TRUNCATE jobs, job_history, outbox, events, audit_log, idempotency_keys, pauses, tenant_limits, budgets, receipts
+                     CASCADE",
             )
             .await;
-        Self {
+        let walker = Self {
+            world,
             pool: &world.pool,
             accounts: [account(&world.pool).await, account(&world.pool).await],
+            key: ApiKeyId::new(),
             model: Model::default(),
             ids: Vec::new(),
+        };
+        walker.give_budgets().await;
+        walker
+    }
+
+    /// Greater ones than a walk can use: what is promised of them is their sums. The first tenant's jobs come by an API key.
+    async fn give_budgets(&self) {
+        for tenant in 0..TENANTS {
+            self.limit(tenant, None).await;
         }
+        sqlx::query(
+            "INSERT INTO budgets (id, tenant_id, max_tokens, max_cost) VALUES ($1, $2, 1000000000, 1000000000)",
+        )
+        .bind(self.key.uuid())
+        .bind(self.accounts[0].tenant_id.uuid())
+        .execute(self.pool)
+        .await
+        .unwrap();
+    }
+
+    async fn limit(&self, tenant: usize, max_queued: Option<u32>) {
+        let limits = TenantLimits {
+            max_queued,
+            budget: Some(Budget {
+                tokens: Some(1_000_000_000),
+                cost: None,
+                period: Some(BUDGET_PERIOD),
+            }),
+            ..TenantLimits::default()
+        };
+        let tenant = self.accounts[tenant].tenant_id;
+        operators::set_limits(self.pool, tenant, limits, UserId::new())
+            .await
+            .unwrap();
     }
 
     /// Takes all steps, and then lets every job come to its end. The first thing that is not as it should be is the error.
@@ -297,16 +344,7 @@ impl<'a> Walker<'a> {
                     .await
                     .unwrap();
             }
-            Step::Limit(tenant, most) => {
-                let limits = TenantLimits {
-                    max_queued: *most,
-                    ..TenantLimits::default()
-                };
-                let tenant = self.accounts[*tenant].tenant_id;
-                operators::set_limits(pool, tenant, limits, UserId::new())
-                    .await
-                    .unwrap();
-            }
+            Step::Limit(tenant, most) => self.limit(*tenant, *most).await,
             Step::Hours(hours) => self.pass(*hours).await,
             Step::Promote => return Outcome::Count(schedule::promote_due(pool).await.unwrap()),
             Step::Expire => return Outcome::Count(expire::expire_waiting(pool).await.unwrap()),
@@ -358,6 +396,8 @@ impl<'a> Walker<'a> {
             hours.map(|hours| OffsetDateTime::now_utc() + time::Duration::hours(hours.into()) - HALF_AN_HOUR)
         };
         let job = NewJob {
+            api_key_id: (order.tenant == 0).then_some(self.key),
+            price: PRICE,
             class: order.class,
             scheduled_at: at(order.scheduled_in),
             options: JobOptions {
@@ -378,7 +418,7 @@ impl<'a> Walker<'a> {
             by: ClaimedBy::Key(key.to_string(), KEEP_KEY),
         });
         match submit::submit(self.pool, job, claim, answer).await.unwrap() {
-            Submitted::Accepted(view) => {
+            Submitted::Accepted(view, _) => {
                 self.ids.push(view.key.id);
                 Sent::Accepted
             }
@@ -387,7 +427,7 @@ impl<'a> Walker<'a> {
                 Sent::Replayed(self.place(body["id"].as_str().unwrap().parse().unwrap()))
             }
             Submitted::Before(Before::Reused) => Sent::Reused,
-            Submitted::OverQuota(limit) => Sent::OverQuota(limit),
+            Submitted::Refused(Refusal::Queue(limit)) => Sent::OverQuota(limit),
             other => panic!("nobody else is here: {other:?}"),
         }
     }
@@ -464,7 +504,7 @@ impl<'a> Walker<'a> {
             Retried::Erased => Outcome::Refused("erased"),
             Retried::NoTokens => Outcome::Refused("without tokens"),
             Retried::Unknown => Outcome::Refused("unknown"),
-            Retried::OverQuota(_) => Outcome::Refused("over quota"),
+            Retried::Refused(_) => Outcome::Refused("over quota"),
         }
     }
 
@@ -496,6 +536,12 @@ impl<'a> Walker<'a> {
              UPDATE idempotency_keys SET expires_at = expires_at - make_interval(hours => {hours})"
         );
         sqlx::raw_sql(AssertSqlSafe(sql)).execute(self.pool).await.unwrap();
+        // Nobody else may move what receipts say.
+        let sql = format!(
+            "UPDATE receipts SET finished_at = finished_at - make_interval(hours => {hours});
+             UPDATE budgets SET period_began_at = period_began_at - make_interval(hours => {hours})"
+        );
+        self.world.execute_as_owner(&sql).await;
     }
 }
 
@@ -510,6 +556,8 @@ fn asker() -> Asker {
     Asker {
         by: ACTOR.into(),
         queue_limit: None,
+        prices: Prices::default(),
+        api_key_id: None,
         claim: None,
     }
 }

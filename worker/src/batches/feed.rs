@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use claimcheck_common::batch::{input, output};
 use claimcheck_common::catalog;
+use claimcheck_common::config::BatchConfig;
 use claimcheck_common::domain::{BatchStatus, Class, JobError, JobId, LineProblem};
 use claimcheck_common::files::FileError;
 use claimcheck_common::policy::{Policy, Rejection, Unfit};
@@ -38,7 +39,7 @@ pub(super) enum Feed {
     More,
     /// As many jobs run as may, or there are no more lines.
     Full,
-    /// The tenant has too much waiting, or no model is served.
+    /// The tenant has too much waiting, a budget too little left, or no model is served.
     Blocked,
     /// The batch is another worker's.
     Lost,
@@ -80,9 +81,13 @@ pub(super) async fn feed(turn: &mut Turn<'_>) -> Result<Feed, BatchError> {
         }
         let is_cut = wanted.len() > room;
         wanted.truncate(room);
-        let prepared = prepare(wanted, served.clone(), turn.work.policy.current(), held).await?;
+        let terms = Terms {
+            policy: turn.work.policy.current(),
+            config: turn.work.config.clone(),
+        };
+        let prepared = prepare(wanted, served.clone(), terms, held).await?;
         let count = prepared.len();
-        match batch_work::feed(&pool, held, prepared, turn.work.config.max_queued).await? {
+        match batch_work::feed(&pool, held, prepared, turn.work.config.batch_tokens).await? {
             Progress::Lost => return Ok(Feed::More),
             Progress::Done(fed) => {
                 held.mark = fed.mark;
@@ -121,11 +126,17 @@ async fn wanted(work: &super::Batches, held: &Held, chunk: Vec<RawLine>) -> Resu
     Ok(chunk.into_iter().filter(is_wanted).collect())
 }
 
+/// On which terms lines become jobs.
+struct Terms {
+    policy: Arc<Policy>,
+    config: BatchConfig,
+}
+
 /// Counting tokens is work: it is done on another thread.
 async fn prepare(
     chunk: Vec<RawLine>,
     served: Arc<Served>,
-    policy: Arc<Policy>,
+    terms: Terms,
     held: &Held,
 ) -> Result<Vec<FedLine>, BatchError> {
     let held = held.clone();
@@ -134,7 +145,7 @@ async fn prepare(
         chunk
             .into_iter()
             .map(|line| match held.view.ending {
-                None => as_job(&line, &served, &policy, &held, now),
+                None => as_job(&line, &served, &terms, &held, now),
                 Some(ending) => as_failure(&line, ending),
             })
             .collect()
@@ -176,7 +187,7 @@ fn not_encodable(_: TokenizerError) -> Problem {
     Problem::new("not_encodable", "The model's tokenizer does not take this prompt.").at("prompt")
 }
 
-fn as_job(raw: &RawLine, served: &Served, policy: &Policy, held: &Held, now: i64) -> FedLine {
+fn as_job(raw: &RawLine, served: &Served, terms: &Terms, held: &Held, now: i64) -> FedLine {
     let fed = |custom_id, outcome: Result<NewJob, NoJob>| {
         let rejected_by = match &outcome {
             Err(NoJob::Rejected(rejection)) => Some(rejection.hit.clone()),
@@ -192,16 +203,16 @@ fn as_job(raw: &RawLine, served: &Served, policy: &Policy, held: &Held, now: i64
         }
     };
     match input::read(&raw.text) {
-        Ok(line) => fed(Some(line.custom_id), new_job(line.body, served, policy, held, now)),
+        Ok(line) => fed(Some(line.custom_id), new_job(line.body, served, terms, held, now)),
         // Validated, and yet no line: the object is another one than it was.
         Err(problem) => fed(None, Err(problem.into())),
     }
 }
 
-fn new_job(mut body: SubmitJob, served: &Served, policy: &Policy, held: &Held, now: i64) -> Result<NewJob, NoJob> {
+fn new_job(mut body: SubmitJob, served: &Served, terms: &Terms, held: &Held, now: i64) -> Result<NewJob, NoJob> {
     let (model, tokenizer) = served.find(body.model.as_ref().map(Text::as_str))?;
     let decode = |ids: &[u32]| tokenizer.decode(ids);
-    let hits = match policy.screen(&mut body.prompt.0, model.vocabulary_size, decode) {
+    let hits = match terms.policy.screen(&mut body.prompt.0, model.vocabulary_size, decode) {
         Ok(hits) => hits,
         Err(Unfit::Unreadable(error)) => return Err(not_encodable(error).into()),
         Err(Unfit::Rejected(rejection)) => return Err(rejection.into()),
@@ -217,6 +228,7 @@ fn new_job(mut body: SubmitJob, served: &Served, policy: &Policy, held: &Held, n
         project_id: held.project_id,
         user_id: held.user_id,
         api_key_id: held.api_key_id,
+        price: terms.config.prices.of(&model.model.name),
         model: model.model.clone(),
         class: Class::Batch,
         prompt: valid.prompt,
@@ -228,7 +240,7 @@ fn new_job(mut body: SubmitJob, served: &Served, policy: &Policy, held: &Held, n
             deadline_at: Some(held.view.expires_at),
             ..valid.options
         },
-        queue_limit: None,
+        queue_limit: terms.config.max_queued,
         traceparent: None,
         webhook: None,
         // The batch's own entry says how its maker came.
