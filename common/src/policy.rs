@@ -4,6 +4,8 @@
 //! backtracking (`regex`, as RE2), so no pattern can hang on any text, and a pattern too large to compile is refused when the
 //! file is read. Must never log or keep what it found: a [`Hit`] names the rule.
 
+mod running;
+
 use std::borrow::Cow;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,8 @@ use std::time::{Duration, SystemTime};
 use regex::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
+
+use running::Beginnings;
 
 use crate::domain::Prompt;
 use crate::validate::Problem;
@@ -134,6 +138,9 @@ impl Rejection {
 #[derive(Debug)]
 pub struct Policy {
     rules: Vec<Rule>,
+    /// Of what is taken out of finished texts; none where nothing is.
+    beginnings: Option<Beginnings>,
+    withholds: bool,
 }
 
 #[derive(Debug)]
@@ -179,8 +186,45 @@ impl Policy {
     /// Reads rules in TOML.
     pub fn parse(text: &str) -> Result<Self, PolicyError> {
         let file: File = toml::from_str(text)?;
-        let rules = file.rules.into_iter().map(compile).collect::<Result<_, _>>()?;
-        Ok(Self { rules })
+        let rules: Vec<Rule> = file.rules.into_iter().map(compile).collect::<Result<_, _>>()?;
+        let withholding = || {
+            rules
+                .iter()
+                .filter(|rule| rule.action != Action::Flag && rule.sides.contains(&Side::Completion))
+        };
+        let expressions = withholding().flat_map(|rule| rule.patterns.iter().map(Regex::as_str));
+        Ok(Self {
+            beginnings: Beginnings::new(expressions),
+            withholds: withholding().next().is_some(),
+            rules,
+        })
+    }
+
+    /// What may be shown of a text that goes on: the beginning of what [`Self::look`] will let out of it, without what may be the
+    /// beginning of something that is taken out (up to 256 bytes). `None` once it is rejected.
+    pub fn shown(&self, text: &str) -> Option<String> {
+        if !self.withholds {
+            return Some(text.to_owned());
+        }
+        let end = match &self.beginnings {
+            Some(beginnings) => beginnings.earliest(text),
+            None => text.floor_char_boundary(text.len().saturating_sub(running::HELD_MAX)),
+        };
+        let mut out = Vec::new();
+        let rules = self.rules.iter().filter(|rule| rule.sides.contains(&Side::Completion));
+        for (rule, pattern) in rules.flat_map(|rule| rule.patterns.iter().map(move |pattern| (rule, pattern))) {
+            match rule.action {
+                Action::Reject if pattern.is_match(text) => return None,
+                Action::Flag | Action::Reject => {}
+                Action::Redact => out.extend(
+                    pattern
+                        .find_iter(text)
+                        .map(|found| found.start()..found.end().min(end))
+                        .filter(|found| found.start < end),
+                ),
+            }
+        }
+        Some(without(&text[..end], out))
     }
 
     /// Holds a text against all rules of its side, in time that grows with its length alone.
@@ -448,7 +492,77 @@ mod tests {
         assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
     }
 
+    /// All that is shown of a text as it grows by these pieces.
+    fn shown(policy: &Policy, pieces: &[&str]) -> Vec<Option<String>> {
+        let mut text = String::new();
+        let grown = pieces.iter().map(|piece| {
+            text.push_str(piece);
+            policy.shown(&text)
+        });
+        grown.collect()
+    }
+
+    #[test]
+    fn a_running_text_shows_nothing_that_may_have_to_be_taken_out() {
+        let policy = Policy::parse(RULES).unwrap();
+        let pieces = [
+            "Call J",
+            "o",
+            "hn ",
+            " Do",
+            "e",
+            ", or jan",
+            "et. ",
+            "Jane",
+            " at 555-1",
+            "234",
+        ];
+        let wanted = [
+            "Call ",
+            "Call ",
+            "Call ",
+            "Call ",
+            "Call ",
+            "Call [redacted], or ",
+            "Call [redacted], or janet. ",
+            "Call [redacted], or janet. ",
+            "Call [redacted], or janet. [redacted] at ",
+            "Call [redacted], or janet. [redacted] at ",
+        ];
+        let wanted: Vec<_> = wanted.iter().map(|text| Some((*text).to_owned())).collect();
+        assert_eq!(shown(&policy, &pieces), wanted);
+        let rejecting = Policy::parse(&RULES.replace("\"prompt\"", "\"completion\"")).unwrap();
+        assert_eq!(
+            shown(&rejecting, &["a f", "orbid", "den"]),
+            [Some("a ".to_owned()), Some("a ".to_owned()), None]
+        );
+    }
+
+    #[test]
+    fn no_more_than_the_bound_is_held_back_and_a_text_without_rules_not_at_all() {
+        let endless = "[[rules]]\nname = \"x\"\ncategory = \"c\"\naction = \"redact\"\npatterns = ['x.*y']";
+        let policy = Policy::parse(endless).unwrap();
+        let text = format!("x{}", "a".repeat(1000));
+        assert_eq!(policy.shown(&text).unwrap().len(), 1001, "no match begins near the end");
+        let text = "x".repeat(1000);
+        assert_eq!(policy.shown(&text).unwrap().len(), 1000 - running::HELD_MAX);
+        assert_eq!(Policy::parse("").unwrap().shown("jane").as_deref(), Some("jane"));
+    }
+
     proptest! {
+        #[test]
+        fn what_is_shown_of_a_running_text_is_a_beginning_of_what_the_whole_is_let_out_as(
+            pieces in prop::collection::vec("[Jj]|an|e|john|[ ]| doe|555|-12|34|\u{e9}|x", 0..20),
+        ) {
+            let policy = Policy::parse(RULES).unwrap();
+            let whole = pieces.concat();
+            let let_out = policy.look(Side::Completion, &whole).redacted.unwrap_or(whole);
+            let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
+            for shown in shown(&policy, &pieces).into_iter().flatten() {
+                prop_assert!(let_out.starts_with(&shown), "{shown:?} of {let_out:?}");
+            }
+        }
+
         #[test]
         fn no_file_and_no_text_makes_it_panic(file in ".*", text in ".*") {
             let _ = Policy::parse(&file);

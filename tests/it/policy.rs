@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use claimcheck_api::Config;
 use claimcheck_common::config::PolicyConfig;
-use claimcheck_tests::{World, eventually, in_world};
+use claimcheck_tests::{Installation, World, eventually, in_world};
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
 use crate::http_face::{Api, MODEL, Session, announce, answer, code, config};
+use crate::http_streams::{Event, Events};
+use crate::sdk::token;
 
 const LIMIT: Duration = Duration::from_secs(30);
 pub(crate) const RULES: &str = r#"
@@ -122,6 +124,60 @@ async fn prompts_are_rejected_redacted_or_flagged_and_each_hit_is_audited() {
             );
         },
     )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_that_is_followed_while_it_runs_never_shows_what_is_taken_out_of_it() {
+    in_world(async |world| {
+        let installation = Installation::of(world);
+        let api = installation.api().await;
+        let file = written("");
+        let policy = || [("CLAIMCHECK_POLICY_FILE", file.path().display().to_string())];
+        let mut worker = installation.worker("open", policy()).await;
+        let token = token(&api).await;
+        let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
+        let get = |path: &str| client.get(api.url(path)).bearer_auth(&token);
+        let submit = async || {
+            let body = json!({"prompt": "Once", "max_tokens": 3000, "seed": 7});
+            let (_, job) = answer(client.post(api.url("/v1/jobs")).bearer_auth(&token).json(&body)).await;
+            job["id"].as_str().unwrap().to_owned()
+        };
+        let ended = async |id: &str| {
+            let (_, job) = answer(get(&format!("/v1/jobs/{id}?wait=25"))).await;
+            job["output"]["choices"][0].clone()
+        };
+        let open = ended(&submit().await).await;
+        let word: String = open["text"].as_str().unwrap().chars().skip(1500).take(6).collect();
+        let letters: Vec<_> = word
+            .chars()
+            .map(|letter| format!("\\x{{{:x}}}", u32::from(letter)))
+            .collect();
+        let pattern = letters.concat();
+        let rule = "[[rules]]\nname = \"word\"\ncategory = \"test\"\naction = \"redact\"\n";
+        std::fs::write(file.path(), format!("{rule}patterns = ['{pattern}']\n")).unwrap();
+        worker.kill();
+        let _worker = installation.worker("strict", policy()).await;
+
+        let id = submit().await;
+        let events = Events::open(get(&format!("/v1/jobs/{id}/events"))).await.rest().await;
+        let choice = ended(&id).await;
+        let text = choice["text"].as_str().unwrap();
+        assert_eq!(choice["finish_reason"], "content_filter");
+        assert!(text.contains("[redacted]") && !text.contains(&word));
+        assert!(
+            events.iter().all(|event| event.name != "reset"),
+            "nothing is taken back"
+        );
+        let deltas: Vec<_> = events
+            .iter()
+            .filter(|event| event.name == "delta")
+            .map(Event::json)
+            .collect();
+        assert!(deltas.len() > 1, "it was told while it ran");
+        let told: String = deltas.iter().map(|delta| delta["text"].as_str().unwrap()).collect();
+        assert_eq!(told, text);
+    })
     .await;
 }
 

@@ -21,7 +21,8 @@ pub(crate) fn libraries() -> PathBuf {
     String::from_utf8(prepared.stdout).unwrap().trim().into()
 }
 
-async fn token(api: &Process) -> String {
+/// A new user's access token.
+pub(crate) async fn token(api: &Process) -> String {
     let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let body = json!({"username": "ada", "email": "ada@example.org", "password": "correct horse"});
     let registered = client

@@ -1,7 +1,8 @@
 //! Who follows this worker's jobs, and what they are told of the texts.
 //!
-//! Two loops beside the engine: one looks in Redis who follows what, the other publishes the engine's pieces in groups. Must
-//! never hold up the engine or a result; while Redis is away nobody follows anything.
+//! Two loops beside the engine: one looks in Redis who follows what, the other publishes the engine's pieces in groups, as far as
+//! the content policy lets them out (`curtain.rs`). Must never hold up the engine or a result; while Redis is away nobody follows
+//! anything.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,10 +10,12 @@ use std::time::Duration;
 
 use claimcheck_common::deltas::{Delta, DeltaPublisher, Followers as Names};
 use claimcheck_common::domain::{JobId, JobKey};
+use claimcheck_common::policy::Rules;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::curtain::Curtain;
 use crate::engine::Followed;
 use crate::in_flight::InFlight;
 
@@ -31,6 +34,8 @@ pub struct Followers {
     pub in_flight: Arc<InFlight>,
     /// What the engine goes by.
     pub followed: Followed,
+    /// What they may be told.
+    pub policy: Rules,
 }
 
 /// Who follows each job, with the number that the engine was given for it.
@@ -74,19 +79,24 @@ impl Followers {
 
     async fn publish_always(&self, known: &Mutex<Known>, mut pieces: mpsc::Receiver<Delta>) {
         let mut group = Vec::with_capacity(GROUP);
+        let mut curtain = Curtain::default();
         while pieces.recv_many(&mut group, GROUP).await > 0 {
             let names: HashMap<JobKey, Names> = {
                 let known = lock(known);
                 let of = |delta: &Delta| Some((delta.key, known.get(&delta.key)?.0.clone()));
                 group.iter().filter_map(of).collect()
             };
+            let policy = self.policy.current();
+            curtain.keep(|key| lock(known).contains_key(&key));
+            let followed = group.drain(..).filter(|delta| names.contains_key(&delta.key));
+            let lifted: Vec<Delta> = followed.filter_map(|delta| curtain.lift(&policy, &delta)).collect();
             let mut news: BTreeMap<&str, Vec<&Delta>> = BTreeMap::new();
-            for delta in &group {
+            for delta in &lifted {
                 for name in names.get(&delta.key).into_iter().flat_map(BTreeMap::keys) {
                     news.entry(name).or_default().push(delta);
                 }
             }
-            metrics::counter!("claimcheck_deltas_published_total").increment(group.len() as u64);
+            metrics::counter!("claimcheck_deltas_published_total").increment(lifted.len() as u64);
             if !news.is_empty()
                 && let Err(error) = self.publisher.publish(&news).await
             {
@@ -94,7 +104,6 @@ impl Followers {
                 // Whoever still follows is found anew, and told all of it.
                 lock(known).clear();
             }
-            group.clear();
         }
     }
 }

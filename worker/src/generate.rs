@@ -153,6 +153,7 @@ impl Generate {
             publisher: DeltaPublisher::new(self.redis.clone()),
             in_flight: in_flight.clone(),
             followed: Followed::default(),
+            policy: self.policy.clone(),
         };
         engine.tell(Deltas {
             followed: followers.followed.clone(),

@@ -10,6 +10,7 @@ pub mod batches;
 pub mod cancels;
 pub mod cli;
 pub mod consumer;
+mod curtain;
 pub mod engine;
 pub mod feeder;
 pub mod followers;
