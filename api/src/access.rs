@@ -90,8 +90,8 @@ impl Need {
     }
 
     fn met_by(self, caller: &Caller) -> Result<(), ApiError> {
-        if self == Self::User && caller.key().is_some() {
-            let message = "This needs an access token of the user; API keys are not accepted here.";
+        if self == Self::User && !caller.is_in_person() {
+            let message = "This needs an access token of the user; API keys and services are not accepted here.";
             return Err(ApiError::Forbidden(Problem::new("user_only", message)));
         }
         if caller.role < self.role() {

@@ -30,6 +30,7 @@ use crate::error::{ApiError, ErrorBody, Problem};
         (name = "Operators", description = "Pause, drain, limit, redrive; for admins."),
         (name = "Models", description = "What can be asked for."),
         (name = "Accounts", description = "Register, get an access token, keep API keys."),
+        (name = "Projects", description = "Keep work apart, let others in, make accounts for services."),
         (name = "Service", description = "Probes, metrics, version."),
     )
 )]

@@ -346,7 +346,10 @@ impl IntoResponse for ApiError {
 
 /// RFC 6750: `error` appears only when a token was shown and is bad.
 fn challenge(problem: &Problem) -> HeaderValue {
-    if problem.code == "invalid_token" {
+    if problem.code == "invalid_client" {
+        // RFC 6749, section 5.2.
+        HeaderValue::from_static("Basic realm=\"claimcheck\"")
+    } else if problem.code == "invalid_token" {
         HeaderValue::from_static("Bearer realm=\"claimcheck\", error=\"invalid_token\"")
     } else {
         HeaderValue::from_static("Bearer realm=\"claimcheck\"")

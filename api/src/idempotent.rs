@@ -32,7 +32,7 @@ pub fn asker(
 ) -> Result<Asker, ApiError> {
     caller.may_repeat()?;
     let claim = validate::key(headers)?.map(|key| Claim {
-        user_id: caller.user_id,
+        user_id: caller.claimant(),
         project_id: caller.project_id,
         request_sha256: Sha256::new()
             .chain_update(what)

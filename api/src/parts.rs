@@ -109,7 +109,7 @@ impl Parts<'_> {
             .chain_update([0])
             .chain_update(self.raw);
         Claim {
-            user_id: self.caller.user_id,
+            user_id: self.caller.claimant(),
             project_id: self.caller.project_id,
             request_sha256: digest.finalize().into(),
             by,

@@ -7,10 +7,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use claimcheck_common::domain::{SessionId, UserId};
-use claimcheck_common::store::accounts::Account;
 use claimcheck_common::store::api_keys::{self, Digest, Holder};
 use claimcheck_common::store::models::{self, Alias};
+use claimcheck_common::store::sessions::Present;
 use claimcheck_common::store::{Pool, StoreError, StoreResult, sessions, within};
 use tokio::sync::{mpsc, oneshot};
 
@@ -28,11 +27,11 @@ const READ_LIMIT: Duration = Duration::from_secs(5);
 
 type Asked<K, V> = (K, oneshot::Sender<StoreResult<V>>);
 
-/// The accounts of callers who are signed in.
+/// Callers who are signed in.
 #[derive(Clone)]
 pub struct AccountReads {
     pool: Pool,
-    door: mpsc::Sender<Asked<(UserId, SessionId), Option<Account>>>,
+    door: mpsc::Sender<Asked<sessions::Asked, Option<Present>>>,
 }
 
 impl AccountReads {
@@ -41,16 +40,16 @@ impl AccountReads {
         let reader = pool.clone();
         let door = groups::open(
             LIMITS,
-            move |group: Vec<Asked<(UserId, SessionId), Option<Account>>>, _lane| {
+            move |group: Vec<Asked<sessions::Asked, Option<Present>>>, _lane| {
                 let pool = reader.clone();
                 async move {
                     let asked: BTreeSet<_> = group.iter().map(|(asked, _)| *asked).collect();
-                    let found = within(READ_LIMIT, sessions::accounts(&pool, asked.into_iter().collect())).await;
+                    let found = within(READ_LIMIT, sessions::present(&pool, asked.into_iter().collect())).await;
                     let found = found.map(HashMap::from_iter);
                     answer_all(
                         group,
                         found.as_ref(),
-                        |found: &HashMap<SessionId, Account>, (_, session)| found.get(&session).cloned(),
+                        |found: &HashMap<sessions::Asked, Present>, asked| found.get(&asked).cloned(),
                     );
                 }
             },
@@ -58,14 +57,14 @@ impl AccountReads {
         Self { pool, door }
     }
 
-    /// The user's account as it is now, if this session of theirs goes on.
-    pub async fn find(&self, user: UserId, session: SessionId) -> StoreResult<Option<Account>> {
-        match ask(&self.door, (user, session)).await {
+    /// Who asks, as they are now, if their session goes on.
+    pub async fn find(&self, asked: sessions::Asked) -> StoreResult<Option<Present>> {
+        match ask(&self.door, asked).await {
             Some(found) => found,
-            None => Ok(sessions::accounts(&self.pool, vec![(user, session)])
+            None => Ok(sessions::present(&self.pool, vec![asked])
                 .await?
                 .pop()
-                .map(|(_, account)| account)),
+                .map(|(_, present)| present)),
         }
     }
 }

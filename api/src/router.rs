@@ -25,9 +25,9 @@ use crate::extract::origin;
 use crate::routes::{
     api_keys, audit, batch_results, batches, bulk_jobs, cancel_job, completions, create_batch, dead_letters,
     delete_job, files, get_job, get_model, get_place, health, identities, job_events, jwks, list_events, list_jobs,
-    list_models, logout, metrics, openapi, operators, put_job, receipt, register, replay_job, responses, retry_job,
-    root, sign_in, submit_job, token, tokenize, upload_file, usage, users, webhook_endpoints, webhook_log,
-    webhook_secrets,
+    list_models, logout, members, metrics, openapi, operators, projects, put_job, receipt, register, replay_job,
+    responses, retry_job, root, service_accounts, sign_in, submit_job, token, tokenize, upload_file, usage, users,
+    webhook_endpoints, webhook_log, webhook_secrets,
 };
 use crate::{middleware, transport};
 
@@ -101,6 +101,22 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(api_keys::rotate_key).needs(Keys))
         .routes(routes!(api_keys::set_budget).needs(Keys));
 
+    let projects = OpenApiRouter::new()
+        .routes(routes!(projects::create_project, projects::list_projects).needs(User))
+        .routes(
+            routes!(
+                projects::get_project,
+                projects::rename_project,
+                projects::archive_project
+            )
+            .needs(User),
+        )
+        .routes(routes!(members::add_member, members::list_members).needs(User))
+        .routes(routes!(members::remove_member).needs(User))
+        .routes(routes!(service_accounts::create_account, service_accounts::list_accounts).needs(User))
+        .routes(routes!(service_accounts::revoke_account).needs(User))
+        .routes(routes!(service_accounts::rotate_account).needs(User));
+
     let jobs = OpenApiRouter::new()
         .routes(routes!(submit_job::submit_job).needs(JobsWrite))
         .routes(routes!(list_jobs::list_jobs).needs(JobsRead))
@@ -168,6 +184,7 @@ fn documented() -> OpenApiRouter<AppState> {
         );
 
     let quick = accounts
+        .merge(projects)
         .merge(jobs)
         .merge(webhooks)
         .merge(batches)

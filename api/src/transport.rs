@@ -78,6 +78,7 @@ impl Transport {
             "idempotency-key",
             "if-none-match",
             "last-event-id",
+            "openai-project",
             "traceparent",
         ];
         let mine = ["x-api-key", "x-request-id"];

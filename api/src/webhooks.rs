@@ -61,7 +61,7 @@ pub fn owner(caller: &Caller) -> Owner {
     Owner {
         tenant: caller.tenant_id,
         project: caller.project_id,
-        actor: caller.actor(),
+        by: caller.by(),
     }
 }
 

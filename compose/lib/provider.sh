@@ -50,21 +50,23 @@ provider_settings() {
 
 # What a browser does: goes to the provider, says who it is, agrees, and comes back.
 show_sign_in() {
-  local here=$API_URL/v1/auth/demo/start name page jar
+  local here=$API_URL/v1/auth/demo/start name jar
   [[ -n $PROVIDER_URL ]] || return 0
   read -r name _ <"$DEMO/user"
   name=guest-$PROVIDER_PORT-${name#demo-}
   jar=$(mktemp)
   printf '\nGET %s\n' "$here"
-  here=$(browse "$jar" "$here")
-  printf '  303 %s…\n' "${here%%\?*}"
+  browse "$jar" "$here"
+  printf '  303 %s…\n' "${SENT_TO%%\?*}"
   for _ in 1 2 3 4 5 6 7 8; do
+    here=$SENT_TO
     [[ $here != "$API_URL"/* ]] || break
-    page=$(curl --silent --noproxy '*' --cookie "$jar" --cookie-jar "$jar" "$here")
-    case $page in
-      *'name="login"'*) here=$(browse "$jar" "$here" --data-urlencode "login=$name" --data 'prompt=login&password=any') ;;
-      *'<form'*) here=$(browse "$jar" "$here" --data prompt=consent) ;;
-      *) here=$(browse "$jar" "$here") ;;
+    browse "$jar" "$here"
+    # A page: who it is is asked for, then whether it may be told.
+    case $SENT_TO$PAGE in
+      http*) ;;
+      *'name="login"'*) browse "$jar" "$here" --data-urlencode "login=$name" --data 'prompt=login&password=any' ;;
+      *) browse "$jar" "$here" --data prompt=consent ;;
     esac
   done
   printf 'GET %s…\n' "${here%%\?*}"
@@ -77,10 +79,12 @@ show_sign_in() {
   printf '  200 signed in as %s, for whom %s vouches\n' "$(field email)" "$(field issuer)"
 }
 
-# browse JAR URL [curl's options]: where it sends the browser.
+# browse JAR URL [curl's options]: sets PAGE, and SENT_TO if it is a redirect.
 browse() {
-  local jar=$1 url=$2
+  local jar=$1 url=$2 answer
   shift 2
-  curl --silent --noproxy '*' --max-time 20 --cookie "$jar" --cookie-jar "$jar" --output /dev/null \
-    --write-out '%{redirect_url}' "$@" "$url"
+  answer=$(curl --silent --noproxy '*' --max-time 20 --cookie "$jar" --cookie-jar "$jar" \
+    --write-out '\n%{redirect_url}' "$@" "$url") || die "$url does not answer"
+  PAGE=${answer%$'\n'*}
+  SENT_TO=${answer##*$'\n'}
 }

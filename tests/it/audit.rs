@@ -85,6 +85,77 @@ async fn every_action_tells_who_did_it_by_what_from_where_and_in_which_request()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn logouts_passwords_stolen_tokens_webhooks_and_batches_tell_from_where_they_came() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        let hook = json!({"url": "https://example.org/"});
+        let (_, made) = answer(ada.post("/v1/webhook_endpoints").json(&hook)).await;
+        let path = format!("/v1/webhook_endpoints/{}", made["id"].as_str().unwrap());
+        answer(ada.request(Method::PATCH, &path).json(&json!({"description": "mine"}))).await;
+        answer(ada.post(&format!("{path}/secret/rotate")).json(&json!({}))).await;
+        ada.request(Method::DELETE, &path).send().await.unwrap();
+        let batch = json!({"requests": [{"custom_id": "a", "body": {"prompt": "Once"}}]});
+        let (_, batch) = answer(ada.post("/v1/batches").json(&batch)).await;
+        for verb in ["pause", "resume", "cancel"] {
+            answer(ada.post(&format!("/v1/batches/{}/{verb}", batch["id"].as_str().unwrap()))).await;
+        }
+        let (_, first) = answer(api.token("ada", PASSWORD)).await;
+        let token = format!(
+            "grant_type=refresh_token&refresh_token={}",
+            first["refresh_token"].as_str().unwrap()
+        );
+        for _ in 0..2 {
+            let form = api
+                .post("/v1/auth/token")
+                .header("content-type", "application/x-www-form-urlencoded");
+            answer(form.body(token.clone())).await;
+            world
+                .execute_as_owner("UPDATE refresh_tokens SET used_at = used_at - interval '1 minute'")
+                .await;
+        }
+        let change = json!({"current_password": PASSWORD, "new_password": "another horse"});
+        ada.post("/v1/auth/password").json(&change).send().await.unwrap();
+        let (_, again) = answer(api.token("ada", "another horse")).await;
+        let ada = ada.with_token(again["access_token"].as_str().unwrap());
+        let all = rows(&ada, "?limit=100").await;
+        ada.post("/v1/auth/logout").send().await.unwrap();
+        let logout: (String, Option<String>, Option<String>, Option<String>) = sqlx::query_as(
+            "SELECT actor, credential, address, request_id FROM audit_log WHERE details->>'because' = 'logout'",
+        )
+        .fetch_one(&world.pool)
+        .await
+        .unwrap();
+        assert!(logout.0.starts_with("user:") && logout.3.is_some(), "{logout:?}");
+        assert_eq!(
+            (logout.1.as_deref(), logout.2.as_deref()),
+            (Some("token"), Some("127.0.0.1"))
+        );
+        for action in [
+            "webhook_endpoint.created",
+            "webhook_endpoint.updated",
+            "webhook_endpoint.secret_rotated",
+            "webhook_endpoint.deleted",
+            "batch.created",
+            "batch.paused",
+            "batch.resumed",
+            "batch.cancel_requested",
+            "user.password",
+            "session.ended",
+        ] {
+            let row = all.iter().find(|row| row["action"] == action);
+            let row = row.unwrap_or_else(|| panic!("no {action} in {all:?}"));
+            assert_eq!(row["address"], "127.0.0.1", "{row}");
+            assert!(row["request_id"].is_string(), "{row}");
+            // Who shows a used token is not known to be its user.
+            let stolen = action == "session.ended";
+            assert_eq!(row["credential"] == "token", !stolen, "{row}");
+            assert_eq!(row["actor"] == "anonymous", stolen, "{row}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn everybody_reads_their_own_log_and_auditors_read_all() {
     with_api(async |world, api| {
         let (ada, eve) = (api.user("ada").await, api.user("eve").await);

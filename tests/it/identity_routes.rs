@@ -236,6 +236,10 @@ fn foreign<'a>(operation: &Operation, victims: &'a Victims) -> Option<(&'a str, 
         hook if hook.starts_with("/v1/webhook_endpoints/{endpoint_id}") => Some((&victims.endpoint, json!({}))),
         batch if batch.starts_with("/v1/batches/{id}") => Some((&victims.batch, json!(null))),
         file if file.starts_with("/v1/files/{id}") => Some((&victims.file, json!(null))),
+        "/v1/projects/{id}/members" => Some((&victims.project, json!({"user": "eve"}))),
+        "/v1/projects/{id}/service_accounts" => Some((&victims.project, json!({"name": "a", "scopes": ["batches"]}))),
+        "/v1/projects/{id}" => Some((&victims.project, json!({"name": "a"}))),
+        project if project.starts_with("/v1/projects/{id}/") => Some((&victims.project, json!({}))),
         "/v1/auth/identities/{id}" => Some((&victims.identity, json!(null))),
         // Nobody's: whom the installation knows.
         provider if provider.starts_with("/v1/auth/{provider}/") => None,
@@ -255,6 +259,7 @@ struct Victims {
     batch: String,
     file: String,
     identity: String,
+    project: String,
 }
 
 /// Everything that the route answers to `session`, without what differs from one request to the next.
@@ -284,6 +289,10 @@ async fn what_belongs_to_others_is_404_on_every_route_and_answered_like_what_doe
         assert_eq!(status, StatusCode::OK, "{batch}");
         let victims = Victims {
             identity: identity.to_string(),
+            project: answer(ada.get("/v1/projects")).await.1["data"][0]["id"]
+                .as_str()
+                .unwrap()
+                .to_owned(),
             batch: batch["id"].as_str().unwrap().to_owned(),
             file: batch["input_file_id"].as_str().unwrap().to_owned(),
             endpoint: answer(ada.post("/v1/webhook_endpoints").json(&hook)).await.1["id"]

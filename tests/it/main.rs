@@ -24,6 +24,7 @@ mod http_waiting;
 mod hub;
 mod identity_cost;
 mod identity_keys;
+mod identity_projects;
 mod identity_routes;
 mod identity_sessions;
 mod limits;

@@ -8,9 +8,12 @@
 use std::sync::Arc;
 
 use axum::http::{HeaderMap, HeaderName, header};
+use claimcheck_common::domain::ProjectId;
 use claimcheck_common::store::accounts::Account;
 use claimcheck_common::store::api_keys::Holder;
 use claimcheck_common::store::audit::Origin;
+use claimcheck_common::store::sessions::{Place, Present};
+use uuid::Uuid;
 
 use super::KeyUses;
 use super::secret::{Secret, SecretKind};
@@ -18,11 +21,15 @@ use super::token::TokenError;
 use super::tokens::{Tokens, TokensError};
 use crate::error::{ApiError, Problem};
 use crate::extract::caller::{Caller, Credential, KeyGrant};
+use crate::extract::path::project_not_found;
 use crate::middleware::RequestNotes;
 use crate::reads::{AccountReads, KeyReads};
 
 /// Where an API key may stand besides `Authorization`.
 pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// Names the project to act in.
+pub const OPENAI_PROJECT: HeaderName = HeaderName::from_static("openai-project");
 
 /// Tells callers from strangers.
 #[derive(Clone)]
@@ -52,13 +59,14 @@ impl Doorkeeper {
 
     /// Whose request this is, or 401.
     pub async fn recognise(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
+        let project = named(headers);
         match shown(headers)? {
-            Shown::Token(token) => self.by_token(token).await,
-            Shown::Key(key) => self.by_key(key).await,
+            Shown::Token(token) => self.by_token(token, project).await,
+            Shown::Key(key) => self.by_key(key, project).await,
         }
     }
 
-    async fn by_token(&self, token: &str) -> Result<Caller, ApiError> {
+    async fn by_token(&self, token: &str, project: Option<ProjectId>) -> Result<Caller, ApiError> {
         let claims = self.tokens.verify(token).await.map_err(|error| match error {
             TokensError::Store(error) => error.into(),
             TokensError::Token(TokenError::Expired) => {
@@ -66,24 +74,18 @@ impl Doorkeeper {
             }
             TokensError::Token(_) => bad("The access token is not valid; get one from /v1/auth/token."),
         })?;
-        let Some(account) = self.accounts.find(claims.sub, claims.sid).await? else {
+        let Some(present) = self.accounts.find((claims.sub, claims.sid, project)).await? else {
             return Err(bad(
                 "The session of this access token has ended; sign in again at /v1/auth/token.",
             ));
         };
+        let Present { account, scopes, place } = present;
+        let credential = scopes.map_or(Credential::Token(claims.sid), Credential::Service);
         let account = active(account)?;
-        Ok(Caller {
-            user_id: account.user_id,
-            tenant_id: account.tenant_id,
-            project_id: account.project_id,
-            role: account.role,
-            credential: Credential::Token(claims.sid),
-            origin: Origin::default(),
-            notes: RequestNotes::default(),
-        })
+        Ok(caller(&account, place.ok_or_else(project_not_found)?, credential))
     }
 
-    async fn by_key(&self, text: &str) -> Result<Caller, ApiError> {
+    async fn by_key(&self, text: &str, project: Option<ProjectId>) -> Result<Caller, ApiError> {
         let Some(secret) = Secret::parse(SecretKind::ApiKey, text) else {
             return Err(bad(
                 "This is not an API key of this service; it is incomplete or mistyped.",
@@ -96,22 +98,41 @@ impl Doorkeeper {
         };
         let Holder {
             id,
-            project_id,
+            place,
             grant,
             account,
         } = holder;
         let account = active(account)?;
+        if project.is_some_and(|project| project != place.project_id) {
+            return Err(project_not_found());
+        }
         self.uses.note(id);
-        Ok(Caller {
-            user_id: account.user_id,
-            tenant_id: account.tenant_id,
-            project_id,
-            role: account.role,
-            credential: Credential::Key(Arc::new(KeyGrant { id, grant })),
-            origin: Origin::default(),
-            notes: RequestNotes::default(),
-        })
+        let credential = Credential::Key(Arc::new(KeyGrant { id, grant }));
+        Ok(caller(&account, place, credential))
     }
+}
+
+fn caller(account: &Account, place: Place, credential: Credential) -> Caller {
+    Caller {
+        user_id: account.user_id,
+        tenant_id: place.tenant_id,
+        project_id: place.project_id,
+        is_in_first_project: place.project_id == account.project_id,
+        is_at_home: place.tenant_id == account.tenant_id && !account.is_service,
+        role: account.role,
+        credential,
+        origin: Origin::default(),
+        notes: RequestNotes::default(),
+    }
+}
+
+/// The project that a request names, in the header that OpenAI's libraries write it into. What does not read, or is said twice,
+/// names none that there is.
+fn named(headers: &HeaderMap) -> Option<ProjectId> {
+    let mut lines = headers.get_all(OPENAI_PROJECT).iter();
+    let id = lines.next()?.to_str().ok().and_then(|text| text.parse().ok());
+    let id = id.filter(|_| lines.next().is_none());
+    Some(id.unwrap_or(ProjectId::from_uuid(Uuid::nil())))
 }
 
 fn active(account: Account) -> Result<Account, ApiError> {

@@ -5,6 +5,7 @@
 //! Must never log a password, a token or a key, and must never answer faster for a user that does not exist. What a caller
 //! may do is decided in `access.rs`.
 
+pub mod client;
 pub mod doorkeeper;
 pub mod key_uses;
 pub mod password;

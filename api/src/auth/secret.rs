@@ -25,6 +25,8 @@ pub enum SecretKind {
     RefreshToken,
     /// `ccs_…`, in the cookie of a browser that is signing in with a provider.
     SignIn,
+    /// `ccv_…`, of a service account.
+    ServiceAccount,
 }
 
 impl SecretKind {
@@ -34,6 +36,7 @@ impl SecretKind {
             Self::ApiKey => "cck_",
             Self::RefreshToken => "ccr_",
             Self::SignIn => "ccs_",
+            Self::ServiceAccount => "ccv_",
         }
     }
 }

@@ -211,6 +211,11 @@ impl TokenIssuer {
         JwkSet { keys }
     }
 
+    /// How long a token is good.
+    pub const fn lifetime(&self) -> Duration {
+        self.lifetime
+    }
+
     /// A token for `user` in this session from now on.
     pub fn issue(&self, user: UserId, session: SessionId) -> Result<Issued, TokenError> {
         self.issue_at(user, session, jsonwebtoken::get_current_timestamp())

@@ -66,6 +66,11 @@ impl Tokens {
         }
     }
 
+    /// How long a token is good.
+    pub const fn lifetime(&self) -> Duration {
+        self.issuer.lifetime()
+    }
+
     /// A token for `user` in this session from now on.
     pub async fn issue(&self, user: UserId, session: SessionId) -> Result<Issued, TokensError> {
         if !self.issuer.can_sign() {

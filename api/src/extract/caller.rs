@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use claimcheck_common::domain::{ApiKeyId, ProjectId, Role, Scope, SessionId, TenantId, UserId};
+use claimcheck_common::domain::{ApiKeyId, ProjectId, Role, Scope, Scopes, SessionId, TenantId, UserId};
 use claimcheck_common::store::api_keys::Grant;
 use claimcheck_common::store::audit::{self, By};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
 
 use super::Origin;
 use crate::error::{ApiError, Problem};
@@ -18,10 +20,14 @@ use crate::middleware::RequestNotes;
 pub struct Caller {
     /// Who it is.
     pub user_id: UserId,
-    /// The organization that the user belongs to.
+    /// The organization of the project.
     pub tenant_id: TenantId,
     /// Where the caller's jobs go.
     pub project_id: ProjectId,
+    /// Whether it is the one that the user has from the beginning.
+    pub is_in_first_project: bool,
+    /// Whether the organization is the user's own, not that of somebody who let them in.
+    pub is_at_home: bool,
     /// What the user may do.
     pub role: Role,
     /// What the request showed.
@@ -37,6 +43,8 @@ pub struct Caller {
 pub enum Credential {
     /// An access token of this session: the user in person, with every scope.
     Token(SessionId),
+    /// An access token of a service, good for so much.
+    Service(Scopes),
     /// An API key.
     Key(Arc<KeyGrant>),
 }
@@ -55,6 +63,7 @@ impl Credential {
     fn shown(&self) -> String {
         match self {
             Self::Token(_) => "token".to_owned(),
+            Self::Service(_) => "service".to_owned(),
             Self::Key(key) => format!("key:{}", key.id.uuid()),
         }
     }
@@ -74,6 +83,17 @@ impl Caller {
         }
     }
 
+    /// Who it is that words for requests (idempotency keys) are kept apart by: the user, and in each project but their first one as
+    /// somebody else.
+    pub fn claimant(&self) -> UserId {
+        if self.is_in_first_project {
+            return self.user_id;
+        }
+        let (user, project) = (self.user_id.uuid(), self.project_id.uuid());
+        let digest = Sha256::new().chain_update(user).chain_update(project).finalize();
+        UserId::from_uuid(Uuid::from_slice(&digest[..16]).unwrap_or_default())
+    }
+
     /// Whether they may read everybody's audit trail.
     pub fn is_auditor(&self) -> bool {
         self.role >= Role::Auditor
@@ -82,14 +102,23 @@ impl Caller {
     /// The API key that the request showed, if it was one.
     pub fn key(&self) -> Option<&KeyGrant> {
         match &self.credential {
-            Credential::Token(_) => None,
+            Credential::Token(_) | Credential::Service(_) => None,
             Credential::Key(key) => Some(key),
         }
     }
 
+    /// Whether it is a user in person.
+    pub const fn is_in_person(&self) -> bool {
+        matches!(self.credential, Credential::Token(_))
+    }
+
     /// Whether the credential is good for `scope`.
     pub fn has(&self, scope: Scope) -> bool {
-        self.key().is_none_or(|key| key.grant.scopes.contain(scope))
+        match &self.credential {
+            Credential::Token(_) => true,
+            Credential::Service(scopes) => scopes.contain(scope),
+            Credential::Key(key) => key.grant.scopes.contain(scope),
+        }
     }
 
     /// 403 for everybody else. For parts of a route; whole ones state their need in `router.rs`.
@@ -105,8 +134,16 @@ impl Caller {
         if self.has(scope) {
             return Ok(());
         }
-        let message = format!("This API key lacks the scope `{scope}`.");
+        let message = format!("This credential lacks the scope `{scope}`.");
         Err(forbidden("insufficient_scope", message))
+    }
+
+    /// 403 for a service that would give away more than it has.
+    pub fn may_grant(&self, scopes: Scopes) -> Result<(), ApiError> {
+        match &self.credential {
+            Credential::Service(_) => scopes.iter().try_for_each(|scope| self.must_have(scope)),
+            Credential::Token(_) | Credential::Key(_) => Ok(()),
+        }
     }
 
     /// 403 if the API key may not use the model, or not for so many tokens. Asked by everything that starts a generation.
@@ -156,6 +193,8 @@ mod tests {
             user_id: UserId::new(),
             tenant_id: TenantId::new(),
             project_id: ProjectId::new(),
+            is_in_first_project: true,
+            is_at_home: true,
             role: Role::Admin,
             credential,
             origin: audit::Origin::default(),

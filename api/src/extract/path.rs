@@ -2,7 +2,7 @@
 
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
-use claimcheck_common::domain::{BatchId, FileId, Id, IdKind, JobId};
+use claimcheck_common::domain::{BatchId, FileId, Id, IdKind, JobId, ProjectId};
 
 use crate::error::{ApiError, Problem};
 
@@ -47,6 +47,34 @@ impl<S: Send + Sync, K: IdKind> FromRequestParts<S> for IdPath<Id<K>> {
             ApiError::NotFound(Problem::new("not_found", message).at("id"))
         })
     }
+}
+
+/// The `{id}` of a project and what is named beside it.
+#[derive(Debug, Clone, Copy)]
+pub struct InProject<T> {
+    /// The project.
+    pub project: ProjectId,
+    /// What is in it.
+    pub id: T,
+}
+
+impl<S: Send + Sync, K: IdKind> FromRequestParts<S> for InProject<Id<K>> {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let texts = Path::<(String, String)>::from_request_parts(parts, state).await;
+        let ids = texts
+            .ok()
+            .and_then(|Path((project, id))| project.parse().ok().zip(id.parse().ok()));
+        let found = ids.map(|(project, id)| Self { project, id });
+        found.ok_or_else(project_not_found)
+    }
+}
+
+/// The one answer for projects that do not exist and for those of others.
+pub fn project_not_found() -> ApiError {
+    let message = "There is no such project; GET /v1/projects lists those that you may act in.";
+    ApiError::NotFound(Problem::new("project_not_found", message))
 }
 
 /// The `{provider}` of a sign-in route.

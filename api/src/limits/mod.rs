@@ -27,6 +27,7 @@ use self::gcra::{Ask, Local, Outcome};
 use self::shared::Shared;
 use self::tenants::Tenants;
 use crate::error::{ApiError, Problem};
+use crate::extract::caller::Credential;
 use crate::extract::{Caller, Origin};
 
 pub use self::gcra::Standing;
@@ -92,9 +93,11 @@ impl Limits {
             return Ok(());
         }
         let part = tenants.part();
-        let (policy, rate, whose) = match caller.key() {
-            None => ("user", plan.user.0, caller.user_id.uuid()),
-            Some(key) => ("key", plan.key.0, key.id.uuid()),
+        let (policy, rate, whose) = match &caller.credential {
+            Credential::Token(_) => ("user", plan.user.0, caller.user_id.uuid()),
+            // A program, whatever it shows.
+            Credential::Service(_) => ("key", plan.key.0, caller.user_id.uuid()),
+            Credential::Key(key) => ("key", plan.key.0, key.id.uuid()),
         };
         let asks = [
             self.ask(policy, rate, || whose.to_string()),

@@ -133,20 +133,25 @@ pub async fn create_key(
 ) -> Result<(StatusCode, [(HeaderName, &'static str); 1], Reply<ApiKeyBody>), ApiError> {
     let secret = Secret::draw(SecretKind::ApiKey);
     let asked = body.value;
+    let name = asked.name.as_str().to_owned();
+    let expires_at = asked.expiry(OffsetDateTime::now_utc())?;
+    let budget = match asked.budget {
+        Some(budget) => budget.valid(&state.prices)?,
+        None => None,
+    };
+    let grant = asked.grant();
+    caller.may_grant(grant.scopes)?;
     let key = NewApiKey {
         id: ApiKeyId::new(),
         tenant_id: caller.tenant_id,
         project_id: caller.project_id,
         user_id: caller.user_id,
-        name: asked.name.as_str().to_owned(),
+        name,
         hint: secret.hint(),
         sha256: secret.sha256(),
-        expires_at: asked.expiry(OffsetDateTime::now_utc())?,
-        budget: match asked.budget {
-            Some(budget) => budget.valid(&state.prices)?,
-            None => None,
-        },
-        grant: asked.grant(),
+        expires_at,
+        budget,
+        grant,
         by: caller.by(),
     };
     let kept = api_keys::create(&state.pool, key).await?;
@@ -163,7 +168,7 @@ pub async fn create_key(
 
 /// List API keys
 ///
-/// The caller's own, those that ended as well; never the keys themselves.
+/// The caller's own in this project, those that ended as well; never the keys themselves.
 #[utoipa::path(get, path = "/v1/api_keys", tag = "Accounts",
     params(
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 100, description = "Keys on a page (20)"),
@@ -188,7 +193,7 @@ pub async fn list_keys(
             .map_err(|_| "must be a key's id, as `last_id` of the page before".to_owned())
     })?;
     // One more than asked for tells whether there is a next page.
-    let mut found = api_keys::list(&state.pool, caller.user_id, after, limit + 1).await?;
+    let mut found = api_keys::list(&state.pool, caller.user_id, caller.project_id, after, limit + 1).await?;
     let has_more = found.len() > limit as usize;
     found.truncate(limit as usize);
     let budgets = budgets::find(&state.pool, found.iter().map(|key| key.id.uuid()).collect()).await?;
@@ -225,7 +230,7 @@ pub async fn get_key(
 }
 
 async fn shown(state: &AppState, caller: &Caller, id: ApiKeyId) -> Result<Reply<ApiKeyBody>, ApiError> {
-    let key = api_keys::get_one(&state.pool, caller.user_id, id).await?;
+    let key = api_keys::get_one(&state.pool, caller.user_id, caller.project_id, id).await?;
     let key = key.ok_or_else(key_not_found)?;
     ApiKeyBody::find(state, key, None).await.map(Reply)
 }
@@ -248,7 +253,7 @@ pub async fn set_budget(
     body: Json<BudgetIn, BODY_MAX>,
 ) -> Result<Reply<ApiKeyBody>, ApiError> {
     let budget = body.value.valid(&state.prices)?;
-    if !api_keys::set_budget(&state.pool, caller.user_id, id, budget, caller.by()).await? {
+    if !api_keys::set_budget(&state.pool, caller.user_id, caller.project_id, id, budget, caller.by()).await? {
         return Err(key_not_found());
     }
     shown(&state, &caller, id).await
@@ -271,7 +276,7 @@ pub async fn revoke_key(
     query: Query,
 ) -> Result<Reply<ApiKeyBody>, ApiError> {
     query.only(&[])?;
-    let key = api_keys::revoke(&state.pool, caller.user_id, id, caller.by()).await?;
+    let key = api_keys::revoke(&state.pool, caller.user_id, caller.project_id, id, caller.by()).await?;
     let key = key.ok_or_else(key_not_found)?;
     ApiKeyBody::find(&state, key, None).await.map(Reply)
 }
@@ -297,6 +302,7 @@ pub async fn rotate_key(
     let rotation = Rotation {
         id,
         user_id: caller.user_id,
+        project_id: caller.project_id,
         hint: secret.hint(),
         sha256: secret.sha256(),
         overlap: body.value.overlap(),

@@ -157,6 +157,10 @@ fn visible(caller: &Caller, asked: Option<TenantId>) -> Result<Option<TenantId>,
     if caller.is_auditor() {
         return Ok(asked);
     }
+    if !caller.is_at_home {
+        let message = "An organization's log is for its own users and for auditors.";
+        return Err(ApiError::Forbidden(Problem::new("auditor_only", message)));
+    }
     match asked {
         Some(other) if other != caller.tenant_id => Err(ApiError::Forbidden(
             Problem::new("auditor_only", "Other organizations' logs need the role `auditor`.").at("tenant"),

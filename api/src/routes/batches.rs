@@ -86,7 +86,7 @@ pub async fn cancel_batch(
     caller: Caller,
     BatchIdPath(id): BatchIdPath,
 ) -> Result<Json<BatchBody>, ApiError> {
-    shown(batches::request_cancel(&state.pool, caller.project_id, id, caller.actor()).await?)
+    shown(batches::request_cancel(&state.pool, caller.project_id, id, caller.by()).await?)
 }
 
 /// Pause a batch
@@ -104,7 +104,7 @@ pub async fn pause_batch(
     caller: Caller,
     BatchIdPath(id): BatchIdPath,
 ) -> Result<Json<BatchBody>, ApiError> {
-    shown(batches::pause(&state.pool, caller.project_id, id, caller.actor()).await?)
+    shown(batches::pause(&state.pool, caller.project_id, id, caller.by()).await?)
 }
 
 /// Resume a batch
@@ -122,7 +122,7 @@ pub async fn resume_batch(
     caller: Caller,
     BatchIdPath(id): BatchIdPath,
 ) -> Result<Json<BatchBody>, ApiError> {
-    shown(batches::resume(&state.pool, caller.project_id, id, caller.actor()).await?)
+    shown(batches::resume(&state.pool, caller.project_id, id, caller.by()).await?)
 }
 
 fn shown(batch: Option<BatchView>) -> Result<Json<BatchBody>, ApiError> {

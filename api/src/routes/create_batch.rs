@@ -158,7 +158,7 @@ impl Known {
             _ => None,
         };
         let claim = by.filter(|by| matches!(by, ClaimedBy::Key(..))).map(|by| Claim {
-            user_id: caller.user_id,
+            user_id: caller.claimant(),
             project_id: caller.project_id,
             request_sha256: sha256,
             by,
@@ -177,6 +177,7 @@ fn new_batch(caller: &Caller, source: Source, window: CompletionWindow, request:
         tenant_id: caller.tenant_id,
         project_id: caller.project_id,
         user_id: caller.user_id,
+        by: caller.by(),
         api_key_id: caller.key().map(|key| key.id),
         endpoint: ENDPOINT.to_owned(),
         source,

@@ -24,7 +24,7 @@ const BODY_MAX: usize = 16 << 10;
 pub async fn logout(State(state): State<AppState>, caller: Caller, query: Query) -> Result<StatusCode, ApiError> {
     query.only(&[])?;
     if let Credential::Token(session) = caller.credential {
-        sessions::end(&state.pool, caller.user_id, session).await?;
+        sessions::end(&state.pool, caller.user_id, session, caller.by()).await?;
     }
     Ok(StatusCode::NO_CONTENT)
 }
@@ -63,6 +63,6 @@ pub async fn change_password(
         return Err(ApiError::Forbidden(problem));
     }
     let hash = state.passwords.hash(new_password.into_secret()).await?;
-    accounts::set_password(&state.pool, caller.user_id, account.password_hash, hash).await?;
+    accounts::set_password(&state.pool, caller.user_id, account.password_hash, hash, caller.by()).await?;
     Ok(StatusCode::NO_CONTENT)
 }

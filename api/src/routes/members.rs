@@ -114,7 +114,9 @@ pub async fn add_member(
 ) -> Result<Reply<MemberBody>, ApiError> {
     let NewMember { user, role } = body.value;
     let role = role.map(|role| role.as_str().parse::<ProjectRole>());
-    let role = role.transpose().map_err(|wrong| ApiError::invalid("role", format!("`role`: {wrong}.")))?;
+    let role = role
+        .transpose()
+        .map_err(|wrong| ApiError::invalid("role", format!("`role`: {wrong}.")))?;
     let seen = administered(&state, &caller, id).await?;
     // The answer tells whether a name is somebody's, as registering does.
     state.limits.sign_in(None, &origin).await?;
@@ -125,7 +127,10 @@ pub async fn add_member(
             let message = "There is no user of this name or address; they have to register first.";
             return Err(ApiError::NotFound(Problem::new("user_not_found", message).at("user")));
         }
-        Joined::OwnUser => ("own_user", "This user is of the organization and in all of its projects.".to_owned()),
+        Joined::OwnUser => (
+            "own_user",
+            "This user is of the organization and in all of its projects.".to_owned(),
+        ),
         Joined::Full => (
             "too_many_members",
             format!("The project has {MEMBERS_MAX} members, which is as many as it may."),

@@ -104,7 +104,8 @@ pub async fn create_project(
     let name = body.value.name.into_string();
     let made = projects::create(&state.pool, caller.user_id, name, caller.by()).await?;
     let made = made.ok_or_else(|| {
-        let message = format!("Your organization has {PROJECTS_MAX} projects, which is as many as it may; archive some first.");
+        let message =
+            format!("Your organization has {PROJECTS_MAX} projects, which is as many as it may; archive some first.");
         ApiError::Conflict(Problem::new("too_many_projects", message))
     })?;
     Ok((StatusCode::CREATED, Reply(made.into())))
@@ -145,7 +146,9 @@ pub async fn rename_project(
 ) -> Result<Reply<ProjectBody>, ApiError> {
     let seen = administered(&state, &caller, id).await?;
     let name = body.value.name.into_string();
-    Ok(Reply(projects::rename(&state.pool, seen, name, caller.by()).await?.into()))
+    Ok(Reply(
+        projects::rename(&state.pool, seen, name, caller.by()).await?.into(),
+    ))
 }
 
 /// Archive a project
@@ -171,8 +174,14 @@ pub async fn archive_project(
     let seen = administered(&state, &caller, id).await?;
     let (code, message) = match projects::archive(&state.pool, seen, caller.by()).await? {
         Archived::Done => return Ok(StatusCode::NO_CONTENT),
-        Archived::Default => ("default_project", "This is the organization's first project, which stays."),
-        Archived::Busy => ("project_busy", "The project has jobs that have not ended; cancel them or wait for them."),
+        Archived::Default => (
+            "default_project",
+            "This is the organization's first project, which stays.",
+        ),
+        Archived::Busy => (
+            "project_busy",
+            "The project has jobs that have not ended; cancel them or wait for them.",
+        ),
     };
     Err(ApiError::Conflict(Problem::new(code, message)))
 }

@@ -181,7 +181,7 @@ pub async fn delete_response(
 ) -> Result<Json<DeletedBody>, ApiError> {
     query.only(&[])?;
     let job = find(&state, &caller, id).await?;
-    match erase::erase(&state.pool, caller.project_id, job.key.id, caller.actor()).await? {
+    match erase::erase(&state.pool, caller.project_id, job.key.id, caller.by()).await? {
         Erased::Done => Ok(Json(DeletedBody {
             id: response_id(job.key.id),
             object: "response",

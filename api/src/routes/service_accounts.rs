@@ -123,7 +123,8 @@ pub async fn create_account(
     };
     let made = service_accounts::create(&state.pool, new).await?;
     let made = made.ok_or_else(|| {
-        let message = format!("The project has {ACCOUNTS_MAX} service accounts, which is as many as it may; revoke some first.");
+        let message =
+            format!("The project has {ACCOUNTS_MAX} service accounts, which is as many as it may; revoke some first.");
         ApiError::Conflict(Problem::new("too_many_service_accounts", message))
     })?;
     Ok((

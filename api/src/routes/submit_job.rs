@@ -86,7 +86,7 @@ pub(super) async fn accept(
     by: Option<ClaimedBy>,
 ) -> Result<Submitted, ApiError> {
     let claim = by.map(|by| Claim {
-        user_id: caller.user_id,
+        user_id: caller.claimant(),
         project_id: caller.project_id,
         request_sha256: Sha256::digest(raw).into(),
         by,

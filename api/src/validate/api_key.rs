@@ -1,6 +1,6 @@
 //! What an API key may be asked to be.
 
-use claimcheck_common::domain::Scope;
+use claimcheck_common::domain::{Scope, Scopes};
 use claimcheck_common::store::api_keys::Grant;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error};
@@ -64,6 +64,26 @@ impl NewKey {
             models: self.models.map(|models| models.0),
             max_tokens: self.max_tokens.map(|most| most.get() as u32),
         }
+    }
+}
+
+/// The body of `POST /v1/projects/{id}/service_accounts`.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, expecting = "a JSON object")]
+#[schema(example = json!({"name": "nightly", "scopes": ["jobs:read", "jobs:write"]}))]
+pub struct NewService {
+    /// What you call it.
+    #[schema(value_type = String, min_length = 1, max_length = 64)]
+    pub name: Text<1, 64>,
+    /// What it may do: any of `jobs:read`, `jobs:write`, `batches`, `webhooks`, `admin`.
+    #[schema(value_type = Vec<String>, min_items = 1, max_items = 5)]
+    pub scopes: ScopesIn,
+}
+
+impl NewService {
+    /// What it may do.
+    pub fn scopes(&self) -> Scopes {
+        self.scopes.0.iter().copied().collect()
     }
 }
 

@@ -45,6 +45,43 @@ impl FromStr for Role {
     }
 }
 
+/// What a user is in a project; each role may do what those before it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ProjectRole {
+    /// Works in it.
+    Member,
+    /// Besides lets others in and out, and makes service accounts.
+    Admin,
+}
+
+impl ProjectRole {
+    /// Every one, the least first.
+    pub const ALL: [Self; 2] = [Self::Member, Self::Admin];
+
+    /// The stored and shown form.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Member => "member",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl fmt::Display for ProjectRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for ProjectRole {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let found = Self::ALL.into_iter().find(|role| role.as_str() == text);
+        found.ok_or_else(|| "a role in a project is member or admin".to_owned())
+    }
+}
+
 /// What a credential is good for; its user's role limits it further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Scope {

@@ -47,6 +47,7 @@ id_kinds! {
     BatchKind, BatchId, "batch_", "a batch";
     BatchItemKind, BatchItemId, "batch_req_", "a batch's line; the same number as its job's";
     IdentityKind, IdentityId, "ident_", "a link from a provider's user to an account";
+    ServiceAccountKind, ServiceAccountId, "svc_", "a service account; the same number as its user's";
 }
 
 /// An id of kind `K`.

@@ -19,7 +19,7 @@ mod rate;
 mod receipt;
 mod state;
 
-pub use access::{Role, Scope, Scopes};
+pub use access::{ProjectRole, Role, Scope, Scopes};
 pub use batch::{BatchStatus, CompletionWindow, LineProblem};
 pub use budget::{Budget, BudgetStanding, Money, MoneyError, Price, Tokens};
 pub use device::DeviceChoice;
@@ -30,7 +30,8 @@ pub use generation::{Choice, Completion, FinishReason, GenerationParams, Logprob
 pub use id::{
     ApiKeyId, ApiKeyKind, BatchId, BatchItemId, BatchItemKind, BatchKind, EndpointId, EndpointKind, EventId, EventKind,
     FileId, FileKind, Id, IdKind, IdParseError, IdentityId, IdentityKind, JobId, JobKind, ProjectId, ProjectKind,
-    SessionId, SessionKind, TenantId, TenantKind, UserId, UserKind, WorkerId, WorkerKind,
+    ServiceAccountId, ServiceAccountKind, SessionId, SessionKind, TenantId, TenantKind, UserId, UserKind, WorkerId,
+    WorkerKind,
 };
 pub use job::{Class, JobError, JobKey, ModelRef, QueueName, Share};
 pub use model_source::ModelSource;

@@ -27,6 +27,8 @@ pub struct Account {
     pub tenant_id: TenantId,
     /// Their project.
     pub project_id: ProjectId,
+    /// Whether it is a service, and no person.
+    pub is_service: bool,
     /// The name they log in with.
     pub username: String,
     /// Where they are reached.
@@ -81,9 +83,9 @@ pub(super) async fn insert(connection: &mut PgConnection, user: NewUser, origin:
     account(&row)
 }
 
-/// The user of that name, whatever its case.
+/// The user of that name, whatever its case. No service is found by this.
 pub async fn find_by_username(executor: impl PgExecutor<'_>, username: &str) -> StoreResult<Option<Account>> {
-    let row = sqlx::query("SELECT * FROM users WHERE lower(username) = lower($1)")
+    let row = sqlx::query("SELECT * FROM users WHERE lower(username) = lower($1) AND NOT is_service")
         .bind(username)
         .fetch_optional(executor)
         .await?;
@@ -104,6 +106,7 @@ pub(super) fn account(row: &sqlx::postgres::PgRow) -> StoreResult<Account> {
         user_id: Id::from_uuid(row.try_get("id")?),
         tenant_id: Id::from_uuid(row.try_get("tenant_id")?),
         project_id: Id::from_uuid(row.try_get("project_id")?),
+        is_service: get(row, "is_service")?,
         username: get(row, "username")?,
         email: get(row, "email")?,
         password_hash: get(row, "password_hash")?,
@@ -115,20 +118,24 @@ pub(super) fn account(row: &sqlx::postgres::PgRow) -> StoreResult<Account> {
 }
 
 /// Gives a user another password, unless the present one is not `known` any more, and ends all sessions.
-pub async fn set_password(pool: &Pool, user: UserId, known: String, hash: String) -> StoreResult<bool> {
+pub async fn set_password(pool: &Pool, user: UserId, known: String, hash: String, by: By) -> StoreResult<bool> {
     transaction(pool, move |connection| {
-        let (known, hash) = (known.clone(), hash.clone());
+        let (known, hash, by) = (known.clone(), hash.clone(), by.clone());
         Box::pin(async move {
             let done = sqlx::query(
                 "WITH changed AS (
                      UPDATE users SET password_hash = $3 WHERE id = $1 AND password_hash = $2 RETURNING id, tenant_id
                  )
-                 INSERT INTO audit_log (tenant_id, actor, action, subject)
-                 SELECT tenant_id, 'user:' || id, 'user.password', id FROM changed",
+                 INSERT INTO audit_log (tenant_id, actor, credential, address, request_id, action, subject)
+                 SELECT tenant_id, $4, $5, $6, $7, 'user.password', id FROM changed",
             )
             .bind(user.uuid())
             .bind(known)
             .bind(hash)
+            .bind(&by.actor)
+            .bind(by.credential())
+            .bind(by.address())
+            .bind(by.request_id())
             .execute(&mut *connection)
             .await?;
             if done.rows_affected() == 0 {
@@ -186,7 +193,7 @@ pub async fn change(pool: &Pool, user: UserId, change: UserChange, by: impl Into
 /// Users, the newest first, at most `limit` of those older than `after`.
 pub async fn list(executor: impl PgExecutor<'_>, after: Option<UserId>, limit: u32) -> StoreResult<Vec<Account>> {
     let rows = sqlx::query(
-        "SELECT * FROM users WHERE id < coalesce($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+        "SELECT * FROM users WHERE NOT is_service AND id < coalesce($1, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
          ORDER BY id DESC LIMIT $2",
     )
     .bind(after.map(Id::uuid))

@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::accounts::{Account, account};
 use super::audit::By;
 use super::row::{column, get};
+use super::sessions::Place;
 use super::{Pool, StoreError, StoreResult, budgets, transaction};
 use crate::domain::{ApiKeyId, Budget, Id, ProjectId, Scope, Scopes, TenantId, UserId};
 use crate::validate::Problem;
@@ -107,8 +108,8 @@ pub struct ApiKey {
 pub struct Holder {
     /// The key.
     pub id: ApiKeyId,
-    /// Where its jobs go.
-    pub project_id: ProjectId,
+    /// Where its jobs go, where its user may still act.
+    pub place: Place,
     /// What it is good for.
     pub grant: Grant,
     /// Its user, who may be deactivated.
@@ -183,30 +184,39 @@ async fn audit(connection: &mut PgConnection, by: &By, action: &str, id: ApiKeyI
     Ok(())
 }
 
-/// A user's keys, the newest first, at most `limit` of those older than `after`.
+/// A user's keys in a project, the newest first, at most `limit` of those older than `after`.
 pub async fn list(
     executor: impl PgExecutor<'_>,
     user: UserId,
+    project: ProjectId,
     after: Option<ApiKeyId>,
     limit: u32,
 ) -> StoreResult<Vec<ApiKey>> {
     let rows = sqlx::query(
-        "SELECT * FROM api_keys WHERE user_id = $1 AND id < coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
+        "SELECT * FROM api_keys
+         WHERE user_id = $1 AND project_id = $4 AND id < coalesce($2, 'ffffffff-ffff-ffff-ffff-ffffffffffff'::uuid)
          ORDER BY id DESC LIMIT $3",
     )
     .bind(user.uuid())
     .bind(after.map(Id::uuid))
     .bind(i64::from(limit))
+    .bind(project.uuid())
     .fetch_all(executor)
     .await?;
     rows.iter().map(api_key).collect()
 }
 
-/// One of a user's keys.
-pub async fn get_one(executor: impl PgExecutor<'_>, user: UserId, id: ApiKeyId) -> StoreResult<Option<ApiKey>> {
-    let row = sqlx::query("SELECT * FROM api_keys WHERE id = $1 AND user_id = $2")
+/// One of a user's keys in a project.
+pub async fn get_one(
+    executor: impl PgExecutor<'_>,
+    user: UserId,
+    project: ProjectId,
+    id: ApiKeyId,
+) -> StoreResult<Option<ApiKey>> {
+    let row = sqlx::query("SELECT * FROM api_keys WHERE id = $1 AND user_id = $2 AND project_id = $3")
         .bind(id.uuid())
         .bind(user.uuid())
+        .bind(project.uuid())
         .fetch_optional(executor)
         .await?;
     row.as_ref().map(api_key).transpose()
@@ -219,6 +229,8 @@ pub struct Rotation {
     pub id: ApiKeyId,
     /// Its user.
     pub user_id: UserId,
+    /// Its project.
+    pub project_id: ProjectId,
     /// The first characters of the new one.
     pub hint: String,
     /// The new one's digest.
@@ -235,11 +247,13 @@ pub async fn rotate(pool: &Pool, rotation: Rotation) -> StoreResult<Option<ApiKe
         let rotation = rotation.clone();
         Box::pin(async move {
             let row = sqlx::query(
-                "UPDATE api_keys SET hint = $3 WHERE id = $1 AND user_id = $2 AND revoked_at IS NULL RETURNING *",
+                "UPDATE api_keys SET hint = $3
+                 WHERE id = $1 AND user_id = $2 AND project_id = $4 AND revoked_at IS NULL RETURNING *",
             )
             .bind(rotation.id.uuid())
             .bind(rotation.user_id.uuid())
             .bind(rotation.hint)
+            .bind(rotation.project_id.uuid())
             .fetch_optional(&mut *connection)
             .await?;
             let Some(row) = row else { return Ok(None) };
@@ -263,20 +277,28 @@ pub async fn rotate(pool: &Pool, rotation: Rotation) -> StoreResult<Option<ApiKe
 }
 
 /// Ends a key at once. Safe to repeat; the first end stands.
-pub async fn revoke(pool: &Pool, user: UserId, id: ApiKeyId, by: impl Into<By>) -> StoreResult<Option<ApiKey>> {
+pub async fn revoke(
+    pool: &Pool,
+    user: UserId,
+    project: ProjectId,
+    id: ApiKeyId,
+    by: impl Into<By>,
+) -> StoreResult<Option<ApiKey>> {
     let by = by.into();
     transaction(pool, move |connection| {
         let by = by.clone();
         Box::pin(async move {
             let row = sqlx::query(
-                "UPDATE api_keys SET revoked_at = now() WHERE id = $1 AND user_id = $2 AND revoked_at IS NULL RETURNING *",
+                "UPDATE api_keys SET revoked_at = now()
+                 WHERE id = $1 AND user_id = $2 AND project_id = $3 AND revoked_at IS NULL RETURNING *",
             )
             .bind(id.uuid())
             .bind(user.uuid())
+            .bind(project.uuid())
             .fetch_optional(&mut *connection)
             .await?;
             let Some(row) = row else {
-                return get_one(connection, user, id).await;
+                return get_one(connection, user, project, id).await;
             };
             sqlx::query("DELETE FROM api_key_secrets WHERE api_key_id = $1")
                 .bind(id.uuid())
@@ -293,6 +315,7 @@ pub async fn revoke(pool: &Pool, user: UserId, id: ApiKeyId, by: impl Into<By>) 
 pub async fn set_budget(
     pool: &Pool,
     user: UserId,
+    project: ProjectId,
     id: ApiKeyId,
     budget: Option<Budget>,
     by: impl Into<By>,
@@ -302,10 +325,12 @@ pub async fn set_budget(
         let by = by.clone();
         Box::pin(async move {
             let tenant: Option<Uuid> = sqlx::query_scalar(
-                "SELECT tenant_id FROM api_keys WHERE id = $1 AND user_id = $2 AND revoked_at IS NULL FOR NO KEY UPDATE",
+                "SELECT tenant_id FROM api_keys
+                 WHERE id = $1 AND user_id = $2 AND project_id = $3 AND revoked_at IS NULL FOR NO KEY UPDATE",
             )
             .bind(id.uuid())
             .bind(user.uuid())
+            .bind(project.uuid())
             .fetch_optional(&mut *connection)
             .await?;
             let Some(tenant) = tenant else { return Ok(false) };
@@ -320,8 +345,13 @@ pub async fn set_budget(
 /// Those of the digests that belong to a key that holds now, each with whom it stands for.
 pub async fn holders(executor: impl PgExecutor<'_>, digests: Vec<Digest>) -> StoreResult<Vec<(Digest, Holder)>> {
     let rows = sqlx::query(
-        "SELECT s.sha256, k.id AS key_id, k.project_id AS key_project_id, k.scopes, k.models, k.max_tokens, u.*
+        "SELECT s.sha256, k.id AS key_id, place.project_id AS place_project, place.organization_id AS place_tenant, k.scopes,
+             k.models, k.max_tokens, u.*
          FROM api_key_secrets s JOIN api_keys k ON k.id = s.api_key_id JOIN users u ON u.id = k.user_id
+         CROSS JOIN LATERAL (
+             SELECT a.project_id, a.organization_id FROM project_access a
+             WHERE a.user_id = k.user_id AND a.project_id = k.project_id LIMIT 1
+         ) AS place
          WHERE s.sha256 = ANY($1) AND k.revoked_at IS NULL
            AND coalesce(k.expires_at, 'infinity') > now() AND coalesce(s.expires_at, 'infinity') > now()",
     )
@@ -333,7 +363,10 @@ pub async fn holders(executor: impl PgExecutor<'_>, digests: Vec<Digest>) -> Sto
             let digest: &[u8] = row.try_get("sha256")?;
             let holder = Holder {
                 id: Id::from_uuid(get(row, "key_id")?),
-                project_id: Id::from_uuid(get(row, "key_project_id")?),
+                place: Place {
+                    tenant_id: Id::from_uuid(get(row, "place_tenant")?),
+                    project_id: Id::from_uuid(get(row, "place_project")?),
+                },
                 grant: grant(row)?,
                 account: account(row)?,
             };

@@ -8,6 +8,7 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use time::OffsetDateTime;
 
+use super::audit::{self, By, Entry};
 use super::batch_window::{self, Feasibility, Forecast};
 use super::idempotency::{Answer, Claim};
 use super::once::{Once, once};
@@ -31,6 +32,8 @@ pub struct NewBatch {
     pub project_id: ProjectId,
     /// Who asks.
     pub user_id: UserId,
+    /// The same for the audit log.
+    pub by: By,
     /// With which key.
     pub api_key_id: Option<ApiKeyId>,
     /// What every line is for (`/v1/completions`).
@@ -222,8 +225,8 @@ async fn sent_before(connection: &mut sqlx::PgConnection, batch: &NewBatch) -> S
     };
     let row = sqlx::query(
         "UPDATE batches SET sdk_retry = $3 WHERE id = (
-             SELECT id FROM batches WHERE user_id = $1 AND request_sha256 = $2 AND created_at > now() - $4::interval
-                 AND sdk_retry < $3
+             SELECT id FROM batches WHERE user_id = $1 AND project_id = $5 AND request_sha256 = $2
+                 AND created_at > now() - $4::interval AND sdk_retry < $3
              ORDER BY created_at DESC, id DESC LIMIT 1)
          RETURNING *",
     )
@@ -231,6 +234,7 @@ async fn sent_before(connection: &mut sqlx::PgConnection, batch: &NewBatch) -> S
     .bind(&batch.request_sha256[..])
     .bind(retry.cast_signed())
     .bind(RETRY_WITHIN)
+    .bind(batch.project_id.uuid())
     .fetch_optional(connection)
     .await?;
     row.as_ref().map(view).transpose()
@@ -341,14 +345,8 @@ async fn insert(connection: &mut sqlx::PgConnection, batch: &NewBatch, origin: O
     .bind(batch.api_key_id.map(Id::uuid))
     .fetch_one(&mut *connection)
     .await?;
-    sqlx::query(
-        "INSERT INTO audit_log (tenant_id, actor, action, subject) VALUES ($1, 'user:' || $2, 'batch.created', $3)",
-    )
-    .bind(batch.tenant_id.uuid())
-    .bind(batch.user_id.uuid().to_string())
-    .bind(batch.id.uuid())
-    .execute(connection)
-    .await?;
+    let entry = Entry::done(Some(batch.tenant_id), "batch.created", Some(batch.id.uuid()));
+    audit::record(connection, &batch.by, entry).await?;
     Ok(Created::Accepted(Box::new(view(&row)?)))
 }
 
@@ -382,19 +380,14 @@ pub async fn list(
 }
 
 /// Asks a batch to stop. One that is finalizing or has ended stays as it is. Answers the batch as it is then.
-pub async fn request_cancel(
-    pool: &Pool,
-    project: ProjectId,
-    id: BatchId,
-    actor: String,
-) -> StoreResult<Option<BatchView>> {
+pub async fn request_cancel(pool: &Pool, project: ProjectId, id: BatchId, by: By) -> StoreResult<Option<BatchView>> {
     let change = "status = 'cancelling', ending = 'cancelled', cancelling_at = now(), paused_at = NULL, due_at = now()";
     let condition = "status IN ('validating', 'in_progress')";
     steer(
         pool,
         project,
         id,
-        actor,
+        by,
         Steering {
             change,
             condition,
@@ -405,14 +398,14 @@ pub async fn request_cancel(
 }
 
 /// Takes no more of a batch's lines up; those that run go on, those that wait wait on. Safe to repeat.
-pub async fn pause(pool: &Pool, project: ProjectId, id: BatchId, actor: String) -> StoreResult<Option<BatchView>> {
+pub async fn pause(pool: &Pool, project: ProjectId, id: BatchId, by: By) -> StoreResult<Option<BatchView>> {
     let change = "paused_at = now(), due_at = now()";
     let condition = "status IN ('validating', 'in_progress') AND paused_at IS NULL AND ending IS NULL";
     steer(
         pool,
         project,
         id,
-        actor,
+        by,
         Steering {
             change,
             condition,
@@ -423,14 +416,14 @@ pub async fn pause(pool: &Pool, project: ProjectId, id: BatchId, actor: String) 
 }
 
 /// Goes on with a paused batch. Safe to repeat.
-pub async fn resume(pool: &Pool, project: ProjectId, id: BatchId, actor: String) -> StoreResult<Option<BatchView>> {
+pub async fn resume(pool: &Pool, project: ProjectId, id: BatchId, by: By) -> StoreResult<Option<BatchView>> {
     let change = "paused_at = NULL, due_at = now()";
     let condition = "paused_at IS NOT NULL";
     steer(
         pool,
         project,
         id,
-        actor,
+        by,
         Steering {
             change,
             condition,
@@ -452,23 +445,27 @@ async fn steer(
     pool: &Pool,
     project: ProjectId,
     id: BatchId,
-    actor: String,
+    by: By,
     steering: Steering,
 ) -> StoreResult<Option<BatchView>> {
     transaction(pool, move |connection| {
-        let actor = actor.clone();
+        let by = by.clone();
         Box::pin(async move {
             let Steering { change, condition, action } = steering;
             sqlx::query(sqlx::AssertSqlSafe(format!(
                 "WITH changed AS (
                      UPDATE batches SET {change} WHERE id = $1 AND project_id = $2 AND {condition} RETURNING id, tenant_id
                  )
-                 INSERT INTO audit_log (tenant_id, actor, action, subject) SELECT tenant_id, $3, $4, id FROM changed"
+                 INSERT INTO audit_log (tenant_id, actor, credential, address, request_id, action, subject)
+                 SELECT tenant_id, $3, $5, $6, $7, $4, id FROM changed"
             )))
             .bind(id.uuid())
             .bind(project.uuid())
-            .bind(actor)
+            .bind(&by.actor)
             .bind(action)
+            .bind(by.credential())
+            .bind(by.address())
+            .bind(by.request_id())
             .execute(&mut *connection)
             .await?;
             get(connection, project, id).await

@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::{EndpointId, EventId, EventType, Id, JobId, PayloadKind, ProjectId, TenantId};
+use crate::store::audit::{self, By, Entry};
 use crate::store::row::{get, parse, unsigned};
 use crate::store::{Pool, StoreResult, transaction};
 
@@ -21,8 +22,8 @@ pub struct Owner {
     pub tenant: TenantId,
     /// The project.
     pub project: ProjectId,
-    /// For the audit log (`user:<uuid>`).
-    pub actor: String,
+    /// For the audit log.
+    pub by: By,
 }
 
 /// Everything that a caller may set.
@@ -159,7 +160,7 @@ pub async fn create(
             .bind(secret)
             .fetch_one(&mut *connection)
             .await?;
-            audit(connection, &owner, "webhook_endpoint.created", id).await?;
+            write_down(connection, &owner, "webhook_endpoint.created", id).await?;
             endpoint(&row).map(Some)
         })
     })
@@ -258,7 +259,7 @@ pub async fn update(
             .fetch_optional(&mut *connection)
             .await?;
             let Some(row) = row else { return Ok(None) };
-            audit(connection, &owner, "webhook_endpoint.updated", id).await?;
+            write_down(connection, &owner, "webhook_endpoint.updated", id).await?;
             endpoint(&row).map(Some)
         })
     })
@@ -281,7 +282,7 @@ pub async fn delete(pool: &Pool, owner: Owner, id: EndpointId) -> StoreResult<bo
             if done.rows_affected() == 0 {
                 return Ok(false);
             }
-            audit(connection, &owner, "webhook_endpoint.deleted", id).await?;
+            write_down(connection, &owner, "webhook_endpoint.deleted", id).await?;
             Ok(true)
         })
     })
@@ -311,7 +312,7 @@ pub async fn rotate(
             .fetch_optional(&mut *connection)
             .await?;
             let Some(row) = row else { return Ok(None) };
-            audit(connection, &owner, "webhook_endpoint.secret_rotated", id).await?;
+            write_down(connection, &owner, "webhook_endpoint.secret_rotated", id).await?;
             endpoint(&row).map(Some)
         })
     })
@@ -364,15 +365,9 @@ fn names(events: &[EventType]) -> Vec<&'static str> {
     events.iter().map(|kind| kind.as_str()).collect()
 }
 
-async fn audit(connection: &mut PgConnection, owner: &Owner, action: &str, id: EndpointId) -> StoreResult<()> {
-    sqlx::query("INSERT INTO audit_log (tenant_id, actor, action, subject) VALUES ($1, $2, $3, $4)")
-        .bind(owner.tenant.uuid())
-        .bind(&owner.actor)
-        .bind(action)
-        .bind(id.uuid())
-        .execute(connection)
-        .await?;
-    Ok(())
+async fn write_down(connection: &mut PgConnection, owner: &Owner, action: &str, id: EndpointId) -> StoreResult<()> {
+    let entry = Entry::done(Some(owner.tenant), action, Some(id.uuid()));
+    audit::record(connection, &owner.by, entry).await
 }
 
 fn endpoint(row: &PgRow) -> StoreResult<Endpoint> {
