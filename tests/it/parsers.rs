@@ -1,7 +1,12 @@
-//! The parsers of what strangers send, on random bytes and on bytes that nearly are what is wanted. The same functions are fuzz targets
-//! (`tests/fuzz`).
+//! The parsers of what strangers send, on random bytes and on bytes that nearly are what is wanted; and bodies that are made to hurt,
+//! on every route that reads JSON. The same functions are fuzz targets (`tests/fuzz`).
 
 use proptest::prelude::*;
+use reqwest::Method;
+
+use crate::http_face::with_api;
+use crate::http_operators::admin;
+
 #[expect(unreachable_pub, reason = "there it is a crate of its own")]
 #[path = "../fuzz/src/lib.rs"]
 mod held_to;
@@ -99,4 +104,78 @@ proptest! {
     fn no_bytes_make_the_reader_of_batch_lines_panic(data in anything(LINES)) {
         held_to::batch_line(&data);
     }
+}
+
+/// Bodies that other services fell over, with so many brackets, fields or digits.
+fn hurtful(most: usize) -> Vec<(&'static str, Vec<u8>)> {
+    let deep = |open: &str, close: &str, most: usize| [open.repeat(most), close.repeat(most)].concat().into_bytes();
+    vec![
+        ("deep arrays", deep("[", "]", most)),
+        ("deep objects", deep("{\"prompt\":", "}", most)),
+        (
+            "deep in a field",
+            [b"{\"metadata\":".to_vec(), deep("[", "]", most), b"}".to_vec()].concat(),
+        ),
+        (
+            "a field twice",
+            b"{\"prompt\":\"a\",\"prompt\":\"b\",\"name\":\"a\",\"name\":\"b\"}".to_vec(),
+        ),
+        (
+            "NUL",
+            b"{\"prompt\":\"a\\u0000b\",\"name\":\"a\\u0000b\",\"url\":\"\\u0000\"}".to_vec(),
+        ),
+        ("a raw NUL", b"{\"prompt\":\"a\0b\"}".to_vec()),
+        (
+            "half a character",
+            b"{\"prompt\":\"\\ud800\",\"name\":\"\\ud800\"}".to_vec(),
+        ),
+        ("no UTF-8", b"{\"prompt\":\"\xff\xfe\",\"name\":\"\xff\"}".to_vec()),
+        (
+            "endless numbers",
+            b"{\"prompt\":\"a\",\"max_tokens\":1e400,\"overlap\":1e400,\"max_queued\":1e400}".to_vec(),
+        ),
+        (
+            "great numbers",
+            b"{\"prompt\":\"a\",\"seed\":99999999999999999999,\"expires_at\":99999999999999999999}".to_vec(),
+        ),
+        (
+            "long numbers",
+            [b"{\"seed\":".to_vec(), vec![b'9'; most], b"}".to_vec()].concat(),
+        ),
+        ("no object", b"\"text\"".to_vec()),
+        ("nothing", Vec::new()),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hurtful_bodies_are_refused_by_every_route_that_reads_json() {
+    with_api(async |world, api| {
+        let root = api.user("root").await;
+        let root = admin(world, root).await;
+        let document: serde_json::Value = api.get("/openapi.json").send().await.unwrap().json().await.unwrap();
+        let mut asked = 0;
+        for (path, operations) in document["paths"].as_object().unwrap() {
+            for (verb, operation) in operations.as_object().unwrap() {
+                if operation["requestBody"]["content"]["application/json"].is_null() {
+                    continue;
+                }
+                let method: Method = verb.to_uppercase().parse().unwrap();
+                let place = path
+                    .replace("{id}", "x")
+                    .replace("{endpoint_id}", "x")
+                    .replace("{event_id}", "x");
+                // A route that refuses without a look at the body answers before a great one has come. The first reads all of it.
+                let most = if place == "/v1/jobs" { 50_000 } else { 500 };
+                for (what, body) in hurtful(most) {
+                    let request = root.request(method.clone(), &place);
+                    let sent = request.header("content-type", "application/json").body(body).send();
+                    let status = sent.await.unwrap().status().as_u16();
+                    assert!((400..500).contains(&status), "{what} to {method} {path}: {status}");
+                    asked += 1;
+                }
+            }
+        }
+        assert!(asked > 15 * 13, "{asked} asked");
+    })
+    .await;
 }
