@@ -20,6 +20,8 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(10);
 const ANSWER_LIMIT: Duration = Duration::from_secs(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// The first request with an idempotency key is still at work.
+const IN_FLIGHT: &str = "idempotency_key_in_flight";
 
 /// A way to the service.
 pub(crate) struct Client {
@@ -155,7 +157,11 @@ impl Client {
                     let wanted = retry_after(&answer);
                     (refusal(answer).await, wanted)
                 }
-                Ok(answer) => return Err(refusal(answer).await),
+                Ok(answer) => match refusal(answer).await {
+                    // An earlier run of ours was cut off, and the service is still at what it asked.
+                    waits @ Failure::Refused { .. } if waits.code() == IN_FLIGHT => (waits, None),
+                    refused => return Err(refused),
+                },
                 Err(error) if error.is_builder() => return Err(Failure::Usage(chain(&error))),
                 Err(error) => (self.unreachable(&error), None),
             };
