@@ -59,7 +59,7 @@ impl Default for EngineConfig {
     fn default() -> Self {
         Self {
             slots: 32,
-            // A step this long takes some 2.5 times as long as one of 16 rows alone.
+            // Beside 16 running rows a long prompt stretches a step to less than three times its length (benchmarks/engine-cpu.md).
             token_budget: 80,
             prefix_cache: true,
         }
