@@ -1,4 +1,4 @@
-//! Signing in with others: OpenID Connect providers ([`openid`]) and GitHub ([`github`]), by the authorization code flow with
+//! Signing in with others: OpenID Connect providers (`openid.rs`) and GitHub (`github.rs`), by the authorization code flow with
 //! PKCE (RFC 6749, section 4.1; RFC 7636; RFC 9700, section 2.1.1).
 //!
 //! A [`Ticket`] in a cookie binds a sign-in to the browser that began it. A provider is asked for one thing: who this is, and

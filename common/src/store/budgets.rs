@@ -1,7 +1,7 @@
 //! Budgets: set, read, drawn on by new jobs, and settled with what those used.
 //!
 //! A new job reserves the most that it may use, in the transaction that records it; its end turns that into what it did use, in
-//! the transaction that ends it ([`settle`]). So the sums hold whatever is killed: reserved is what unfinished jobs reserve, spent is
+//! the transaction that ends it (`settle.rs`). So the sums hold whatever is killed: reserved is what unfinished jobs reserve, spent is
 //! what the jobs used that ended in the period. Rows of budgets are locked last and in id order; who has none locks none.
 
 use std::collections::BTreeMap;
