@@ -245,7 +245,9 @@ async fn the_token_form_follows_rfc_6749() {
             "grant_type=password&username=a&username=b&password=x",
             "invalid_request",
         ),
-        ("grant_type=client_credentials", "unsupported_grant_type"),
+        ("grant_type=implicit", "unsupported_grant_type"),
+        // A client has to say who it is.
+        ("grant_type=client_credentials", "invalid_client"),
         ("grant_type=refresh_token", "invalid_request"),
         // So does a refresh token that is none.
         ("grant_type=refresh_token&refresh_token=cck_123", "invalid_grant"),
@@ -294,6 +296,15 @@ async fn beyond_the_room_requests_are_refused_at_once() {
     assert_eq!(send_to(router, request()).await.status, StatusCode::OK);
 }
 
+/// What a stranger may ask.
+const OPEN: [&str; 5] = [
+    "/v1/auth/register",
+    "/v1/auth/token",
+    "/v1/auth/providers",
+    "/v1/auth/{provider}/start",
+    "/v1/auth/{provider}/callback",
+];
+
 #[tokio::test]
 async fn the_document_lists_every_route_with_its_errors_and_the_pages_need_no_other_host() {
     let document = get("/openapi.json").await.json();
@@ -333,15 +344,11 @@ async fn the_document_lists_every_route_with_its_errors_and_the_pages_need_no_ot
                 "{method} {path}"
             );
             let private = operation[crate::access::X_NEEDS] != "nothing";
-            assert_eq!(
-                private,
-                !["/v1/auth/register", "/v1/auth/token"].contains(&path.as_str()),
-                "{method} {path}"
-            );
+            assert_eq!(private, !OPEN.contains(&path.as_str()), "{method} {path}");
             assert_eq!(operation.get("security").is_some(), private, "{method} {path}");
             assert_eq!(
                 answers.contains_key("401"),
-                private || path.ends_with("token"),
+                private || path.ends_with("token") || path.ends_with("callback"),
                 "{method} {path}"
             );
         }
