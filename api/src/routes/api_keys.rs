@@ -2,7 +2,7 @@
 
 use axum::Json as Reply;
 use axum::extract::State;
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::StatusCode;
 use claimcheck_common::domain::{ApiKeyId, BudgetStanding, Scope};
 use claimcheck_common::store::api_keys::{self, ApiKey, KEYS_MAX, NewApiKey, Rotation};
 use claimcheck_common::store::budgets;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::list_jobs::{LIMIT_DEFAULT, LIMIT_MAX};
+use super::paging::{LIMIT_MAX, Limit, after};
 use crate::app::AppState;
 use crate::auth::{Secret, SecretKind};
 use crate::docs::{BadBody, Trouble};
@@ -18,12 +18,9 @@ use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{Caller, IdPath, Json, Query};
 use crate::validate::api_key::{NewKey, Rotate};
 use crate::validate::budget::BudgetIn;
-use crate::validate::number::from_text;
 use crate::view::BudgetBody;
 
 const BODY_MAX: usize = 16 << 10;
-/// An answer with a secret in it is kept by nobody on the way.
-const NOT_KEPT: [(HeaderName, &str); 1] = [(header::CACHE_CONTROL, "no-store")];
 
 /// An API key.
 #[derive(Debug, Serialize, ToSchema)]
@@ -130,7 +127,7 @@ pub async fn create_key(
     State(state): State<AppState>,
     caller: Caller,
     body: Json<NewKey, BODY_MAX>,
-) -> Result<(StatusCode, [(HeaderName, &'static str); 1], Reply<ApiKeyBody>), ApiError> {
+) -> Result<(StatusCode, Reply<ApiKeyBody>), ApiError> {
     let secret = Secret::draw(SecretKind::ApiKey);
     let asked = body.value;
     let name = asked.name.as_str().to_owned();
@@ -161,7 +158,6 @@ pub async fn create_key(
     })?;
     Ok((
         StatusCode::CREATED,
-        NOT_KEPT,
         Reply(ApiKeyBody::find(&state, kept, Some(&secret)).await?),
     ))
 }
@@ -185,17 +181,10 @@ pub async fn list_keys(
     query: Query,
 ) -> Result<Reply<ApiKeyList>, ApiError> {
     let query = query.only(&["limit", "after"])?;
-    let limit = query
-        .get("limit", |text| from_text(text, 1..=LIMIT_MAX))?
-        .unwrap_or(LIMIT_DEFAULT);
-    let after = query.get("after", |text| {
-        text.parse()
-            .map_err(|_| "must be a key's id, as `last_id` of the page before".to_owned())
-    })?;
-    // One more than asked for tells whether there is a next page.
-    let mut found = api_keys::list(&state.pool, caller.user_id, caller.project_id, after, limit + 1).await?;
-    let has_more = found.len() > limit as usize;
-    found.truncate(limit as usize);
+    let limit = Limit::of(&query, LIMIT_MAX)?;
+    let after = after(&query, "a key")?;
+    let mut found = api_keys::list(&state.pool, caller.user_id, caller.project_id, after, limit.look_for()).await?;
+    let has_more = limit.cut(&mut found);
     let budgets = budgets::find(&state.pool, found.iter().map(|key| key.id.uuid()).collect()).await?;
     let of = |key: ApiKey| {
         let budget = budgets.get(&key.id.uuid()).copied();
@@ -297,7 +286,7 @@ pub async fn rotate_key(
     caller: Caller,
     IdPath(id): IdPath<ApiKeyId>,
     body: Json<Rotate, BODY_MAX>,
-) -> Result<([(HeaderName, &'static str); 1], Reply<ApiKeyBody>), ApiError> {
+) -> Result<Reply<ApiKeyBody>, ApiError> {
     let secret = Secret::draw(SecretKind::ApiKey);
     let rotation = Rotation {
         id,
@@ -311,7 +300,7 @@ pub async fn rotate_key(
     let key = api_keys::rotate(&state.pool, rotation)
         .await?
         .ok_or_else(key_not_found)?;
-    Ok((NOT_KEPT, Reply(ApiKeyBody::find(&state, key, Some(&secret)).await?)))
+    Ok(Reply(ApiKeyBody::find(&state, key, Some(&secret)).await?))
 }
 
 fn key_not_found() -> ApiError {

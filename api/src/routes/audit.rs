@@ -10,15 +10,12 @@ use time::OffsetDateTime;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::paging::{LIMIT_MAX, Limit, after};
 use crate::app::AppState;
 use crate::docs::{NeedsAdmin, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{Caller, Query};
-use crate::validate::number::from_text;
 use crate::validate::text::check;
-
-const LIMIT_MAX: u32 = 100;
-const LIMIT_DEFAULT: u32 = 20;
 
 /// Something that was done, or refused.
 #[derive(Debug, Serialize, ToSchema)]
@@ -100,8 +97,7 @@ pub async fn list_audit(
 ) -> Result<Json<AuditList>, ApiError> {
     let (filter, limit) = filter(&caller, query)?;
     let mut found = audit::list(&state.pool, &filter).await?;
-    let has_more = found.len() > limit as usize;
-    found.truncate(limit as usize);
+    let has_more = limit.cut(&mut found);
     let data: Vec<_> = found.into_iter().map(AuditBody::from).collect();
     Ok(Json(AuditList {
         object: "list",
@@ -113,7 +109,7 @@ pub async fn list_audit(
 }
 
 /// What is asked for, within what the caller may see, and how much of it.
-fn filter(caller: &Caller, query: Query) -> Result<(AuditFilter, u32), ApiError> {
+fn filter(caller: &Caller, query: Query) -> Result<(AuditFilter, Limit), ApiError> {
     let query = query.only(&[
         "limit",
         "after",
@@ -127,9 +123,7 @@ fn filter(caller: &Caller, query: Query) -> Result<(AuditFilter, u32), ApiError>
         "until",
     ])?;
     let word = |text: &str| check(text, 1, 128).map(|()| text.to_owned());
-    let limit = query
-        .get("limit", |text| from_text(text, 1..=LIMIT_MAX))?
-        .unwrap_or(LIMIT_DEFAULT);
+    let limit = Limit::of(&query, LIMIT_MAX)?;
     let tenant = query.get("tenant", |text| {
         text.parse::<TenantId>().map_err(|_| "must be an `org_…`".to_owned())
     })?;
@@ -142,12 +136,8 @@ fn filter(caller: &Caller, query: Query) -> Result<(AuditFilter, u32), ApiError>
         outcome: query.get("outcome", outcome)?,
         since: query.get("since", unix_time)?,
         until: query.get("until", unix_time)?,
-        after: query.get("after", |text| {
-            text.parse()
-                .map_err(|_| "must be a row's id, as `last_id` of the page before".to_owned())
-        })?,
-        // One more than asked for tells whether there is a next page.
-        limit: limit + 1,
+        after: after(&query, "a row")?,
+        limit: limit.look_for(),
     };
     Ok((filter, limit))
 }

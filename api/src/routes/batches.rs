@@ -2,16 +2,14 @@
 
 use axum::Json;
 use axum::extract::State;
-use claimcheck_common::domain::BatchId;
 use claimcheck_common::store::batches::{self, BatchView};
 
-use super::list_jobs::{LIMIT_DEFAULT, LIMIT_MAX};
+use super::paging::{LIMIT_MAX, Limit, after};
 use crate::app::AppState;
 use crate::docs::{NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::path::{BatchIdPath, batch_not_found};
 use crate::extract::{Caller, Query};
-use crate::validate::number::from_text;
 use crate::view::{BatchBody, BatchList};
 
 /// List batches
@@ -31,17 +29,10 @@ pub async fn list_batches(
     query: Query,
 ) -> Result<Json<BatchList>, ApiError> {
     let query = query.only(&["limit", "after"])?;
-    let limit = query
-        .get("limit", |text| from_text(text, 1..=LIMIT_MAX))?
-        .unwrap_or(LIMIT_DEFAULT);
-    let after = query.get("after", |text| {
-        text.parse::<BatchId>()
-            .map_err(|_| "must be a batch's id, as `last_id` of the page before".to_owned())
-    })?;
-    // One more than asked for tells whether there is a next page.
-    let mut found = batches::list(&state.pool, caller.project_id, after, limit + 1).await?;
-    let has_more = found.len() > limit as usize;
-    found.truncate(limit as usize);
+    let limit = Limit::of(&query, LIMIT_MAX)?;
+    let after = after(&query, "a batch")?;
+    let mut found = batches::list(&state.pool, caller.project_id, after, limit.look_for()).await?;
+    let has_more = limit.cut(&mut found);
     let data: Vec<_> = found.iter().map(BatchBody::from).collect();
     Ok(Json(BatchList {
         object: "list",

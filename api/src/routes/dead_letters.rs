@@ -8,13 +8,12 @@ use claimcheck_common::store::jobs::Page;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::list_jobs::{LIMIT_DEFAULT, LIMIT_MAX};
+use super::paging::{LIMIT_MAX, Limit, after};
 use crate::app::AppState;
 use crate::docs::{BadBody, NeedsAdmin, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{Caller, Json, Query};
 use crate::idempotent::{asker, chunk_done, render_chunk};
-use crate::validate::number::from_text;
 use crate::validate::selection::SelectDeadLetters;
 use crate::view::{BulkBody, ErrorInfo};
 
@@ -106,13 +105,8 @@ pub async fn list_dead_letters(
     query: Query,
 ) -> Result<axum::Json<DeadLetterList>, ApiError> {
     let query = query.only(&["limit", "after", "all"])?;
-    let limit = query
-        .get("limit", |text| from_text(text, 1..=LIMIT_MAX))?
-        .unwrap_or(LIMIT_DEFAULT);
-    let after = query.get("after", |text| {
-        text.parse()
-            .map_err(|_| "must be a job's id, as `last_id` of the page before".to_owned())
-    })?;
+    let limit = Limit::of(&query, LIMIT_MAX)?;
+    let after = after(&query, "a job")?;
     let all = query.get("all", |text| {
         text.parse::<bool>().map_err(|_| "must be true or false".to_owned())
     })?;
@@ -120,14 +114,12 @@ pub async fn list_dead_letters(
     if all {
         caller.must_be_admin()?;
     }
-    // One more than asked for tells whether there is a next page.
     let page = Page {
         after,
-        limit: limit + 1,
+        limit: limit.look_for(),
     };
     let mut found = dead_letters::list(&state.pool, (!all).then_some(caller.project_id), page).await?;
-    let has_more = found.len() > limit as usize;
-    found.truncate(limit as usize);
+    let has_more = limit.cut(&mut found);
     let data: Vec<_> = found.iter().map(DeadLetterBody::from).collect();
     Ok(axum::Json(DeadLetterList {
         object: "list",

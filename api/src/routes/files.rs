@@ -5,16 +5,15 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use claimcheck_common::domain::{FileId, FilePurpose};
+use claimcheck_common::domain::FilePurpose;
 use claimcheck_common::store::files::{self, Deleted, FilePage};
 
-use super::list_jobs::LIMIT_DEFAULT;
+use super::paging::{Limit, after};
 use crate::app::AppState;
 use crate::docs::{NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::{FileIdPath, file_not_found};
 use crate::extract::{Caller, Query};
-use crate::validate::number::from_text;
 use crate::view::{DeletedFile, FileBody, FileList};
 
 /// As many as OpenAI's lists may hold.
@@ -39,25 +38,18 @@ pub async fn list_files(
     query: Query,
 ) -> Result<Json<FileList>, ApiError> {
     let query = query.only(&["purpose", "limit", "after", "order"])?;
-    let limit = query
-        .get("limit", |text| from_text(text, 1..=LIMIT_MAX))?
-        .unwrap_or(LIMIT_DEFAULT);
+    let limit = Limit::of(&query, LIMIT_MAX)?;
     let page = FilePage {
         purpose: query.get("purpose", |text| {
             text.parse::<FilePurpose>()
                 .map_err(|_| "must be `batch` or `batch_output`".to_owned())
         })?,
-        after: query.get("after", |text| {
-            text.parse::<FileId>()
-                .map_err(|_| "must be a file's id, as `last_id` of the page before".to_owned())
-        })?,
-        // One more than asked for tells whether there is a next page.
-        limit: limit + 1,
+        after: after(&query, "a file")?,
+        limit: limit.look_for(),
         ascending: query.get("order", order)?.unwrap_or(false),
     };
     let mut found = files::list(&state.pool, caller.project_id, page).await?;
-    let has_more = found.len() > limit as usize;
-    found.truncate(limit as usize);
+    let has_more = limit.cut(&mut found);
     let data: Vec<_> = found.iter().map(FileBody::from).collect();
     Ok(Json(FileList {
         object: "list",

@@ -7,13 +7,12 @@ use claimcheck_common::webhook::EventBody;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::list_jobs::{LIMIT_DEFAULT, LIMIT_MAX};
+use super::paging::{LIMIT_MAX, Limit};
 use super::webhook_log::event_id;
 use crate::app::AppState;
 use crate::docs::{NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{Caller, Query};
-use crate::validate::number::from_text;
 
 /// A page of events.
 #[derive(Debug, Serialize, ToSchema)]
@@ -49,14 +48,11 @@ pub async fn list_events(
     query: Query,
 ) -> Result<Json<EventList>, ApiError> {
     let query = query.only(&["limit", "after", "type"])?;
-    let limit = query
-        .get("limit", |text| from_text(text, 1..=LIMIT_MAX))?
-        .unwrap_or(LIMIT_DEFAULT);
+    let limit = Limit::of(&query, LIMIT_MAX)?;
     let after = query.get("after", event_id)?;
     let kind = query.get("type", str::parse)?;
-    let mut found = events::feed(&state.pool, caller.project_id, after, kind, limit + 1).await?;
-    let has_more = found.len() > limit as usize;
-    found.truncate(limit as usize);
+    let mut found = events::feed(&state.pool, caller.project_id, after, kind, limit.look_for()).await?;
+    let has_more = limit.cut(&mut found);
     let links = state.webhooks.links();
     let data: Vec<_> = found.iter().map(|event| EventBody::new(event, links)).collect();
     Ok(Json(EventList {

@@ -2,21 +2,18 @@
 
 use axum::Json;
 use axum::extract::State;
-use claimcheck_common::domain::{JobId, JobStatus};
+use claimcheck_common::domain::JobStatus;
 use claimcheck_common::store::jobs::{self, JobFilter, Page};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::paging::{LIMIT_MAX, Limit, after};
 use crate::app::AppState;
 use crate::docs::{NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{Caller, Query};
-use crate::validate::number::from_text;
 use crate::validate::text::check;
 use crate::view::{JobBody, StatusSchema};
-
-pub(super) const LIMIT_MAX: u32 = 100;
-pub(super) const LIMIT_DEFAULT: u32 = 20;
 
 /// A page of jobs.
 #[derive(Debug, Serialize, ToSchema)]
@@ -50,25 +47,18 @@ pub struct JobList {
     ))]
 pub async fn list_jobs(State(state): State<AppState>, caller: Caller, query: Query) -> Result<Json<JobList>, ApiError> {
     let query = query.only(&["limit", "after", "status", "model"])?;
-    let limit = query
-        .get("limit", |text| from_text(text, 1..=LIMIT_MAX))?
-        .unwrap_or(LIMIT_DEFAULT);
-    let after = query.get("after", |text| {
-        text.parse::<JobId>()
-            .map_err(|_| "must be a job's id, as `last_id` of the page before".to_owned())
-    })?;
+    let limit = Limit::of(&query, LIMIT_MAX)?;
+    let after = after(&query, "a job")?;
     let filter = JobFilter {
         status: query.get("status", status)?,
         model: query.get("model", |text| check(text, 1, 256).map(|()| text.to_owned()))?,
     };
-    // One more than asked for tells whether there is a next page.
     let page = Page {
         after,
-        limit: limit + 1,
+        limit: limit.look_for(),
     };
     let mut found = jobs::list(&state.pool, caller.project_id, &filter, page).await?;
-    let has_more = found.len() > limit as usize;
-    found.truncate(limit as usize);
+    let has_more = limit.cut(&mut found);
     let data: Vec<_> = found.iter().map(JobBody::from).collect();
     Ok(Json(JobList {
         object: "list",

@@ -29,6 +29,7 @@ pub mod members;
 pub mod metrics;
 pub mod openapi;
 pub mod operators;
+mod paging;
 pub mod projects;
 pub mod put_job;
 pub mod receipt;

@@ -3,14 +3,14 @@
 
 use axum::Json as Reply;
 use axum::extract::State;
-use axum::http::{HeaderName, StatusCode, header};
+use axum::http::StatusCode;
 use claimcheck_common::domain::{ProjectId, Scope, ServiceAccountId};
 use claimcheck_common::store::service_accounts::{self, ACCOUNTS_MAX, NewServiceAccount, Rotation, ServiceAccount};
 use serde::Serialize;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::list_jobs::{LIMIT_DEFAULT, LIMIT_MAX};
+use super::paging::{LIMIT_MAX, Limit, after};
 use super::projects::administered;
 use crate::app::AppState;
 use crate::auth::{Secret, SecretKind};
@@ -19,11 +19,8 @@ use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::InProject;
 use crate::extract::{Caller, IdPath, Json, Query};
 use crate::validate::api_key::{NewService, Rotate};
-use crate::validate::number::from_text;
 
 const BODY_MAX: usize = 16 << 10;
-/// An answer with a secret in it is kept by nobody on the way.
-const NOT_KEPT: [(HeaderName, &str); 1] = [(header::CACHE_CONTROL, "no-store")];
 
 /// A service account.
 #[derive(Debug, Serialize, ToSchema)]
@@ -107,7 +104,7 @@ pub async fn create_account(
     caller: Caller,
     IdPath(id): IdPath<ProjectId>,
     body: Json<NewService, BODY_MAX>,
-) -> Result<(StatusCode, [(HeaderName, &'static str); 1], Reply<ServiceAccountBody>), ApiError> {
+) -> Result<(StatusCode, Reply<ServiceAccountBody>), ApiError> {
     let project = administered(&state, &caller, id).await?;
     let secret = Secret::draw(SecretKind::ServiceAccount);
     let nobodys = Secret::draw(SecretKind::ServiceAccount).expose().to_owned();
@@ -127,11 +124,7 @@ pub async fn create_account(
             format!("The project has {ACCOUNTS_MAX} service accounts, which is as many as it may; revoke some first.");
         ApiError::Conflict(Problem::new("too_many_service_accounts", message))
     })?;
-    Ok((
-        StatusCode::CREATED,
-        NOT_KEPT,
-        Reply(ServiceAccountBody::of(made, Some(&secret))),
-    ))
+    Ok((StatusCode::CREATED, Reply(ServiceAccountBody::of(made, Some(&secret)))))
 }
 
 /// List service accounts
@@ -157,18 +150,11 @@ pub async fn list_accounts(
     query: Query,
 ) -> Result<Reply<ServiceAccountList>, ApiError> {
     let query = query.only(&["limit", "after"])?;
-    let limit = query
-        .get("limit", |text| from_text(text, 1..=LIMIT_MAX))?
-        .unwrap_or(LIMIT_DEFAULT);
-    let after = query.get("after", |text| {
-        text.parse()
-            .map_err(|_| "must be an account's id, as `last_id` of the page before".to_owned())
-    })?;
+    let limit = Limit::of(&query, LIMIT_MAX)?;
+    let after = after(&query, "an account")?;
     let project = administered(&state, &caller, id).await?;
-    // One more than asked for tells whether there is a next page.
-    let mut found = service_accounts::list(&state.pool, project.id, after, limit + 1).await?;
-    let has_more = found.len() > limit as usize;
-    found.truncate(limit as usize);
+    let mut found = service_accounts::list(&state.pool, project.id, after, limit.look_for()).await?;
+    let has_more = limit.cut(&mut found);
     let data: Vec<_> = found.into_iter().map(|one| ServiceAccountBody::of(one, None)).collect();
     Ok(Reply(ServiceAccountList {
         object: "list",
@@ -226,7 +212,7 @@ pub async fn rotate_account(
     caller: Caller,
     path: InProject<ServiceAccountId>,
     body: Json<Rotate, BODY_MAX>,
-) -> Result<([(HeaderName, &'static str); 1], Reply<ServiceAccountBody>), ApiError> {
+) -> Result<Reply<ServiceAccountBody>, ApiError> {
     let project = administered(&state, &caller, path.project).await?;
     let secret = Secret::draw(SecretKind::ServiceAccount);
     let rotation = Rotation {
@@ -239,7 +225,7 @@ pub async fn rotate_account(
     };
     let rotated = service_accounts::rotate(&state.pool, rotation).await?;
     let rotated = rotated.ok_or_else(account_not_found)?;
-    Ok((NOT_KEPT, Reply(ServiceAccountBody::of(rotated, Some(&secret)))))
+    Ok(Reply(ServiceAccountBody::of(rotated, Some(&secret))))
 }
 
 fn account_not_found() -> ApiError {

@@ -34,7 +34,6 @@ const RETRY_AFTER_AWAY: u32 = 5;
 const NAMES: usize = 6;
 /// Longest name of a provider's that is taken over, with room for digits.
 const NAME_MAX: usize = 40;
-const NOT_KEPT: [(HeaderName, &str); 1] = [(header::CACHE_CONTROL, "no-store")];
 
 /// Somebody to sign in with.
 #[derive(Debug, Serialize, ToSchema)]
@@ -115,7 +114,7 @@ pub async fn start(
     let (ticket, url) = begin(&state, provider, &origin, None).await?;
     let given = state.providers.cookie().give(&ticket);
     let headers = [(header::LOCATION, url.parse().ok()), (header::SET_COOKIE, given)];
-    Ok((StatusCode::SEE_OTHER, NOT_KEPT, set(headers)?).into_response())
+    Ok((StatusCode::SEE_OTHER, set(headers)?).into_response())
 }
 
 /// Link a provider to the account
@@ -150,7 +149,7 @@ pub async fn link(
         expires_in: TICKET_LIFETIME.as_secs(),
     };
     let headers = [(header::SET_COOKIE, state.providers.cookie().give(&ticket))];
-    Ok((NOT_KEPT, set(headers)?, Reply(body)).into_response())
+    Ok((set(headers)?, Reply(body)).into_response())
 }
 
 /// Come back from a provider

@@ -7,13 +7,12 @@ use claimcheck_common::store::accounts::{self, UserChange};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::list_jobs::{LIMIT_DEFAULT, LIMIT_MAX};
+use super::paging::{LIMIT_MAX, Limit, after};
 use super::register::AccountBody;
 use crate::app::AppState;
 use crate::docs::{BadBody, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{Caller, IdPath, Json, Query};
-use crate::validate::number::from_text;
 use crate::validate::text::Text;
 
 const BODY_MAX: usize = 16 << 10;
@@ -60,17 +59,10 @@ pub struct ChangeUser {
     ))]
 pub async fn list_users(State(state): State<AppState>, query: Query) -> Result<Reply<UserList>, ApiError> {
     let query = query.only(&["limit", "after"])?;
-    let limit = query
-        .get("limit", |text| from_text(text, 1..=LIMIT_MAX))?
-        .unwrap_or(LIMIT_DEFAULT);
-    let after = query.get("after", |text| {
-        text.parse()
-            .map_err(|_| "must be a user's id, as `last_id` of the page before".to_owned())
-    })?;
-    // One more than asked for tells whether there is a next page.
-    let mut found = accounts::list(&state.pool, after, limit + 1).await?;
-    let has_more = found.len() > limit as usize;
-    found.truncate(limit as usize);
+    let limit = Limit::of(&query, LIMIT_MAX)?;
+    let after = after(&query, "a user")?;
+    let mut found = accounts::list(&state.pool, after, limit.look_for()).await?;
+    let has_more = limit.cut(&mut found);
     let data: Vec<_> = found.into_iter().map(AccountBody::from).collect();
     Ok(Reply(UserList {
         object: "list",

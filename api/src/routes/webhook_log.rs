@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use super::list_jobs::{LIMIT_DEFAULT, LIMIT_MAX};
+use super::paging::{LIMIT_MAX, Limit};
 use super::webhook_secrets::must_be_enabled;
 use crate::app::AppState;
 use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{self, Caller, Query};
-use crate::validate::number::{Whole, from_text};
+use crate::validate::number::Whole;
 use crate::webhooks::find;
 
 /// An event on its way to an endpoint.
@@ -188,15 +188,12 @@ pub async fn list_deliveries(
     query: Query,
 ) -> Result<Json<DeliveryList>, ApiError> {
     let query = query.only(&["limit", "after", "status"])?;
-    let limit = query
-        .get("limit", |text| from_text(text, 1..=LIMIT_MAX))?
-        .unwrap_or(LIMIT_DEFAULT);
+    let limit = Limit::of(&query, LIMIT_MAX)?;
     let after = query.get("after", event_id)?;
     let status = query.get("status", str::parse)?;
     let endpoint = find(&state, &caller, &id).await?;
-    let mut found = log::list(&state.pool, endpoint.id, status, after, limit + 1).await?;
-    let has_more = found.len() > limit as usize;
-    found.truncate(limit as usize);
+    let mut found = log::list(&state.pool, endpoint.id, status, after, limit.look_for()).await?;
+    let has_more = limit.cut(&mut found);
     let data: Vec<_> = found.iter().map(DeliveryBody::from).collect();
     Ok(Json(DeliveryList {
         object: "list",
