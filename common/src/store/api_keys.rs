@@ -413,13 +413,15 @@ pub async fn note_use(pool: &Pool, mut uses: Vec<KeyUse>) -> StoreResult<()> {
     .await
 }
 
+/// A scope that this release does not know opens nothing.
+pub(super) fn scopes(names: &[String]) -> Scopes {
+    names.iter().filter_map(|name| name.parse().ok()).collect()
+}
+
 pub(super) fn grant(row: &PgRow) -> StoreResult<Grant> {
-    let scopes: Vec<String> = get(row, "scopes")?;
-    // A scope that this release does not know opens nothing.
-    let scopes = scopes.iter().filter_map(|scope| scope.parse().ok()).collect();
     let max_tokens: Option<i32> = get(row, "max_tokens")?;
     Ok(Grant {
-        scopes,
+        scopes: scopes(&get::<Vec<String>, _>(row, "scopes")?),
         models: get(row, "models")?,
         max_tokens: max_tokens.map(i32::cast_unsigned),
     })

@@ -3,10 +3,10 @@
 //! Must never see a secret itself, only its digest.
 
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, PgExecutor, Row};
+use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
-use super::api_keys::Digest;
+use super::api_keys::{Digest, scopes};
 use super::audit::{self, By, Entry};
 use super::row::get;
 use super::{Pool, StoreResult, sessions, transaction};
@@ -266,14 +266,12 @@ async fn end(
 }
 
 fn service_account(row: &PgRow) -> StoreResult<ServiceAccount> {
-    let scopes: Vec<String> = row.try_get("scopes")?;
     Ok(ServiceAccount {
         id: Id::from_uuid(get(row, "id")?),
         project_id: Id::from_uuid(get(row, "project_id")?),
         name: get(row, "name")?,
         hint: get(row, "hint")?,
-        // A scope that this release does not know opens nothing.
-        scopes: scopes.iter().filter_map(|scope| scope.parse().ok()).collect(),
+        scopes: scopes(&get::<Vec<String>, _>(row, "scopes")?),
         created_at: get(row, "created_at")?,
         last_used_at: get(row, "last_used_at")?,
         revoked_at: get(row, "revoked_at")?,

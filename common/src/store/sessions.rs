@@ -10,7 +10,7 @@ use sqlx::{PgConnection, PgExecutor};
 use uuid::Uuid;
 
 use super::accounts::{Account, account};
-use super::api_keys::Digest;
+use super::api_keys::{self, Digest};
 use super::audit::{By, Origin};
 use super::rescue::CHUNK;
 use super::row::{column, get};
@@ -148,8 +148,7 @@ fn one_present(row: &PgRow) -> StoreResult<(Asked, Present)> {
     );
     let scopes: Option<Vec<String>> = get(row, "scopes")?;
     let present = Present {
-        // A scope that this release does not know opens nothing.
-        scopes: scopes.map(|scopes| scopes.iter().filter_map(|scope| scope.parse().ok()).collect()),
+        scopes: scopes.map(|names| api_keys::scopes(&names)),
         place: tenant.zip(project).map(|(tenant, project)| Place {
             tenant_id: Id::from_uuid(tenant),
             project_id: Id::from_uuid(project),
