@@ -15,7 +15,7 @@ pub mod redis;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
-mod tls;
+pub mod tls;
 pub mod tokenizer;
 pub mod validate;
 pub mod view;

@@ -1,9 +1,9 @@
 //! Calls to providers: bounded in time and size, no redirect followed, no proxy asked; in production by TLS alone.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
+use claimcheck_common::tls;
 use oauth2::{AsyncHttpClient, HttpRequest, HttpResponse};
 use reqwest::redirect::Policy;
 
@@ -33,14 +33,8 @@ pub(super) struct Http(reqwest::Client);
 impl Http {
     /// With the roots of the public web.
     pub(super) fn new(https_only: bool) -> anyhow::Result<Self> {
-        let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let roots: rustls::RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
-        let tls = rustls::ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
         let client = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
+            .tls_backend_preconfigured(tls::of_the_web()?)
             .redirect(Policy::none())
             .no_proxy()
             .https_only(https_only)

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use claimcheck_common::tls;
 use claimcheck_common::webhook::{Reach, Target};
 use ipnet::IpNet;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
@@ -57,14 +58,8 @@ impl Client {
 }
 
 fn client(reach: Reach, allow: Arc<[IpNet]>, timeout: Duration) -> Result<reqwest::Client, ClientError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let roots: rustls::RootCertStore = webpki_roots::TLS_SERVER_ROOTS.iter().cloned().collect();
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
     let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
+        .tls_backend_preconfigured(tls::of_the_web()?)
         .dns_resolver(Arc::new(Resolver { reach, allow }))
         .redirect(Policy::none())
         .no_proxy()

@@ -38,7 +38,7 @@ impl Client {
     /// With what `login` kept or the environment says.
     pub(crate) fn new(credentials: Credentials, file: Option<PathBuf>, patience: Duration) -> Result<Self, Failure> {
         // The one TLS of this tree.
-        let _already_there = rustls::crypto::ring::default_provider().install_default();
+        claimcheck_common::tls::install_default();
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_LIMIT)
             .user_agent(concat!("claimcheck/", env!("CARGO_PKG_VERSION")))
