@@ -25,7 +25,8 @@ def fresh_database(name: str) -> None:
     """A database of that name with nothing in it."""
     owner = os.environ["DATABASE_OWNER_URL"]
     for sql in [f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", f"CREATE DATABASE {name}"]:
-        subprocess.run(["psql", "--quiet", owner, "--command", sql], check=True)
+        quiet = os.environ | {"PGOPTIONS": "--client-min-messages=warning"}
+        subprocess.run(["psql", "--quiet", owner, "--command", sql], check=True, env=quiet)
 
 
 class Installation:

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from installation import Installation, send
+from installation import Installation, fresh_database, send
 
 DATABASE = "bench_service"
 SLOTS, PROMPT, NEW = 32, 64, 64
@@ -26,12 +26,6 @@ def options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=320)
     parser.add_argument("--rounds", type=int, default=3)
     return parser.parse_args()
-
-
-def fresh_database() -> None:
-    for statement in (f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)", f"CREATE DATABASE {DATABASE}"):
-        command = ["psql", "-q", os.environ["DATABASE_OWNER_URL"], "-c", statement]
-        subprocess.run(command, check=True, env=os.environ | {"PGOPTIONS": "--client-min-messages=warning"})
 
 
 def engine_alone(wanted: argparse.Namespace) -> float:
@@ -77,7 +71,7 @@ def through_the_service(ours: Installation, token: str, jobs: int) -> dict[str, 
 
 def main() -> None:
     wanted = options()
-    fresh_database()
+    fresh_database(DATABASE)
     with tempfile.TemporaryDirectory(prefix="claimcheck-bench-") as folder:
         ours = Installation(Path(folder), DATABASE, wanted.model, CLAIMCHECK_SLOTS=str(SLOTS), CLAIMCHECK_DTYPE=wanted.dtype)
         with ours.api, ours.worker:

@@ -8,7 +8,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from installation import Installation, free_port
+from installation import Installation, free_port, fresh_database
 from processes import cpu_seconds
 
 DATABASE = "bench_worker"
@@ -21,12 +21,6 @@ def options() -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--dtype", default="f32")
     return parser.parse_args()
-
-
-def fresh_database() -> None:
-    for statement in (f"DROP DATABASE IF EXISTS {DATABASE} WITH (FORCE)", f"CREATE DATABASE {DATABASE}"):
-        command = ["psql", "-q", os.environ["DATABASE_OWNER_URL"], "-c", statement]
-        subprocess.run(command, check=True, env=os.environ | {"PGOPTIONS": "--client-min-messages=warning"})
 
 
 def idle_share(ours: Installation) -> float:
@@ -61,7 +55,7 @@ def seconds_to_ready(ours: Installation) -> float:
 
 def main() -> None:
     wanted = options()
-    fresh_database()
+    fresh_database(DATABASE)
     with tempfile.TemporaryDirectory(prefix="claimcheck-bench-") as folder:
         ours = Installation(Path(folder), DATABASE, wanted.model, CLAIMCHECK_DTYPE=wanted.dtype)
         with ours.api, ours.worker:

@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use claimcheck_common::config::{HubConfig, load_dotenv};
 use claimcheck_common::domain::{DeviceChoice, Dtype};
 use claimcheck_common::tokenizer::Tokenizer;
@@ -125,18 +125,13 @@ struct Bounds {
 
 impl Bounds {
     /// `None` on a graphics card, whose bounds are not the processor's.
-    fn find(args: &BenchArgs) -> anyhow::Result<Option<Self>> {
+    fn find(args: &BenchArgs, chosen: &Chosen) -> anyhow::Result<Option<Self>> {
         if Device::find(args.device, args.dtype)? != Device::Cpu {
             return Ok(None);
         }
-        let config = match (&args.random, args.model.as_deref()) {
-            (Some(config), _) => config.clone(),
-            (None, Some(source)) => Gpt2Config::read(&files(args, source)?.config)?,
-            (None, None) => bail!("neither --model nor --random"),
-        };
         Ok(Some(Self {
             machine: Machine::measure(),
-            weights: config.matrix_weights(),
+            weights: chosen.config()?.matrix_weights(),
             bytes_per_weight: args.dtype.bytes(),
         }))
     }
@@ -192,8 +187,9 @@ pub(super) async fn run(args: BenchArgs) -> anyhow::Result<()> {
 async fn measure_scenario(args: &BenchArgs, scenario: Scenario) -> anyhow::Result<()> {
     let slots = usize::from(args.batch.iter().copied().max().unwrap_or(1));
     let prompt = args.prompt_tokens as usize;
-    let tokenizer = Arc::new(tokenizer(args)?);
-    let model = load(args, scenarios::blocks(scenario, slots, prompt))?;
+    let chosen = Chosen::find(args)?;
+    let tokenizer = Arc::new(chosen.tokenizer()?);
+    let model = chosen.load(args, scenarios::blocks(scenario, slots, prompt))?;
     let config = EngineConfig {
         slots,
         token_budget: args.token_budget,
@@ -208,31 +204,19 @@ async fn measure_scenario(args: &BenchArgs, scenario: Scenario) -> anyhow::Resul
     writeln!(std::io::stdout().lock(), "{}", figures?).context("standard output")
 }
 
-/// The model's own, or one token a byte for random weights.
-fn tokenizer(args: &BenchArgs) -> anyhow::Result<Tokenizer> {
-    let json = match (&args.random, args.model.as_deref()) {
-        (Some(config), _) => byte_tokenizer_json(config.vocab_size).into_bytes(),
-        (None, Some(source)) => {
-            let files = files(args, source)?;
-            std::fs::read(&files.tokenizer).with_context(|| files.tokenizer.display().to_string())?
-        }
-        (None, None) => bail!("neither --model nor --random"),
-    };
-    Ok(Tokenizer::from_bytes(&json)?)
-}
-
 fn measure_all(args: &BenchArgs) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     let slots = args.batch.iter().copied().max().unwrap_or(1);
     let (prompt, new) = (args.prompt_tokens as usize, args.new_tokens as usize);
     let of_sequence = (prompt + new).div_ceil(BLOCK);
-    let mut runner = load(args, usize::from(slots) * of_sequence)?;
+    let chosen = Chosen::find(args)?;
+    let mut runner = chosen.load(args, usize::from(slots) * of_sequence)?;
     let context = runner.context_length();
     ensure!(
         prompt + new <= context,
         "--prompt-tokens {prompt} and --new-tokens {new} are more than the model's context of {context}"
     );
-    let bounds = Bounds::find(args)?;
+    let bounds = Bounds::find(args, &chosen)?;
     if let Some(Bounds { machine, .. }) = bounds.filter(|_| !args.json) {
         let (reads, operations) = (machine.read_bytes_per_second / 1e9, machine.operations_per_second / 1e9);
         writeln!(
@@ -265,25 +249,57 @@ fn measure_all(args: &BenchArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn files(args: &BenchArgs, source: &str) -> anyhow::Result<ModelFiles> {
-    Ok(served_model::find(
-        source,
-        args.model_revision.as_deref(),
-        &HubConfig::from_env()?,
-    )?)
+/// The weights to measure with. Found once: a folder's weights are read whole to tell their revision.
+enum Chosen {
+    Files(ModelFiles),
+    Random(Gpt2Config),
 }
 
-fn load(args: &BenchArgs, blocks: usize) -> anyhow::Result<Box<dyn StepModel>> {
-    let device = Device::find(args.device, args.dtype)?;
-    let Some(config) = &args.random else {
+impl Chosen {
+    fn find(args: &BenchArgs) -> anyhow::Result<Self> {
+        if let Some(config) = &args.random {
+            return Ok(Self::Random(config.clone()));
+        }
         let source = args.model.as_deref().context("neither --model nor --random")?;
-        let files = files(args, source)?;
-        return Ok(device.load(Weights::Files(&files), args.dtype, &|_, _| blocks)?);
-    };
-    if let Some(folder) = &args.save {
-        save_random(config, SEED, folder)?;
+        let revision = args.model_revision.as_deref();
+        Ok(Self::Files(served_model::find(
+            source,
+            revision,
+            &HubConfig::from_env()?,
+        )?))
     }
-    Ok(device.load(Weights::Random(config, SEED), args.dtype, &|_, _| blocks)?)
+
+    fn config(&self) -> anyhow::Result<Gpt2Config> {
+        match self {
+            Self::Files(files) => Ok(Gpt2Config::read(&files.config)?),
+            Self::Random(config) => Ok(config.clone()),
+        }
+    }
+
+    /// The model's own, or one token a byte for random weights.
+    fn tokenizer(&self) -> anyhow::Result<Tokenizer> {
+        let json = match self {
+            Self::Files(files) => {
+                std::fs::read(&files.tokenizer).with_context(|| files.tokenizer.display().to_string())?
+            }
+            Self::Random(config) => byte_tokenizer_json(config.vocab_size).into_bytes(),
+        };
+        Ok(Tokenizer::from_bytes(&json)?)
+    }
+
+    fn load(&self, args: &BenchArgs, blocks: usize) -> anyhow::Result<Box<dyn StepModel>> {
+        let device = Device::find(args.device, args.dtype)?;
+        let weights = match self {
+            Self::Files(files) => Weights::Files(files),
+            Self::Random(config) => {
+                if let Some(folder) = &args.save {
+                    save_random(config, SEED, folder)?;
+                }
+                Weights::Random(config, SEED)
+            }
+        };
+        Ok(device.load(weights, args.dtype, &|_, _| blocks)?)
+    }
 }
 
 fn measure(
