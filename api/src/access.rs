@@ -18,10 +18,10 @@ use utoipa::openapi::security::SecurityRequirement;
 use utoipa_axum::router::UtoipaMethodRouter;
 
 use crate::auth::Doorkeeper;
-use crate::docs::{API_KEY, BEARER, NeedsAdmin, NeedsToken};
+use crate::docs::{API_KEY, BEARER, BadQuery, NeedsAdmin, NeedsToken};
 use crate::error::{ApiError, Problem};
-use crate::extract::Caller;
-use crate::middleware::RequestNotes;
+use crate::extract::metered::Counted;
+use crate::extract::{Caller, Origin};
 
 /// Where the document says what an operation needs.
 pub const X_NEEDS: &str = "x-needs";
@@ -37,6 +37,8 @@ pub enum Need {
     JobsRead,
     /// The scope `jobs:write`.
     JobsWrite,
+    /// The same, within the caller's rates: the route makes jobs, and its requests are counted (`limits/mod.rs`).
+    Generate,
     /// The scope `batches`.
     Batches,
     /// The scope `webhooks`.
@@ -57,7 +59,7 @@ impl Need {
         match self {
             Self::Nothing | Self::Credential | Self::User => None,
             Self::JobsRead => Some(Scope::JobsRead),
-            Self::JobsWrite => Some(Scope::JobsWrite),
+            Self::JobsWrite | Self::Generate => Some(Scope::JobsWrite),
             Self::Batches => Some(Scope::Batches),
             Self::Webhooks => Some(Scope::Webhooks),
             Self::Keys | Self::Auditor | Self::Admin => Some(Scope::Admin),
@@ -79,7 +81,7 @@ impl Need {
             Self::Nothing => "nothing",
             Self::Credential => "credential",
             Self::JobsRead => "jobs:read",
-            Self::JobsWrite => "jobs:write",
+            Self::JobsWrite | Self::Generate => "jobs:write",
             Self::Batches => "batches",
             Self::Webhooks => "webhooks",
             Self::Keys => "keys",
@@ -89,7 +91,13 @@ impl Need {
         }
     }
 
-    fn met_by(self, caller: &Caller) -> Result<(), ApiError> {
+    /// Whether requests are counted.
+    pub fn counts(self) -> bool {
+        self == Self::Generate
+    }
+
+    /// 403 for who lacks it.
+    pub fn met_by(self, caller: &Caller) -> Result<(), ApiError> {
         if self == Self::User && !caller.is_in_person() {
             let message = "This needs an access token of the user; API keys and services are not accepted here.";
             return Err(ApiError::Forbidden(Problem::new("user_only", message)));
@@ -120,7 +128,7 @@ impl Need {
         }
         operation.security = Some(accepted);
         let refusals = NeedsToken::responses().into_iter().chain(NeedsAdmin::responses());
-        for (status, response) in refusals {
+        for (status, response) in refusals.chain(BadQuery::responses()) {
             operation.responses.responses.entry(status).or_insert(response);
         }
     }
@@ -167,23 +175,23 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     .flatten()
 }
 
-/// Recognises the caller, asks for what the route needs, and hands the caller on to the handler.
+/// Recognises the caller, asks for what the route needs, counts the request where the route says so, and hands the caller on to the
+/// handler.
 async fn admit(
     State(need): State<Need>,
     Extension(doorkeeper): Extension<Arc<Doorkeeper>>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    let caller = match doorkeeper.recognise(request.headers()).await {
-        Ok(caller) => caller,
-        Err(error) => return error.into_response(),
-    };
-    if let Some(notes) = request.extensions().get::<RequestNotes>() {
-        notes.set_user(caller.user_id);
+    let origin = request.extensions().get::<Origin>().cloned().unwrap_or_default();
+    match doorkeeper.recognise(request.headers(), need, &origin).await {
+        Ok(caller) => {
+            if need.counts() {
+                request.extensions_mut().insert(Counted);
+            }
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(error) => error.into_response(),
     }
-    if let Err(error) = need.met_by(&caller) {
-        return error.into_response();
-    }
-    request.extensions_mut().insert(caller);
-    next.run(request).await
 }

@@ -192,24 +192,26 @@ impl AppState {
         let pool = store::connect(&config.database).context("DATABASE_URL does not read")?;
         let tokens = tokens(&config.api, &pool).context("CLAIMCHECK_JWT_SECRET is not usable")?;
         let (tokens, key_uses) = (Arc::new(tokens), KeyUses::default());
+        let redis = Redis::new(&config.redis)?;
+        let limits = Limits::new(config.limits.clone(), redis.clone());
         let doorkeeper = Doorkeeper::new(
             tokens.clone(),
             AccountReads::open(pool.clone()),
             KeyReads::open(pool.clone()),
             key_uses.clone(),
+            limits.clone(),
         );
         let files = FileStore::open(&config.files)?;
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let receipt_secret = config.api.receipt_secret.as_ref().unwrap_or(&config.api.jwt_secret);
         let receipt_key = ReceiptKey::from_secret(receipt_secret).context("there is no key for receipts")?;
-        let redis = Redis::new(&config.redis)?;
         Ok(Self {
             tokens,
             providers: Providers::new(&config.sign_in, config.transport.env).context("CLAIMCHECK_SIGN_IN")?,
             receipt_key: Arc::new(receipt_key),
             session_ttl: config.api.session_ttl,
             following: Following::new(redis.clone()),
-            limits: Limits::new(config.limits.clone(), redis.clone()),
+            limits,
             policy: Rules::open(config.policy.policy_file.clone())?,
             strict_sampling: config.policy.strict_sampling,
             transport: Transport::new(&config.transport, &config.limits.trusted_proxies)?,
@@ -314,6 +316,7 @@ impl App {
             let (tokens, stop) = (state.tokens.clone(), background.clone());
             async move { tokens.follow(stop).await }
         });
+        tasks.spawn(state.doorkeeper.clone().listen(state.pool.clone(), background.clone()));
         tasks.spawn(state.key_uses.clone().write(state.pool.clone(), background.clone()));
         tasks.spawn(state.following.clone().listen(background.clone()));
         tasks.spawn(state.attendance.clone().run(state.pool.clone(), background.clone()));

@@ -72,6 +72,14 @@ pub enum BadBody {
     WrongType(ErrorBody),
 }
 
+/// Answers of every route that takes none but named parameters.
+#[derive(IntoResponses)]
+pub enum BadQuery {
+    /// A parameter is unknown, stands there twice or does not read; `param` names it.
+    #[response(status = 400)]
+    Invalid(ErrorBody),
+}
+
 /// Answers of every route that needs a token.
 #[derive(IntoResponses)]
 pub enum NeedsToken {

@@ -16,7 +16,9 @@ use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::access::Need::{Admin, Auditor, Batches, Credential, JobsRead, JobsWrite, Keys, Nothing, User, Webhooks};
+use crate::access::Need::{
+    Admin, Auditor, Batches, Credential, Generate, JobsRead, JobsWrite, Keys, Nothing, User, Webhooks,
+};
 use crate::access::Needs;
 use crate::app::AppState;
 use crate::docs::{self, ApiDoc};
@@ -118,17 +120,17 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(service_accounts::rotate_account).needs(User));
 
     let jobs = OpenApiRouter::new()
-        .routes(routes!(submit_job::submit_job).needs(JobsWrite))
+        .routes(routes!(submit_job::submit_job).needs(Generate))
         .routes(routes!(list_jobs::list_jobs).needs(JobsRead))
-        .routes(routes!(put_job::put_job).needs(JobsWrite))
+        .routes(routes!(put_job::put_job).needs(Generate))
         .routes(routes!(cancel_job::cancel_job).needs(JobsWrite))
         .routes(routes!(get_place::get_place).needs(JobsRead))
         .routes(routes!(job_events::job_events).needs(JobsRead))
-        .routes(routes!(retry_job::retry_job).needs(JobsWrite))
+        .routes(routes!(retry_job::retry_job).needs(Generate))
         .routes(routes!(receipt::get_receipt).needs(JobsRead))
         .routes(routes!(usage::usage).needs(JobsRead))
         .routes(routes!(bulk_jobs::cancel_jobs).needs(JobsWrite))
-        .routes(routes!(bulk_jobs::retry_jobs).needs(JobsWrite))
+        .routes(routes!(bulk_jobs::retry_jobs).needs(Generate))
         .routes(routes!(dead_letters::list_dead_letters).needs(JobsRead))
         .routes(routes!(audit::list_audit).needs(Keys));
 
@@ -207,15 +209,15 @@ fn documented() -> OpenApiRouter<AppState> {
     let waiting = OpenApiRouter::new()
         .routes(routes!(get_job::get_job).needs(JobsRead))
         .routes(routes!(delete_job::delete_job).needs(JobsWrite))
-        .routes(routes!(replay_job::replay_job).needs(JobsWrite))
+        .routes(routes!(replay_job::replay_job).needs(Generate))
         .routes(routes!(replay_job::get_replay).needs(JobsRead))
         .layer(from_fn_with_state(WAITING_TIME_LIMIT, middleware::time_limit))
         .layer(from_fn_with_state(waiting_room.clone(), middleware::admit));
 
     // The caller waits until the text is there.
     let generation = OpenApiRouter::new()
-        .routes(routes!(completions::create_completion).needs(JobsWrite))
-        .routes(routes!(responses::create_response).needs(JobsWrite))
+        .routes(routes!(completions::create_completion).needs(Generate))
+        .routes(routes!(responses::create_response).needs(Generate))
         .routes(routes!(responses::get_response).needs(JobsRead))
         .routes(routes!(responses::delete_response).needs(JobsWrite))
         .routes(routes!(responses::cancel_response).needs(JobsWrite))

@@ -25,6 +25,7 @@ mod hub;
 mod identity_cost;
 mod identity_keys;
 mod identity_projects;
+mod identity_revoked;
 mod identity_routes;
 mod identity_sessions;
 mod limits;

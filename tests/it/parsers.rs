@@ -179,3 +179,28 @@ async fn hurtful_bodies_are_refused_by_every_route_that_reads_json() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_parameter_that_is_not_known_is_answered_as_the_document_of_every_route_says() {
+    with_api(async |world, api| {
+        let root = admin(world, api.user("root").await).await;
+        let document: serde_json::Value = api.get("/openapi.json").send().await.unwrap().json().await.unwrap();
+        let mut wrong = Vec::new();
+        for (path, operations) in document["paths"].as_object().unwrap() {
+            for (verb, operation) in operations.as_object().unwrap() {
+                let method: Method = verb.to_uppercase().parse().unwrap();
+                let parts = path
+                    .split('/')
+                    .map(|part| if part.starts_with('{') { "x" } else { part });
+                let place = format!("{}?nonsense=1", parts.collect::<Vec<_>>().join("/"));
+                let asked = root.request(method, &place).json(&serde_json::json!({})).send();
+                let status = asked.await.unwrap().status().as_u16();
+                if operation["responses"][status.to_string()].is_null() {
+                    wrong.push(format!("{verb} {path}: {status}"));
+                }
+            }
+        }
+        assert!(wrong.is_empty(), "{wrong:#?}");
+    })
+    .await;
+}

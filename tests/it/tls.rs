@@ -56,16 +56,36 @@ impl Authority {
         }
     }
 
-    /// Writes a new certificate for `localhost` that holds until a day from now plus `days`.
-    fn issue(&self, days: i64) -> CertificateDer<'static> {
+    /// A new certificate for `localhost` that holds until a day from now plus `days`, and the texts of its chain and its key.
+    fn make(&self, days: i64) -> (CertificateDer<'static>, [String; 2]) {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
         params.not_before = OffsetDateTime::now_utc() - time::Duration::days(30);
         params.not_after = OffsetDateTime::now_utc() + time::Duration::days(days);
         let key = KeyPair::generate().unwrap();
         let issued = params.signed_by(&key, &self.issuer).unwrap();
-        replace(&self.files().key, &key.serialize_pem());
-        replace(&self.files().chain, &issued.pem());
-        issued.der().clone()
+        (issued.der().clone(), [issued.pem(), key.serialize_pem()])
+    }
+
+    /// Writes a new certificate for `localhost` that holds until a day from now plus `days`.
+    fn issue(&self, days: i64) -> CertificateDer<'static> {
+        let (issued, [chain, key]) = self.make(days);
+        replace(&self.files().key, &key);
+        replace(&self.files().chain, &chain);
+        issued
+    }
+
+    /// The same, into files whose time and length tell of no change.
+    fn issue_unnoticed(&self, days: i64) -> CertificateDer<'static> {
+        let (issued, texts) = self.make(days);
+        let CertificateFiles { chain, key } = self.files();
+        for (file, text) in [chain, key].iter().zip(texts) {
+            let new = file.with_extension("new");
+            std::fs::write(&new, format!("{text:\n<4096}")).unwrap();
+            let opened = std::fs::File::options().append(true).open(&new).unwrap();
+            opened.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+            std::fs::rename(new, file).unwrap();
+        }
+        issued
     }
 
     fn connector(&self, alpn: &[&[u8]]) -> TlsConnector {
@@ -186,6 +206,27 @@ async fn a_new_certificate_is_shown_to_new_connections_and_open_ones_go_on() {
             ask(&mut open).await.starts_with("HTTP/1.1 200"),
             "the open connection was cut"
         );
+        api.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hangup_has_the_certificate_read_again_also_when_nothing_tells_of_a_change() {
+    in_world(async |world| {
+        let authority = Authority::new();
+        let first = authority.issue_unnoticed(30);
+        let api = Running::start(world, &authority).await;
+        let second = authority.issue_unnoticed(60);
+        assert_eq!(authority.shown(api.address).await, first);
+        let sent = Command::new("kill")
+            .args(["-HUP", &std::process::id().to_string()])
+            .status();
+        assert!(sent.is_ok_and(|status| status.success()));
+        eventually("the new certificate is shown", LIMIT, async || {
+            (authority.shown(api.address).await == second).then_some(())
+        })
+        .await;
         api.stop().await;
     })
     .await;

@@ -1,28 +1,34 @@
 //! Who is calling: from the headers of a request to a [`Caller`].
 //!
 //! A request shows one credential: an access token or an API key in `Authorization: Bearer` (RFC 6750, section 2.1), or an
-//! API key in `X-API-Key`. The account is read for every request, in one statement with the session or the key, so that
-//! who was deactivated, logged out or revoked is out at once; requests that come together share the read. What a route wants of its caller is
-//! not decided here but in `access.rs`.
+//! API key in `X-API-Key`. What the database says of it is read in one statement with the account, shared by requests that come
+//! together, and then known for a while ([`super::known`], which says why whoever was deactivated, logged out or revoked is out at
+//! once all the same). What a route wants of its caller is not decided here but in `access.rs`.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, header};
 use claimcheck_common::domain::ProjectId;
+use claimcheck_common::store::Pool;
+use claimcheck_common::store::access::{self, Changed};
 use claimcheck_common::store::accounts::Account;
-use claimcheck_common::store::api_keys::Holder;
-use claimcheck_common::store::audit::Origin;
-use claimcheck_common::store::sessions::{Place, Present};
+use claimcheck_common::store::sessions::Place;
+use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::KeyUses;
+use super::known::{self, Knowledge, Known, Who};
 use super::secret::{Secret, SecretKind};
 use super::token::TokenError;
 use super::tokens::{Tokens, TokensError};
+use crate::access::Need;
 use crate::error::{ApiError, Problem};
+use crate::extract::Origin;
 use crate::extract::caller::{Caller, Credential, KeyGrant};
 use crate::extract::path::project_not_found;
-use crate::middleware::RequestNotes;
+use crate::limits::{Limits, Still};
 use crate::reads::{AccountReads, KeyReads};
 
 /// Where an API key may stand besides `Authorization`.
@@ -32,41 +38,110 @@ pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 pub const OPENAI_PROJECT: HeaderName = HeaderName::from_static("openai-project");
 
 /// Tells callers from strangers.
-#[derive(Clone)]
 pub struct Doorkeeper {
     tokens: Arc<Tokens>,
     accounts: AccountReads,
     keys: KeyReads,
     uses: KeyUses,
+    limits: Limits,
+    known: Known,
 }
 
 /// What a request shows.
+#[derive(Clone, Copy)]
 enum Shown<'a> {
     Token(&'a str),
     Key(&'a str),
 }
 
+/// The same, in its form; a key that is mistyped is none.
+enum Presented<'a> {
+    Token(&'a str),
+    Key(Secret),
+}
+
 impl Doorkeeper {
     /// Wires the parts.
-    pub const fn new(tokens: Arc<Tokens>, accounts: AccountReads, keys: KeyReads, uses: KeyUses) -> Self {
+    pub fn new(tokens: Arc<Tokens>, accounts: AccountReads, keys: KeyReads, uses: KeyUses, limits: Limits) -> Self {
         Self {
             tokens,
             accounts,
             keys,
             uses,
+            limits,
+            known: Known::default(),
         }
     }
 
-    /// Whose request this is, or 401.
-    pub async fn recognise(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
+    /// Whose request this is, who has what the route needs, and whose request was counted if the route generates. 401, 403 or 429
+    /// for everybody else.
+    pub async fn recognise(&self, headers: &HeaderMap, need: Need, origin: &Origin) -> Result<Caller, ApiError> {
         let project = named(headers);
-        match shown(headers)? {
-            Shown::Token(token) => self.by_token(token, project).await,
-            Shown::Key(key) => self.by_key(key, project).await,
+        let presented = read(shown(headers)?)?;
+        let shown: known::Shown = (presented.digest(), project);
+        // Read before the database, so that what is kept is no older than these say.
+        let marks = match self.known.find(&shown) {
+            Some(Knowledge::Who(who, marks)) if who.keys == self.tokens.generation() => {
+                let caller = who.caller();
+                let fits = need.met_by(&caller);
+                let counted = (fits.is_ok() && need.counts()).then_some((&caller, origin));
+                match self.limits.still(who.whose(), marks, counted).await {
+                    Still::Holds(passes) => {
+                        self.note(&caller, origin);
+                        return fits.and(passes).map(|()| caller);
+                    }
+                    Still::Changed(marks) => Some((who.whose(), marks)),
+                    Still::Unknown => None,
+                }
+            }
+            Some(Knowledge::Whose(whose)) => self.limits.marks(whose).await.map(|marks| (whose, marks)),
+            _ => None,
+        };
+        let moment = self.known.moment();
+        let who = Arc::new(self.look(presented, project).await?);
+        let marks = marks.filter(|(whose, _)| *whose == who.whose());
+        self.known.keep(shown, &who, marks.map(|(_, marks)| marks), moment);
+        let caller = who.caller();
+        self.note(&caller, origin);
+        need.met_by(&caller)?;
+        if need.counts() {
+            self.limits.generation(&caller, origin).await?;
+        }
+        Ok(caller)
+    }
+
+    /// What came of a change of access, once every process has been told of it.
+    pub async fn told<T>(&self, change: Changed<T>) -> T {
+        let (outcome, whose) = change.into_parts();
+        if let Some(whose) = whose {
+            self.known.forget(Some(whose));
+            self.limits.forget(whose).await;
+        }
+        outcome
+    }
+
+    /// Hears of changes until `stop`.
+    pub async fn listen(self: Arc<Self>, pool: Pool, stop: CancellationToken) {
+        access::listen(pool, |whose| self.known.forget(whose), stop).await;
+    }
+
+    fn note(&self, caller: &Caller, origin: &Origin) {
+        origin.notes.set_user(caller.user_id);
+        if let Some(key) = caller.key() {
+            self.uses.note(key.id);
         }
     }
 
-    async fn by_token(&self, token: &str, project: Option<ProjectId>) -> Result<Caller, ApiError> {
+    /// By the database.
+    async fn look(&self, presented: Presented<'_>, project: Option<ProjectId>) -> Result<Who, ApiError> {
+        match presented {
+            Presented::Token(token) => self.by_token(token, project).await,
+            Presented::Key(secret) => self.by_key(&secret, project).await,
+        }
+    }
+
+    async fn by_token(&self, token: &str, project: Option<ProjectId>) -> Result<Who, ApiError> {
+        let keys = self.tokens.generation();
         let claims = self.tokens.verify(token).await.map_err(|error| match error {
             TokensError::Store(error) => error.into(),
             TokensError::Token(TokenError::Expired) => {
@@ -79,50 +154,69 @@ impl Doorkeeper {
                 "The session of this access token has ended; sign in again at /v1/auth/token.",
             ));
         };
-        let Present { account, scopes, place } = present;
-        let credential = scopes.map_or(Credential::Token(claims.sid), Credential::Service);
-        let account = active(account)?;
-        Ok(caller(&account, place.ok_or_else(project_not_found)?, credential))
+        let credential = present
+            .scopes
+            .map_or(Credential::Token(claims.sid), Credential::Service);
+        let account = active(present.account)?;
+        let place = present.place.ok_or_else(project_not_found)?;
+        let left = present.left.min(claims.left());
+        Ok(who(&account, place, (credential, claims.sid.uuid()), left, keys))
     }
 
-    async fn by_key(&self, text: &str, project: Option<ProjectId>) -> Result<Caller, ApiError> {
-        let Some(secret) = Secret::parse(SecretKind::ApiKey, text) else {
-            return Err(bad(
-                "This is not an API key of this service; it is incomplete or mistyped.",
-            ));
-        };
+    async fn by_key(&self, secret: &Secret, project: Option<ProjectId>) -> Result<Who, ApiError> {
+        let keys = self.tokens.generation();
         let Some(holder) = self.keys.find(secret.sha256()).await? else {
             return Err(bad(
                 "The API key is unknown, expired or revoked; make one at /v1/api_keys.",
             ));
         };
-        let Holder {
-            id,
-            place,
-            grant,
-            account,
-        } = holder;
-        let account = active(account)?;
+        let (id, place) = (holder.id, holder.place);
+        let account = active(holder.account)?;
         if project.is_some_and(|project| project != place.project_id) {
             return Err(project_not_found());
         }
-        self.uses.note(id);
+        let grant = holder.grant;
         let credential = Credential::Key(Arc::new(KeyGrant { id, grant }));
-        Ok(caller(&account, place, credential))
+        let left = holder.left.unwrap_or(Duration::MAX);
+        Ok(who(&account, place, (credential, id.uuid()), left, keys))
     }
 }
 
-fn caller(account: &Account, place: Place, credential: Credential) -> Caller {
-    Caller {
+impl Presented<'_> {
+    fn digest(&self) -> [u8; 32] {
+        match self {
+            Self::Token(token) => Sha256::digest(token).into(),
+            Self::Key(secret) => secret.sha256(),
+        }
+    }
+}
+
+fn read(shown: Shown<'_>) -> Result<Presented<'_>, ApiError> {
+    match shown {
+        Shown::Token(token) => Ok(Presented::Token(token)),
+        Shown::Key(text) => Secret::parse(SecretKind::ApiKey, text)
+            .map(Presented::Key)
+            .ok_or_else(|| bad("This is not an API key of this service; it is incomplete or mistyped.")),
+    }
+}
+
+fn who(
+    account: &Account,
+    place: Place,
+    (credential, credential_id): (Credential, Uuid),
+    left: Duration,
+    keys: u64,
+) -> Who {
+    Who {
         user_id: account.user_id,
-        tenant_id: place.tenant_id,
-        project_id: place.project_id,
+        place,
         is_in_first_project: place.project_id == account.project_id,
         is_at_home: place.tenant_id == account.tenant_id && !account.is_service,
         role: account.role,
         credential,
-        origin: Origin::default(),
-        notes: RequestNotes::default(),
+        credential_id,
+        left,
+        keys,
     }
 }
 

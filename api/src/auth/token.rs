@@ -5,6 +5,7 @@
 //! `exp`, `iss`, `aud`, `sub`, `iat`, `jti` and `sid`, and allows no leeway beyond `LEEWAY`. Keys are EdDSA keys from the
 //! database (`auth/tokens.rs`) or one HS256 key from the configuration.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -68,6 +69,13 @@ pub struct Claims {
     pub jti: Uuid,
     /// The session that it belongs to, with which it ends.
     pub sid: SessionId,
+}
+
+impl Claims {
+    /// How much longer it is good.
+    pub fn left(&self) -> Duration {
+        Duration::from_secs(self.exp.saturating_sub(jsonwebtoken::get_current_timestamp()))
+    }
 }
 
 /// One signing key with its public name.
@@ -175,6 +183,8 @@ pub struct Issued {
 #[derive(Debug)]
 pub struct TokenIssuer {
     keys: RwLock<Arc<Keyring>>,
+    /// How often keys were taken out of the ring.
+    generation: AtomicU64,
     issuer: String,
     audience: String,
     lifetime: Duration,
@@ -185,6 +195,7 @@ impl TokenIssuer {
     pub fn new(keys: Keyring, issuer: String, audience: String, lifetime: Duration) -> Self {
         Self {
             keys: RwLock::new(Arc::new(keys)),
+            generation: AtomicU64::new(0),
             issuer,
             audience,
             lifetime,
@@ -193,7 +204,18 @@ impl TokenIssuer {
 
     /// Takes other keys from now on.
     pub fn use_keys(&self, keys: Keyring) {
-        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+        let mut known = self.keys.write().unwrap_or_else(PoisonError::into_inner);
+        let retired = known.all().any(|key| keys.find(&key.kid).is_none());
+        *known = Arc::new(keys);
+        drop(known);
+        if retired {
+            self.generation.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Another number since a key was taken away: what was verified before may not verify any more.
+    pub fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
     }
 
     /// Whether there is a key to sign with.

@@ -90,6 +90,11 @@ impl Tokens {
         }
     }
 
+    /// Another number since a key was taken away.
+    pub fn generation(&self) -> u64 {
+        self.issuer.generation()
+    }
+
     /// The public halves of all keys that are accepted.
     pub fn public_keys(&self) -> JwkSet {
         self.issuer.public_keys()

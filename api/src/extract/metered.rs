@@ -1,28 +1,29 @@
-//! The caller of a route that generates: known, and within its rates. Such a route takes `Metered(caller)` where others
-//! take `caller`, and that is all there is to it.
+//! The caller of a route that generates: known, and within its rates. The layer in `access.rs` has counted the request before; a
+//! handler that takes `Metered` on a route which does not say that it generates is a mistake of ours and answers 500.
 
-use axum::extract::{FromRef, FromRequestParts};
+use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 
-use super::{Caller, Origin};
-use crate::app::AppState;
+use super::Caller;
 use crate::error::ApiError;
 
 /// A caller whose request was counted (`limits/mod.rs`).
 #[derive(Debug, Clone)]
 pub struct Metered(pub Caller);
 
-impl<S> FromRequestParts<S> for Metered
-where
-    AppState: FromRef<S>,
-    S: Send + Sync,
-{
+/// Said of a request that was counted.
+#[derive(Debug, Clone, Copy)]
+pub struct Counted;
+
+impl<S: Send + Sync> FromRequestParts<S> for Metered {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
-        let caller = Caller::from_request_parts(parts, state).await?;
-        let Ok(origin) = Origin::from_request_parts(parts, state).await;
-        AppState::from_ref(state).limits.generation(&caller, &origin).await?;
-        Ok(Self(caller))
+        if parts.extensions.get::<Counted>().is_none() {
+            return Err(ApiError::internal(
+                "a route that counts nothing asks for a counted caller",
+            ));
+        }
+        Caller::from_request_parts(parts, state).await.map(Self)
     }
 }

@@ -1,7 +1,8 @@
 //! How much callers may ask for: rates by credential and address, counted in Redis for all processes together.
 //!
-//! A route that generates takes [`crate::extract::Metered`] where others take `Caller`; signing in asks
-//! [`Limits::sign_in`] before anything is hashed. All limits of a request are one script call: either all count it or none.
+//! A route that generates says so beside its path (`Generate`, in `router.rs`); signing in asks [`Limits::sign_in`] before
+//! anything is hashed. All limits of a request are one script call: either all count it or none. The same call tells whether what is
+//! known of the caller still holds ([`Limits::still`], for `auth/known.rs`).
 //! Limits of jobs that wait and of tokens live in Postgres, with the submit (`common/src/store/quota.rs`).
 //!
 //! While Redis is away, each process counts requests that generate by itself; sign-ins are refused, since whoever guesses
@@ -22,9 +23,10 @@ use claimcheck_common::redis::Redis;
 use claimcheck_common::store::Pool;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use self::gcra::{Ask, Local, Outcome};
-use self::shared::Shared;
+use self::shared::{Shared, Still as Answer};
 use self::tenants::Tenants;
 use crate::error::{ApiError, Problem};
 use crate::extract::caller::Credential;
@@ -32,6 +34,7 @@ use crate::extract::{Caller, Origin};
 
 pub use self::gcra::Standing;
 pub use self::headers::write as write_headers;
+pub use self::shared::Marks;
 
 /// Seconds after which a caller who could not be counted may try again.
 const RETRY_AFTER_AWAY: u32 = 2;
@@ -48,6 +51,17 @@ struct Inner {
     shared: Shared,
     local: Local,
     tenants: Tenants,
+}
+
+/// What is known of somebody whose account and project had certain marks.
+#[derive(Debug)]
+pub enum Still {
+    /// All of it still holds. What the rates say of the request, if it was to be counted.
+    Holds(Result<(), ApiError>),
+    /// Something changed: it is to be learned anew, under these marks. Nothing was counted.
+    Changed(Marks),
+    /// Nobody can tell.
+    Unknown,
 }
 
 /// What is done about a request that Redis cannot count.
@@ -87,10 +101,43 @@ impl Limits {
 
     /// Counts a request that generates; 429 if it is one too many for its credential or its address.
     pub async fn generation(&self, caller: &Caller, origin: &Origin) -> Result<(), ApiError> {
+        let asks = self.asks(caller, origin);
+        self.count(asks, origin, WhenAway::CountHere).await
+    }
+
+    /// The marks of an account and a project, under which what is now read of them may be kept; `None` if nobody can tell.
+    pub async fn marks(&self, whose: [Uuid; 2]) -> Option<Marks> {
+        self.inner.shared.marks(whose).await.ok()
+    }
+
+    /// Whether the marks of an account and a project are those that are known; if they are, counts a request of `caller` that
+    /// generates.
+    pub async fn still(&self, whose: [Uuid; 2], known: Marks, counted: Option<(&Caller, &Origin)>) -> Still {
+        let asks = counted.map_or_else(Vec::new, |(caller, origin)| self.asks(caller, origin));
+        match self.inner.shared.take_if(whose, known, &asks).await {
+            Ok(Answer::Same(outcome)) => Still::Holds(counted.map_or(Ok(()), |(_, origin)| settle(outcome, origin))),
+            Ok(Answer::Other(marks)) => Still::Changed(marks),
+            Err(error) => {
+                tracing::debug!(%error, "what is known of a caller could not be confirmed");
+                Still::Unknown
+            }
+        }
+    }
+
+    /// Tells every process that what it knows of this account or project is no good any more. While Redis is away nobody trusts
+    /// what they know, and who has it back before hears of the change from the database.
+    pub async fn forget(&self, whose: Uuid) {
+        if let Err(error) = self.inner.shared.forget(whose).await {
+            tracing::debug!(%error, "a change of access is told by the database alone");
+        }
+    }
+
+    /// The limits that a request of `caller` that generates is held against.
+    fn asks(&self, caller: &Caller, origin: &Origin) -> Vec<Ask> {
         let Inner { config, tenants, .. } = &*self.inner;
         let plan = tenants.plan(caller.tenant_id, config);
         if plan == Plan::UNLIMITED {
-            return Ok(());
+            return Vec::new();
         }
         let part = tenants.part();
         let (policy, rate, whose) = match &caller.credential {
@@ -103,8 +150,7 @@ impl Limits {
             self.ask(policy, rate, || whose.to_string()),
             self.ask("address", config.address_rate.0, || place(origin.address)),
         ];
-        let asks = asks.into_iter().flatten().map(|ask| ask.at(part)).collect();
-        self.count(asks, origin, WhenAway::CountHere).await
+        asks.into_iter().flatten().map(|ask| ask.at(part)).collect()
     }
 
     /// Counts an attempt to sign in to `account` (to register: to none) before it costs anything: 429 beyond the limits of the
@@ -153,10 +199,15 @@ impl Limits {
                 self.inner.local.take(&asks)
             }
         };
-        let refused = refusal(&outcome);
-        origin.notes.set_standings(outcome.standings);
-        refused.map_or(Ok(()), Err)
+        settle(outcome, origin)
     }
+}
+
+/// Notes where the caller stands, and refuses what is too much.
+fn settle(outcome: Outcome, origin: &Origin) -> Result<(), ApiError> {
+    let refused = refusal(&outcome);
+    origin.notes.set_standings(outcome.standings);
+    refused.map_or(Ok(()), Err)
 }
 
 /// The refusal of the limit that takes longest to have room.

@@ -266,7 +266,7 @@ pub async fn revoke_key(
 ) -> Result<Reply<ApiKeyBody>, ApiError> {
     query.only(&[])?;
     let key = api_keys::revoke(&state.pool, caller.user_id, caller.project_id, id, caller.by()).await?;
-    let key = key.ok_or_else(key_not_found)?;
+    let key = state.doorkeeper.told(key).await.ok_or_else(key_not_found)?;
     ApiKeyBody::find(&state, key, None).await.map(Reply)
 }
 
@@ -297,9 +297,8 @@ pub async fn rotate_key(
         overlap: body.value.overlap(),
         by: caller.by(),
     };
-    let key = api_keys::rotate(&state.pool, rotation)
-        .await?
-        .ok_or_else(key_not_found)?;
+    let key = api_keys::rotate(&state.pool, rotation).await?;
+    let key = state.doorkeeper.told(key).await.ok_or_else(key_not_found)?;
     Ok(Reply(ApiKeyBody::find(&state, key, Some(&secret)).await?))
 }
 

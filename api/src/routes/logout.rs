@@ -24,7 +24,8 @@ const BODY_MAX: usize = 16 << 10;
 pub async fn logout(State(state): State<AppState>, caller: Caller, query: Query) -> Result<StatusCode, ApiError> {
     query.only(&[])?;
     if let Credential::Token(session) = caller.credential {
-        sessions::end(&state.pool, caller.user_id, session, caller.by()).await?;
+        let ended = sessions::end(&state.pool, caller.user_id, session, caller.by()).await?;
+        state.doorkeeper.told(ended).await;
     }
     Ok(StatusCode::NO_CONTENT)
 }
@@ -63,6 +64,7 @@ pub async fn change_password(
         return Err(ApiError::Forbidden(problem));
     }
     let hash = state.passwords.hash(new_password.into_secret()).await?;
-    accounts::set_password(&state.pool, caller.user_id, account.password_hash, hash, caller.by()).await?;
+    let changed = accounts::set_password(&state.pool, caller.user_id, account.password_hash, hash, caller.by()).await?;
+    state.doorkeeper.told(changed).await;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -165,7 +165,8 @@ pub async fn remove_member(
     } else {
         administered(&state, &caller, path.project).await?
     };
-    if projects::leave(&state.pool, seen, path.id, caller.by()).await? {
+    let left = projects::leave(&state.pool, seen, path.id, caller.by()).await?;
+    if state.doorkeeper.told(left).await {
         Ok(StatusCode::NO_CONTENT)
     } else {
         let problem = Problem::new("member_not_found", "There is no such member.").at("user_id");

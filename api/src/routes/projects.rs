@@ -172,7 +172,8 @@ pub async fn archive_project(
 ) -> Result<StatusCode, ApiError> {
     query.only(&[])?;
     let seen = administered(&state, &caller, id).await?;
-    let (code, message) = match projects::archive(&state.pool, seen, caller.by()).await? {
+    let archived = projects::archive(&state.pool, seen, caller.by()).await?;
+    let (code, message) = match state.doorkeeper.told(archived).await {
         Archived::Done => return Ok(StatusCode::NO_CONTENT),
         Archived::Default => (
             "default_project",

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 
 use super::retry_job::not_ended;
 use crate::app::AppState;
-use crate::docs::{NeedsToken, Trouble};
+use crate::docs::{BadQuery, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::job_not_found;
 use crate::extract::{Caller, JobIdPath, Query};
@@ -122,7 +122,7 @@ pub async fn get_receipt(
 ///
 /// A JWK set (RFC 7517) with an Ed25519 key, open to everybody.
 #[utoipa::path(get, path = "/.well-known/receipt-keys.json", tag = "Service",
-    responses((status = 200, body = serde_json::Value, description = "A JWK set"), Trouble))]
+    responses((status = 200, body = serde_json::Value, description = "A JWK set"), BadQuery, Trouble))]
 pub async fn receipt_keys(
     State(state): State<AppState>,
     query: Query,

@@ -4,7 +4,7 @@ use axum::Json;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::docs::Trouble;
+use crate::docs::{BadQuery, Trouble};
 use crate::error::ApiError;
 use crate::extract::Query;
 
@@ -24,7 +24,7 @@ pub struct Root {
 }
 
 /// What runs here
-#[utoipa::path(get, path = "/", tag = "Service", responses((status = 200, body = Root, description = "Name, version and where to go on"), Trouble))]
+#[utoipa::path(get, path = "/", tag = "Service", responses((status = 200, body = Root, description = "Name, version and where to go on"), BadQuery, Trouble))]
 pub async fn root(query: Query) -> Result<Json<Root>, ApiError> {
     query.only(&[])?;
     Ok(Json(Root {
@@ -49,7 +49,7 @@ pub struct Version {
 }
 
 /// Version
-#[utoipa::path(get, path = "/version", tag = "Service", responses((status = 200, body = Version, description = "What runs here"), Trouble))]
+#[utoipa::path(get, path = "/version", tag = "Service", responses((status = 200, body = Version, description = "What runs here"), BadQuery, Trouble))]
 pub async fn version(query: Query) -> Result<Json<Version>, ApiError> {
     query.only(&[])?;
     Ok(Json(Version {

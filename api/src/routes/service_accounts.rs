@@ -188,7 +188,7 @@ pub async fn revoke_account(
     query.only(&[])?;
     let project = administered(&state, &caller, path.project).await?;
     let ended = service_accounts::revoke(&state.pool, project.id, path.id, caller.by()).await?;
-    let ended = ended.ok_or_else(account_not_found)?;
+    let ended = state.doorkeeper.told(ended).await.ok_or_else(account_not_found)?;
     Ok(Reply(ServiceAccountBody::of(ended, None)))
 }
 

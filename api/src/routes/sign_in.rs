@@ -20,7 +20,7 @@ use utoipa::ToSchema;
 
 use super::token::{TokenBody, begin_session};
 use crate::app::AppState;
-use crate::docs::Trouble;
+use crate::docs::{BadQuery, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::caller::Credential;
 use crate::extract::path::ProviderPath;
@@ -74,7 +74,7 @@ pub struct LinkBody {
 /// List whom to sign in with
 #[utoipa::path(get, path = "/v1/auth/providers", tag = "Accounts", responses(
     (status = 200, body = ProviderList, description = "OpenID Connect providers and GitHub, as far as they are configured"),
-    Trouble,
+    BadQuery, Trouble,
 ))]
 pub async fn list_providers(State(state): State<AppState>, query: Query) -> Result<Reply<ProviderList>, ApiError> {
     query.only(&[])?;
@@ -101,7 +101,7 @@ pub async fn list_providers(State(state): State<AppState>, query: Query) -> Resu
             ("Set-Cookie" = String, description = "The sign-in's secret, for this browser alone"))),
         (status = 404, body = ErrorBody, description = "There is no such provider"),
         (status = 429, body = ErrorBody, description = "Too many sign-ins from this address"),
-        Trouble,
+        BadQuery, Trouble,
     ))]
 pub async fn start(
     State(state): State<AppState>,

@@ -126,7 +126,8 @@ async fn by_refresh_token(state: &AppState, origin: &Origin, mut form: Form) -> 
     let shown = form.take("refresh_token").ok_or_else(|| missing("refresh_token"))?;
     let shown = Secret::parse(SecretKind::RefreshToken, &shown).ok_or_else(refused)?;
     let next = Secret::draw(SecretKind::RefreshToken);
-    match sessions::refresh(&state.pool, shown.sha256(), next.sha256(), origin.audit(None)).await? {
+    let refreshed = sessions::refresh(&state.pool, shown.sha256(), next.sha256(), origin.audit(None)).await?;
+    match state.doorkeeper.told(refreshed).await {
         Refreshed::Renewed(account, session) => issue(state, account.user_id, session, Some(&next), None).await,
         Refreshed::Refused => Err(refused()),
         Refreshed::Reused(user) => {

@@ -101,6 +101,7 @@ pub async fn change_user(
     }
     let change = UserChange { is_active, role };
     let changed = accounts::change(&state.pool, id, change, caller.by()).await?;
+    let changed = state.doorkeeper.told(changed).await;
     let not_found = || ApiError::NotFound(Problem::new("user_not_found", "There is no such user.").at("id"));
     changed.map(|account| Reply(account.into())).ok_or_else(not_found)
 }

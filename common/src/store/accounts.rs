@@ -2,6 +2,7 @@
 
 use sqlx::{PgConnection, PgExecutor, Row};
 
+use super::access::Changed;
 use super::audit::{By, Origin};
 use super::row::{get, parse};
 use super::{Pool, StoreResult, sessions, transaction};
@@ -118,8 +119,14 @@ pub(super) fn account(row: &sqlx::postgres::PgRow) -> StoreResult<Account> {
 }
 
 /// Gives a user another password, unless the present one is not `known` any more, and ends all sessions.
-pub async fn set_password(pool: &Pool, user: UserId, known: String, hash: String, by: By) -> StoreResult<bool> {
-    transaction(pool, move |connection| {
+pub async fn set_password(
+    pool: &Pool,
+    user: UserId,
+    known: String,
+    hash: String,
+    by: By,
+) -> StoreResult<Changed<bool>> {
+    let changed = transaction(pool, move |connection| {
         let (known, hash, by) = (known.clone(), hash.clone(), by.clone());
         Box::pin(async move {
             let done = sqlx::query(
@@ -145,7 +152,8 @@ pub async fn set_password(pool: &Pool, user: UserId, known: String, hash: String
             Ok(true)
         })
     })
-    .await
+    .await?;
+    Ok(Changed::of(changed, changed.then_some(user.uuid())))
 }
 
 /// What an admin changes about a user.
@@ -158,9 +166,14 @@ pub struct UserChange {
 }
 
 /// Changes a user, and writes it down. Whoever is deactivated loses all sessions; API keys rest until the user is back.
-pub async fn change(pool: &Pool, user: UserId, change: UserChange, by: impl Into<By>) -> StoreResult<Option<Account>> {
+pub async fn change(
+    pool: &Pool,
+    user: UserId,
+    change: UserChange,
+    by: impl Into<By>,
+) -> StoreResult<Changed<Option<Account>>> {
     let by = by.into();
-    transaction(pool, move |connection| {
+    let changed = transaction(pool, move |connection| {
         let by = by.clone();
         Box::pin(async move {
             let row = sqlx::query(
@@ -187,7 +200,8 @@ pub async fn change(pool: &Pool, user: UserId, change: UserChange, by: impl Into
             row.as_ref().map(account).transpose()
         })
     })
-    .await
+    .await?;
+    Ok(Changed::of(changed, Some(user.uuid())))
 }
 
 /// Users, the newest first, at most `limit` of those older than `after`.

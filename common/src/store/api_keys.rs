@@ -2,15 +2,18 @@
 //!
 //! Must never see a key itself. Whether one holds is decided here, by the database's clock.
 
+use std::time::Duration;
+
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgExecutor, Row};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
+use super::access::Changed;
 use super::accounts::{Account, account};
 use super::audit::By;
 use super::row::{column, get};
-use super::sessions::Place;
+use super::sessions::{Place, left};
 use super::{Pool, StoreError, StoreResult, budgets, transaction};
 use crate::domain::{ApiKeyId, Budget, Id, ProjectId, Scope, Scopes, TenantId, UserId};
 use crate::validate::Problem;
@@ -114,6 +117,8 @@ pub struct Holder {
     pub grant: Grant,
     /// Its user, who may be deactivated.
     pub account: Account,
+    /// How much longer it is good; `None`: until it is revoked.
+    pub left: Option<Duration>,
 }
 
 /// Keeps a new key, unless its user has [`KEYS_MAX`]: then `None`.
@@ -242,8 +247,9 @@ pub struct Rotation {
 }
 
 /// Gives a key that is not revoked a new secret; the one in use ends after the overlap, older ones at once.
-pub async fn rotate(pool: &Pool, rotation: Rotation) -> StoreResult<Option<ApiKey>> {
-    transaction(pool, move |connection| {
+pub async fn rotate(pool: &Pool, rotation: Rotation) -> StoreResult<Changed<Option<ApiKey>>> {
+    let user = rotation.user_id;
+    let rotated = transaction(pool, move |connection| {
         let rotation = rotation.clone();
         Box::pin(async move {
             let row = sqlx::query(
@@ -273,7 +279,8 @@ pub async fn rotate(pool: &Pool, rotation: Rotation) -> StoreResult<Option<ApiKe
             api_key(&row).map(Some)
         })
     })
-    .await
+    .await?;
+    Ok(Changed::of(rotated, Some(user.uuid())))
 }
 
 /// Ends a key at once. Safe to repeat; the first end stands.
@@ -283,9 +290,9 @@ pub async fn revoke(
     project: ProjectId,
     id: ApiKeyId,
     by: impl Into<By>,
-) -> StoreResult<Option<ApiKey>> {
+) -> StoreResult<Changed<Option<ApiKey>>> {
     let by = by.into();
-    transaction(pool, move |connection| {
+    let revoked = transaction(pool, move |connection| {
         let by = by.clone();
         Box::pin(async move {
             let row = sqlx::query(
@@ -308,7 +315,8 @@ pub async fn revoke(
             api_key(&row).map(Some)
         })
     })
-    .await
+    .await?;
+    Ok(Changed::of(revoked, Some(user.uuid())))
 }
 
 /// Gives one of a user's keys a budget, another one, or none any more. `false` if there is no such key that is not revoked.
@@ -346,7 +354,7 @@ pub async fn set_budget(
 pub async fn holders(executor: impl PgExecutor<'_>, digests: Vec<Digest>) -> StoreResult<Vec<(Digest, Holder)>> {
     let rows = sqlx::query(
         "SELECT s.sha256, k.id AS key_id, place.project_id AS place_project, place.organization_id AS place_tenant, k.scopes,
-             k.models, k.max_tokens, u.*
+             k.models, k.max_tokens, extract(epoch FROM least(k.expires_at, s.expires_at) - now())::float8 AS seconds_left, u.*
          FROM api_key_secrets s JOIN api_keys k ON k.id = s.api_key_id JOIN users u ON u.id = k.user_id
          CROSS JOIN LATERAL (
              SELECT a.project_id, a.organization_id FROM project_access a
@@ -369,6 +377,7 @@ pub async fn holders(executor: impl PgExecutor<'_>, digests: Vec<Digest>) -> Sto
                 },
                 grant: grant(row)?,
                 account: account(row)?,
+                left: left(row)?,
             };
             Ok((digest.try_into().map_err(StoreError::contradiction)?, holder))
         })

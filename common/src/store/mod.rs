@@ -10,6 +10,7 @@
 //! ([`webhooks`]).
 //! Batches: [`files`] → [`batches`] → [`batch_work`] → [`batch_results`].
 
+pub mod access;
 pub mod accounts;
 pub mod api_keys;
 pub mod attend;

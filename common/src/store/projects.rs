@@ -7,6 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
+use super::access::Changed;
 use super::audit::{self, By, Entry};
 use super::row::{get, parse};
 use super::{Pool, StoreResult, transaction};
@@ -132,12 +133,14 @@ pub enum Archived {
 }
 
 /// Lets nobody act in a project any more. What it holds stays.
-pub async fn archive(pool: &Pool, seen: Project, by: By) -> StoreResult<Archived> {
-    transaction(pool, move |connection| {
+pub async fn archive(pool: &Pool, seen: Project, by: By) -> StoreResult<Changed<Archived>> {
+    let id = seen.id;
+    let archived = transaction(pool, move |connection| {
         let (seen, by) = (seen.clone(), by.clone());
         Box::pin(async move { shut(connection, &seen, &by).await })
     })
-    .await
+    .await?;
+    Ok(Changed::of(archived, Some(id.uuid())))
 }
 
 async fn shut(connection: &mut PgConnection, seen: &Project, by: &By) -> StoreResult<Archived> {
@@ -246,8 +249,8 @@ async fn admit(
 }
 
 /// Ends a membership; `false` if there is none. What the member's keys and tokens did in the project ends with it.
-pub async fn leave(pool: &Pool, seen: Project, user: UserId, by: By) -> StoreResult<bool> {
-    transaction(pool, move |connection| {
+pub async fn leave(pool: &Pool, seen: Project, user: UserId, by: By) -> StoreResult<Changed<bool>> {
+    let left = transaction(pool, move |connection| {
         let (seen, by) = (seen.clone(), by.clone());
         Box::pin(async move {
             let gone = sqlx::query("DELETE FROM project_members WHERE project_id = $1 AND user_id = $2")
@@ -264,7 +267,8 @@ pub async fn leave(pool: &Pool, seen: Project, user: UserId, by: By) -> StoreRes
             Ok(true)
         })
     })
-    .await
+    .await?;
+    Ok(Changed::of(left, left.then_some(user.uuid())))
 }
 
 async fn write(

@@ -6,6 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgExecutor};
 use time::OffsetDateTime;
 
+use super::access::Changed;
 use super::api_keys::{Digest, scopes};
 use super::audit::{self, By, Entry};
 use super::row::get;
@@ -228,12 +229,13 @@ pub async fn revoke(
     project: ProjectId,
     id: ServiceAccountId,
     by: By,
-) -> StoreResult<Option<ServiceAccount>> {
-    transaction(pool, move |connection| {
+) -> StoreResult<Changed<Option<ServiceAccount>>> {
+    let ended = transaction(pool, move |connection| {
         let by = by.clone();
         Box::pin(async move { end(connection, project, id, &by).await })
     })
-    .await
+    .await?;
+    Ok(Changed::of(ended, Some(id.uuid())))
 }
 
 async fn end(

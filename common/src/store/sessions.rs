@@ -9,6 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgExecutor};
 use uuid::Uuid;
 
+use super::access::Changed;
 use super::accounts::{Account, account};
 use super::api_keys::{self, Digest};
 use super::audit::{By, Origin};
@@ -106,6 +107,8 @@ pub struct Present {
     pub scopes: Option<Scopes>,
     /// Where they act; `None`: they may not act in the project that was named.
     pub place: Option<Place>,
+    /// How much longer the session can go on.
+    pub left: Duration,
 }
 
 /// A project and whose it is.
@@ -121,6 +124,7 @@ pub struct Place {
 pub async fn present(executor: impl PgExecutor<'_>, asked: Vec<Asked>) -> StoreResult<Vec<(Asked, Present)>> {
     let rows = sqlx::query(
         "SELECT u.*, s.id AS session_id, s.scopes, asked.project_id AS asked_project,
+             extract(epoch FROM s.expires_at - now())::float8 AS seconds_left,
              place.project_id AS place_project, place.organization_id AS place_tenant
          FROM unnest($1::uuid[], $2::uuid[], $3::uuid[]) AS asked (user_id, session_id, project_id)
          JOIN sessions s ON s.id = asked.session_id AND s.user_id = asked.user_id
@@ -153,10 +157,17 @@ fn one_present(row: &PgRow) -> StoreResult<(Asked, Present)> {
             tenant_id: Id::from_uuid(tenant),
             project_id: Id::from_uuid(project),
         }),
+        left: left(row)?.unwrap_or_default(),
         account,
     };
     let session = Id::from_uuid(get(row, "session_id")?);
     Ok(((present.account.user_id, session, asked.map(Id::from_uuid)), present))
+}
+
+/// How much longer a credential is good, on the database's clock; `None`: for ever.
+pub(super) fn left(row: &PgRow) -> StoreResult<Option<Duration>> {
+    let seconds: Option<f64> = get(row, "seconds_left")?;
+    Ok(seconds.map(|seconds| Duration::try_from_secs_f64(seconds).unwrap_or_default()))
 }
 
 /// What came of a refresh token.
@@ -171,12 +182,17 @@ pub enum Refreshed {
 }
 
 /// Exchanges a refresh token for the next one.
-pub async fn refresh(pool: &Pool, shown: Digest, next: Digest, origin: Origin) -> StoreResult<Refreshed> {
-    transaction(pool, move |connection| {
+pub async fn refresh(pool: &Pool, shown: Digest, next: Digest, origin: Origin) -> StoreResult<Changed<Refreshed>> {
+    let refreshed = transaction(pool, move |connection| {
         let origin = origin.clone();
         Box::pin(async move { exchange(connection, shown, next, origin).await })
     })
-    .await
+    .await?;
+    let whose = match &refreshed {
+        Refreshed::Reused(user) => Some(user.uuid()),
+        Refreshed::Renewed(..) | Refreshed::Refused => None,
+    };
+    Ok(Changed::of(refreshed, whose))
 }
 
 async fn exchange(
@@ -232,12 +248,13 @@ async fn seen_before(connection: &mut PgConnection, shown: Digest, origin: Origi
 }
 
 /// Ends a user's session, with its access tokens and its refresh token. Safe to repeat.
-pub async fn end(pool: &Pool, user: UserId, session: SessionId, by: By) -> StoreResult<()> {
+pub async fn end(pool: &Pool, user: UserId, session: SessionId, by: By) -> StoreResult<Changed<()>> {
     transaction(pool, move |connection| {
         let by = by.clone();
         Box::pin(async move { end_one(connection, user, session, "logout", &by).await })
     })
-    .await
+    .await?;
+    Ok(Changed::of((), Some(user.uuid())))
 }
 
 async fn end_one(
