@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -28,8 +29,12 @@ def arguments():
     parser.add_argument("--new", type=int, default=64)
     parser.add_argument("--shape", default="gpt2")
     parser.add_argument("--peers", default="eager,compiled")
+    parser.add_argument("--peer-device", help="where torch computes, if not on --device: cpu tries the script out")
+    parser.add_argument("--order", default="fixed", choices=["fixed", "fast"])
     parser.add_argument("--out", type=Path, default=PAGE)
-    return parser.parse_args()
+    args = parser.parse_args()
+    args.peer_device = args.peer_device or args.device
+    return args
 
 
 def worker(args, spec, device=None, dtype=None):
@@ -75,59 +80,64 @@ def draw(cfg, batch, length, seed=1):
 
 
 class Transformers:
-    """The same weights by Hugging Face transformers: greedy, so many tokens a row, the cache on."""
+    """The same weights by Hugging Face transformers: greedy, so many tokens a row, the cache on. Its tokens stay on the
+    device until the last one, which is more than a service could do."""
 
-    def __init__(self, model, dtype, compiled):
+    def __init__(self, model, dtype, compiled, device):
         import torch
         import transformers
 
-        self.torch, self.transformers, self.compiled = torch, transformers, compiled
+        transformers.logging.set_verbosity_error()
+        self.torch, self.transformers, self.compiled, self.device = torch, transformers, compiled, device
         kind = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
-        self.model = transformers.GPT2LMHeadModel.from_pretrained(model, dtype=kind).eval().cuda()
-        self.kind, self.forwards = kind, {}
+        self.model = transformers.GPT2LMHeadModel.from_pretrained(model, dtype=kind).eval().to(device)
+        self.forwards = {}
+
+    def forward(self, ids, cache, places):
+        """The likeliest tokens after `ids`, which stand at `places`."""
+        out = self.model(ids, past_key_values=cache, position_ids=places, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1].argmax(-1, keepdim=True)
 
     def step(self, batch):
-        """One forward that answers the likeliest tokens; compiled once for each batch size."""
-        torch, model = self.torch, self.model
-
-        def forward(ids, cache, place):
-            out = model(ids, past_key_values=cache, cache_position=place, use_cache=True)
-            return out.logits[:, -1].argmax(-1, keepdim=True)
-
+        """One forward of a token a row; compiled once for each batch size, with CUDA graphs where there is CUDA."""
         if not self.compiled:
-            return forward
+            return self.forward
         if batch not in self.forwards:
-            self.forwards[batch] = torch.compile(forward, mode="reduce-overhead", fullgraph=True)
+            self.forwards[batch] = self.torch.compile(self.forward, mode="reduce-overhead", fullgraph=True)
         return self.forwards[batch]
+
+    def now(self):
+        if self.device.startswith("cuda"):
+            self.torch.cuda.synchronize()
+        return time.perf_counter()
 
     def run(self, prompts, new):
         """Seconds of the prefill and of the rest, and the tokens."""
         torch = self.torch
-        ids = torch.tensor(prompts, device="cuda")
+        ids = torch.tensor(prompts, device=self.device)
         batch, length = ids.shape
         if self.compiled:
             cache = self.transformers.StaticCache(config=self.model.config, max_cache_len=length + new)
         else:
-            cache = self.transformers.DynamicCache()
-        step, begin, middle, end = self.step(batch), *(torch.cuda.Event(enable_timing=True) for _ in range(3))
+            cache = self.transformers.DynamicCache(config=self.model.config)
+        step, places = self.step(batch), torch.arange(length + new, device=self.device).unsqueeze(0)
         with torch.inference_mode():
-            torch.cuda.synchronize()
-            begin.record()
-            out = self.model(ids, past_key_values=cache, cache_position=torch.arange(length, device="cuda"), use_cache=True)
-            token = out.logits[:, -1].argmax(-1, keepdim=True)
-            tokens = [token]
-            middle.record()
+            begin = self.now()
+            token = self.forward(ids, cache, places[:, :length])
+            tokens, middle = [token], self.now()
             for place in range(length, length + new - 1):
-                token = step(token.clone(), cache, torch.tensor([place], device="cuda")).clone()
+                # Copied, since the next replay of a graph writes to the same memory.
+                token = step(token.clone(), cache, places[:, place:place + 1].clone()).clone()
                 tokens.append(token)
-            end.record()
-            torch.cuda.synchronize()
-        return begin.elapsed_time(middle) / 1e3, middle.elapsed_time(end) / 1e3, torch.cat(tokens, 1).tolist()
+            end = self.now()
+        return middle - begin, end - middle, torch.cat(tokens, 1).tolist()
 
     def measure(self, prompts, new, repeats=2):
+        """What `repeats` runs took, and the tokens of the last."""
         self.run(prompts, new)  # The warm-up, with what is compiled.
         self.run(prompts, new)
-        return [self.run(prompts, new)[:2] for _ in range(repeats)]
+        runs = [self.run(prompts, new) for _ in range(repeats)]
+        return [run[:2] for run in runs], runs[-1][2]
 
 
 def bandwidth():
@@ -184,33 +194,64 @@ def first_line(command):
     return done.stdout.splitlines()[0].strip() if done.stdout else "unknown"
 
 
+def versions(peers):
+    """What the peers are."""
+    if not peers:
+        return []
+    try:
+        import torch
+        import transformers
+    except ImportError as error:
+        return [f"{error}"]
+    return [f"torch {torch.__version__}, transformers {transformers.__version__}, by the host's clock, device synchronized."]
+
+
 def median(values):
     return statistics.median(values) if values else None
 
 
-def measure(args, model, cfg, batches, peers):
-    """`{(engine, batch): {"decode": [...], "prefill": [...]}}`, every engine in turn in every round."""
+def measure(args, model, cfg, batches, peers, notes, done):
+    """`{(engine, batch): {"decode": [...], "prefill": [...]}}`, every engine in turn in every round; `done` is told after each.
+
+    A peer that fails is left out from then on, and the page says why."""
     engines = {"ours": None}
+    figures = {}
     for peer in peers:
-        engines[peer] = Transformers(model, args.dtype, peer == "compiled")
-    figures = {(name, batch): {"prefill": [], "decode": []} for name in engines for batch in batches}
+        try:
+            engines[peer] = Transformers(model, args.dtype, peer == "compiled", args.peer_device)
+        except Exception as error:  # Whatever it is, our own figures are worth having.
+            notes.append(f"transformers, {peer}: {error!r}")
     for turn in range(args.rounds):
         for batch in batches:
             prompts = draw(cfg, batch, args.prompt)
-            for name, engine in engines.items():
+            for name, engine in list(engines.items()):
                 print(f"round {turn + 1}, batch {batch}: {name}", file=sys.stderr, flush=True)
                 if engine is None:
-                    runs = worker(args, spec_of(model, prompts, args.new, repeats=2))["runs"]
-                    runs = [(run["prefill_s"], run["decode_s"]) for run in runs]
+                    answer = worker(args, spec_of(model, prompts, args.new, repeats=2))
+                    runs = [(run["prefill_s"], run["decode_s"]) for run in answer["runs"]]
+                    ours, launches = answer["tokens"], answer.get("launches")
+                    if launches and not turn:
+                        notes.append(f"Batch {batch}: {launches['kernels_per_step']:.0f} kernels and "
+                                     f"{launches['readbacks_per_step']:.1f} read-backs a step.")
                 else:
-                    runs = engine.measure(prompts, args.new)
+                    try:
+                        runs, theirs = engine.measure(prompts, args.new)
+                    except Exception as error:
+                        notes.append(f"transformers, {name}, batch {batch}: {error!r}"[:1000])
+                        del engines[name]
+                        continue
+                    if not turn:
+                        same = sum(a == b for a, b in zip(ours, theirs))
+                        notes.append(f"Batch {batch}: {same} of {batch} rows as transformers, {name}, writes them.")
                 for prefill, decode in runs:
-                    figures[name, batch]["prefill"].append(batch * args.prompt / prefill)
-                    figures[name, batch]["decode"].append(batch * (args.new - 1) / decode)
+                    row = figures.setdefault((name, batch), {"prefill": [], "decode": []})
+                    row["prefill"].append(batch * args.prompt / prefill)
+                    row["decode"].append(batch * (args.new - 1) / decode)
+            done(figures)
     return figures
 
 
-def page(args, cfg, batches, peers, parity, equal, figures, copied, table):
+def page(args, cfg, batches, peers, parity, equal, figures, notes, copied, table):
     name = first_line(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])
     commit = first_line(["git", "rev-parse", "--short", "HEAD"])
     lines = [
@@ -229,16 +270,19 @@ def page(args, cfg, batches, peers, parity, equal, figures, copied, table):
               + "of the bandwidth bound |", "|---|---|---|" + "---|---|" * len(peers) + "---|"]
     for figure in ["decode", "prefill"]:
         for batch in batches:
-            ours = median(figures["ours", batch][figure])
+            ours = median(figures.get(("ours", batch), {}).get(figure))
+            if ours is None:
+                continue
             cells = []
             for peer in peers:
-                theirs = median(figures[peer, batch][figure])
-                cells += [f"{theirs:,.0f}", f"{ours / theirs:.2f}"]
+                theirs = median(figures.get((peer, batch), {}).get(figure))
+                cells += [f"{theirs:,.0f}", f"{ours / theirs:.2f}"] if theirs else ["failed", "–"]
             bound = "–"
             if figure == "decode" and copied:
                 steps = copied / step_bytes(cfg, args.dtype, batch, args.prompt + args.new / 2)
                 bound = f"{ours / (steps * batch):.0%}"
             lines.append(f"| {figure}, tokens a second | {batch} | {ours:,.0f} | " + "".join(f"{cell} | " for cell in cells) + f"{bound} |")
+    lines += [""] + [f"- {note}" for note in notes]
     lines += ["", f"The card copies {copied / 1e12:.2f} TB/s." if copied else "The card's bandwidth was not measured.", "", "## Kernels", ""]
     if table:
         lines += ["| kernel | % of the time | calls | mean ns |", "|---|---|---|---|"]
@@ -260,8 +304,14 @@ def main():
         cfg = json.loads((model / "config.json").read_text())
         parity = fixtures(args)
         equal = company(args, model, cfg)
-        figures = measure(args, model, cfg, batches, peers)
-        page(args, cfg, batches, peers, parity, equal, figures, bandwidth(), kernels(args, model, cfg))
+        notes, copied = versions(peers), bandwidth()
+
+        def write(figures, table=None):
+            page(args, cfg, batches, peers, parity, equal, figures, notes, copied, table)
+
+        # After every batch size, so that a run that is cut short leaves what it has.
+        figures = measure(args, model, cfg, batches, peers, notes, write)
+        write(figures, kernels(args, model, cfg))
     print(args.out)
 
 

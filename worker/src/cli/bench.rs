@@ -5,6 +5,7 @@
 //! measure, `spec.rs` does instead, and `scenarios.rs` measures the engine whole. On a processor the figures are held
 //! against what `machine.rs` finds that it can do.
 
+mod launches;
 mod machine;
 mod scenarios;
 mod spec;

@@ -7,23 +7,34 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use claimcheck_common::domain::JobError;
 
-use crate::gpt2::{StepModel, StepRow};
+use crate::gpt2::{Draw, Drawn, StepModel, StepRow};
 
 /// What came of one row.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum RowOutcome {
     /// Its tokens are in the cache; no logits were wanted.
     Prefilled,
-    /// The logits after its last token, `[vocab_size]`.
-    Logits(Vec<f32>),
+    /// The logits after its last token, or what was drawn from them.
+    Drawn(Drawn),
     /// It cannot be computed.
     Failed(JobError),
 }
 
-/// One outcome a row, in order.
-pub(super) fn run(model: &mut dyn StepModel, rows: &[StepRow]) -> Vec<RowOutcome> {
-    let complaint = match catch_unwind(AssertUnwindSafe(|| model.step(rows))) {
-        Ok(Ok(logits)) => return split(rows, &logits, model.vocab_size()),
+/// What a model answers.
+enum Answer {
+    Logits(Vec<f32>),
+    Drawn(Vec<Drawn>),
+}
+
+/// One outcome a row, in order. `draws` is empty, or has one for each row that wants logits.
+pub(super) fn run(model: &mut dyn StepModel, rows: &[StepRow], draws: &[Draw]) -> Vec<RowOutcome> {
+    let compute = || match draws {
+        [] => model.step(rows).map(Answer::Logits),
+        draws => model.draw(rows, draws).map(Answer::Drawn),
+    };
+    let complaint = match catch_unwind(AssertUnwindSafe(compute)) {
+        Ok(Ok(Answer::Logits(logits))) => return split(rows, &logits, model.vocab_size()),
+        Ok(Ok(Answer::Drawn(answers))) => return sort(rows, answers),
         Ok(Err(error)) => error.to_string(),
         Err(_panic) => "the step panicked".to_owned(),
     };
@@ -34,18 +45,24 @@ pub(super) fn run(model: &mut dyn StepModel, rows: &[StepRow]) -> Vec<RowOutcome
     }
     tracing::warn!(complaint, rows = rows.len(), "a step failed and is run again in halves");
     let (left, right) = rows.split_at(rows.len() / 2);
-    let mut outcomes = run(model, left);
-    outcomes.extend(run(model, right));
+    let on_the_left = left.iter().filter(|row| row.wants_logits).count().min(draws.len());
+    let (draws_left, draws_right) = draws.split_at(on_the_left);
+    let mut outcomes = run(model, left, draws_left);
+    outcomes.extend(run(model, right, draws_right));
     outcomes
 }
 
 fn split(rows: &[StepRow], logits: &[f32], vocab_size: usize) -> Vec<RowOutcome> {
-    let mut logits = logits.chunks_exact(vocab_size);
+    sort(rows, Drawn::left(logits, vocab_size))
+}
+
+fn sort(rows: &[StepRow], drawn: Vec<Drawn>) -> Vec<RowOutcome> {
+    let mut drawn = drawn.into_iter();
     let outcome = |row: &StepRow| {
-        let logits = row
+        let drawn = row
             .wants_logits
-            .then(|| logits.next().expect("a row of logits for each that wants them"));
-        logits.map_or(RowOutcome::Prefilled, |logits| RowOutcome::Logits(logits.to_vec()))
+            .then(|| drawn.next().expect("logits or a token for each row that wants them"));
+        drawn.map_or(RowOutcome::Prefilled, RowOutcome::Drawn)
     };
     rows.iter().map(outcome).collect()
 }

@@ -10,6 +10,7 @@ use super::EngineJob;
 use super::metrics;
 use super::scheduler::Drawn;
 use super::sequence::Sequence;
+use crate::gpt2;
 
 /// One choice of one job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -105,10 +106,15 @@ impl Job {
             .collect()
     }
 
-    /// Draws a choice's next token, or `None` if the logits are not numbers.
-    pub(super) fn sample(&mut self, choice: u32, logits: &[f32], tokenizer: &Tokenizer) -> Option<Drawn> {
+    /// The draw of a choice's next token.
+    pub(super) fn ask(&self, choice: u32) -> gpt2::Draw {
+        self.sequences[choice as usize].ask()
+    }
+
+    /// A choice's next token, or `None` if the logits are not numbers.
+    pub(super) fn sample(&mut self, choice: u32, drawn: gpt2::Drawn, tokenizer: &Tokenizer) -> Option<Drawn> {
         let sequence = &mut self.sequences[choice as usize];
-        let drawn = sequence.sample(logits, tokenizer)?;
+        let drawn = sequence.sample(drawn, tokenizer)?;
         metrics::token(sequence, self.arrived);
         self.note_token(Instant::now());
         Some(drawn)

@@ -1,5 +1,7 @@
 //! How likely the model held a token: the logarithm of the softmax of its logits, as they came, in f64 and one fixed order.
 
+use crate::gpt2::Likely;
+
 /// A drawn token with the likeliest ones at its place.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct TokenLogprob {
@@ -12,18 +14,24 @@ pub(super) struct TokenLogprob {
 /// `token` must be an id of `logits`, which must be finite.
 pub(super) fn of_token(logits: &[f32], token: u32, top: usize) -> TokenLogprob {
     let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits
-        .iter()
-        .map(|logit| (f64::from(*logit) - f64::from(greatest)).exp())
-        .sum();
-    let normalizer = f64::from(greatest) + sum.ln();
-    let logprob = |logit: f32| (f64::from(logit) - normalizer) as f32;
-    TokenLogprob {
-        logprob: logprob(logits[token as usize]),
-        top: likeliest(logits, top)
-            .into_iter()
-            .map(|(id, logit)| (id, logprob(logit)))
-            .collect(),
+    let weight = |logit: &f32| (f64::from(*logit) - f64::from(greatest)).exp();
+    TokenLogprob::from(Likely {
+        logit: logits[token as usize],
+        greatest,
+        sum: logits.iter().map(weight).sum(),
+        top: likeliest(logits, top),
+    })
+}
+
+impl From<Likely> for TokenLogprob {
+    fn from(likely: Likely) -> Self {
+        let normalizer = f64::from(likely.greatest) + likely.sum.ln();
+        let logprob = |logit: f32| (f64::from(logit) - normalizer) as f32;
+        let top = likely.top.into_iter();
+        Self {
+            logprob: logprob(likely.logit),
+            top: top.map(|(id, logit)| (id, logprob(logit))).collect(),
+        }
     }
 }
 

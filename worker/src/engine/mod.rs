@@ -12,6 +12,8 @@ mod handle;
 mod job;
 mod logprobs;
 mod metrics;
+#[cfg(all(test, feature = "vulkan"))]
+mod on_gpu;
 mod penalties;
 mod prefix;
 mod sampler;
@@ -34,7 +36,7 @@ use tokio::sync::mpsc;
 pub use deltas::{Deltas, Followed};
 pub use handle::{Ending, EngineConfig, EngineEvent, EngineHandle, EngineJob, EngineStopped};
 
-use crate::gpt2::{StepModel, StepRow};
+use crate::gpt2::{Draw, StepModel, StepRow};
 use blocks::Blocks;
 use compute::RowOutcome;
 use handle::Inbox;
@@ -161,8 +163,9 @@ impl Engine {
             return false;
         }
         let rows: Vec<_> = plan.iter().map(|planned| self.row(planned)).collect();
+        let draws = self.draws(&plan);
         self.inbox.step_begins();
-        let (outcomes, took) = metrics::timed_step(&rows, || compute::run(self.model.as_mut(), &rows));
+        let (outcomes, took) = metrics::timed_step(&rows, || compute::run(self.model.as_mut(), &rows, &draws));
         self.inbox.step_ended();
         self.charge(&plan, took);
         plan.iter()
@@ -190,6 +193,16 @@ impl Engine {
         }
     }
 
+    /// What is asked of a model that draws by itself, for each row that wants logits.
+    fn draws(&self, plan: &[Planned]) -> Vec<Draw> {
+        if !self.model.draws() {
+            return Vec::new();
+        }
+        let complete = plan.iter().filter(|planned| planned.complete);
+        let ask = |planned: &Planned| self.jobs[&planned.id.key].ask(planned.id.choice);
+        complete.map(ask).collect()
+    }
+
     /// Shares a step's time out among its jobs, by their tokens.
     fn charge(&mut self, plan: &[Planned], took: Duration) {
         let tokens: usize = plan.iter().map(|planned| planned.tokens.len()).sum();
@@ -203,22 +216,22 @@ impl Engine {
         }
     }
 
-    /// Samples from a row's logits and lets its sequence go on or end.
+    /// Samples from a row's logits, or takes what was drawn from them, and lets its sequence go on or end.
     fn apply(&mut self, planned: &Planned, outcome: RowOutcome) -> bool {
         let SequenceId { key, choice } = planned.id;
         // An earlier row of this step may have failed the job.
         let Some(job) = self.jobs.get_mut(&key) else {
             return true;
         };
-        let logits = match outcome {
+        let drawn = match outcome {
             RowOutcome::Prefilled => {
                 self.scheduler.advance(planned, None);
                 return true;
             }
-            RowOutcome::Logits(logits) => logits,
+            RowOutcome::Drawn(drawn) => drawn,
             RowOutcome::Failed(error) => return self.fail(planned.id, error),
         };
-        let Some(drawn) = job.sample(choice, &logits, &self.tokenizer) else {
+        let Some(drawn) = job.sample(choice, drawn, &self.tokenizer) else {
             return self.fail(planned.id, numerical_error());
         };
         if let Some(deltas) = self.inbox.deltas() {

@@ -6,6 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use claimcheck_common::domain::GenerationParams;
 
+use crate::gpt2::Edit;
+
 pub(super) struct Penalties {
     /// Divides what is positive and multiplies what is not (Keskar et al., "CTRL", 2019).
     repetition: f32,
@@ -56,6 +58,28 @@ impl Penalties {
             logits.to_mut()[*token as usize] += bias;
         }
         logits
+    }
+
+    /// What [`Self::apply`] does, token by token.
+    pub(super) fn edits(&self) -> Vec<Edit> {
+        let untouched = |token| Edit {
+            token,
+            repetition: None,
+            less: None,
+            bias: None,
+        };
+        let mut edits: BTreeMap<u32, Edit> = BTreeMap::new();
+        for token in &self.context {
+            edits.entry(*token).or_insert_with(|| untouched(*token)).repetition = Some(self.repetition);
+        }
+        for (token, count) in &self.counts {
+            let less = self.frequency * *count as f32 + self.presence;
+            edits.entry(*token).or_insert_with(|| untouched(*token)).less = Some(less);
+        }
+        for (token, bias) in &self.bias {
+            edits.entry(*token).or_insert_with(|| untouched(*token)).bias = Some(*bias);
+        }
+        edits.into_values().collect()
     }
 
     /// A token was generated.

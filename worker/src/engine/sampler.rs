@@ -3,25 +3,15 @@
 //! Each sequence has its own generator and draws one uniform a token, so that its stream depends on its seed, its choice
 //! and the token's place alone. The order is that of Hugging Face's `transformers`: penalties and bias (`penalties.rs`),
 //! temperature, top-k, top-p (nucleus sampling: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020),
-//! min-p (Nguyen et al., arXiv 2407.01082, 2024). Sums are taken in f64 in one fixed order.
+//! min-p (Nguyen et al., arXiv 2407.01082, 2024). Sums are taken in f64 in one fixed order. A device that draws by itself
+//! (`gpt2/draw.rs`) is asked for the same draw and answers the same token.
 
 use claimcheck_common::domain::GenerationParams;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::penalties::Penalties;
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Method {
-    /// The greatest logit, of the lowest id where several are equal.
-    Greedy,
-    Random {
-        temperature: f64,
-        top_k: Option<usize>,
-        top_p: f64,
-        min_p: f64,
-    },
-}
+use crate::gpt2::{Draw, Method};
 
 pub(super) struct Sampler {
     method: Method,
@@ -53,11 +43,24 @@ impl Sampler {
 
     /// The next token, or `None` if some logit is not a finite number.
     pub(super) fn sample(&mut self, logits: &[f32]) -> Option<u32> {
-        let uniform = match self.method {
-            Method::Greedy => 0.0,
-            Method::Random { .. } => self.generator.random(),
-        };
+        let uniform = uniform(self.method, &mut self.generator);
         self.choose(logits, uniform)
+    }
+
+    /// The next draw, for who draws elsewhere. Nothing changes until its token is taken.
+    pub(super) fn ask(&self, top: Option<usize>) -> Draw {
+        Draw {
+            method: self.method,
+            uniform: uniform(self.method, &mut self.generator.clone()),
+            edits: self.penalties.edits(),
+            top,
+        }
+    }
+
+    /// The token that came of [`Self::ask`].
+    pub(super) fn take(&mut self, token: u32) {
+        uniform(self.method, &mut self.generator);
+        self.penalties.note(token);
     }
 
     /// The token that a uniform from `[0, 1)` leads to.
@@ -68,6 +71,14 @@ impl Sampler {
         let token = draw(self.method, &self.penalties.apply(logits), uniform)?;
         self.penalties.note(token);
         Some(token)
+    }
+}
+
+/// A draw takes one, unless nothing is left to chance.
+fn uniform(method: Method, generator: &mut ChaCha8Rng) -> f64 {
+    match method {
+        Method::Greedy => 0.0,
+        Method::Random { .. } => generator.random(),
     }
 }
 

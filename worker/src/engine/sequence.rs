@@ -5,10 +5,11 @@ use std::time::Instant;
 use claimcheck_common::domain::{FinishReason, GenerationParams, Logprobs};
 use claimcheck_common::tokenizer::Tokenizer;
 
-use super::logprobs;
+use super::logprobs::{self, TokenLogprob};
 use super::sampler::Sampler;
 use super::scheduler::Drawn;
 use super::text::TextStream;
+use crate::gpt2;
 
 pub(super) struct Sequence {
     sampler: Sampler,
@@ -56,10 +57,26 @@ impl Sequence {
         }
     }
 
-    /// Draws a token, or `None` if the logits are not numbers.
-    pub(super) fn sample(&mut self, logits: &[f32], tokenizer: &Tokenizer) -> Option<Drawn> {
-        let token = self.sampler.sample(logits)?;
-        self.note_logprobs(logits, token, tokenizer);
+    /// The draw that is next.
+    pub(super) fn ask(&self) -> gpt2::Draw {
+        self.sampler.ask(self.top)
+    }
+
+    /// Takes the token that the device drew or draws one, or answers `None` if the logits are not numbers.
+    pub(super) fn sample(&mut self, drawn: gpt2::Drawn, tokenizer: &Tokenizer) -> Option<Drawn> {
+        let (token, found) = match drawn {
+            gpt2::Drawn::Logits(logits) => {
+                let token = self.sampler.sample(&logits)?;
+                (token, self.top.map(|top| logprobs::of_token(&logits, token, top)))
+            }
+            gpt2::Drawn::Token(token, likely) => {
+                self.sampler.take(token);
+                (token, likely.map(TokenLogprob::from))
+            }
+        };
+        if let Some(found) = found {
+            self.note_logprobs(found, token, tokenizer);
+        }
         self.tokens.push(token);
         self.finish_reason = if tokenizer.end_of_text() == Some(token) || self.stop_ids.contains(&token) {
             self.text.finish();
@@ -78,9 +95,7 @@ impl Sequence {
         })
     }
 
-    fn note_logprobs(&mut self, logits: &[f32], token: u32, tokenizer: &Tokenizer) {
-        let Some(top) = self.top else { return };
-        let found = logprobs::of_token(logits, token, top);
+    fn note_logprobs(&mut self, found: TokenLogprob, token: u32, tokenizer: &Tokenizer) {
         let drawn = (token, found.logprob);
         let named = found.top.into_iter().chain([drawn]);
         let named = named.map(|(id, logprob)| (tokenizer.token_name(id), logprob));

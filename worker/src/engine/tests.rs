@@ -18,8 +18,8 @@ use super::{Ending, Engine, EngineConfig, EngineEvent, EngineHandle, EngineJob};
 use crate::gpt2::{Cpu, Gpt2, Gpt2Config, Gpt2Runner, StepError, StepModel, StepRow, byte_tokenizer_json};
 
 const LIMIT: Duration = Duration::from_mins(1);
-const VOCABULARY: usize = 260;
-const CONTEXT: usize = 128;
+pub(super) const VOCABULARY: usize = 260;
+pub(super) const CONTEXT: usize = 128;
 /// Blocks that are enough for what these tests run side by side.
 const PLENTY: usize = 400;
 
@@ -53,7 +53,7 @@ fn start_as(model: Box<dyn StepModel>, config: EngineConfig) -> (EngineHandle, m
     (Engine::start(model, tokenizer(), config, events), received)
 }
 
-const fn config(slots: usize, token_budget: usize) -> EngineConfig {
+pub(super) const fn config(slots: usize, token_budget: usize) -> EngineConfig {
     EngineConfig {
         slots,
         token_budget,
@@ -61,7 +61,7 @@ const fn config(slots: usize, token_budget: usize) -> EngineConfig {
     }
 }
 
-fn job(number: u64) -> EngineJob {
+pub(super) fn job(number: u64) -> EngineJob {
     let mut random = ChaCha8Rng::seed_from_u64(number);
     // Some begin alike.
     let common = 0..[0, 0, 33, 70][random.random_range(0..4)];
@@ -116,7 +116,7 @@ async fn run_all(jobs: &[EngineJob], slots: usize) -> HashMap<JobKey, Completion
     run_all_on(model(PLENTY), jobs, config(slots, 128)).await
 }
 
-async fn run_all_on(
+pub(super) async fn run_all_on(
     model: Box<dyn StepModel>,
     jobs: &[EngineJob],
     config: EngineConfig,

@@ -11,9 +11,9 @@ mod vulkan;
 use burn::backend::flex::FlexDevice;
 use claimcheck_common::domain::{DeviceChoice, Dtype};
 
-#[cfg(any(feature = "cuda", feature = "vulkan"))]
-use super::StepRow;
 use super::{Cpu, Gpt2, Gpt2Backend, Gpt2Config, Gpt2Runner, LoadError, ModelFiles, StepModel};
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use super::{Draw, Edit, StepRow};
 
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -161,6 +161,21 @@ fn warmed(mut model: Box<dyn StepModel>) -> Result<Box<dyn StepModel>, LoadError
         model
             .step(&step)
             .map_err(|error| LoadError::Device(error.to_string()))?;
+    }
+    if model.draws() {
+        // An edit and likely tokens, for the kernels that most draws do without.
+        let draw = Draw {
+            edits: vec![Edit {
+                token: 0,
+                repetition: Some(2.0),
+                less: None,
+                bias: None,
+            }],
+            top: Some(1),
+            ..Draw::GREEDY
+        };
+        let drawn = model.draw(&[row(0, 1)], &[draw]);
+        drawn.map_err(|error| LoadError::Device(error.to_string()))?;
     }
     Ok(model)
 }

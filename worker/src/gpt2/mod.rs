@@ -2,7 +2,8 @@
 //!
 //! The model is written once (`model.rs`), generic over [`Gpt2Backend`], whose few operations
 //! (`ops.rs`) are plain Burn in `reference.rs` and own kernels in `cpu/` and `gpu/`; `device.rs` finds the device that was
-//! asked for. Must never schedule or sample: it computes one step of rows that the engine chose. Next: `engine/`.
+//! asked for. Must never schedule, nor draw otherwise than `engine/sampler.rs` does (`draw.rs`): it computes one step of rows that
+//! the engine chose. Next: `engine/`.
 //!
 //! The same answer in any company: every element of a row is reduced in one fixed order, whatever other rows, chunks or
 //! threads share the step.
@@ -11,6 +12,7 @@ mod byte_tokenizer;
 mod config;
 mod cpu;
 mod device;
+mod draw;
 mod files;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 mod gpu;
@@ -30,7 +32,10 @@ pub(crate) use byte_tokenizer::json as byte_tokenizer_json;
 pub use config::{Activation, Gpt2Config};
 pub use cpu::Cpu;
 pub use device::{Device, DeviceError, Weights};
+pub use draw::{Draw, Drawn, Edit, Likely, Method};
 pub use files::{LoadError, ModelFiles};
+#[cfg(all(test, feature = "vulkan"))]
+pub(crate) use gpu::drawn as drawn_by_vulkan;
 pub use model::Gpt2;
 pub use ops::{BLOCK, CacheShape, Gpt2Backend, Span};
 pub use runner::Gpt2Runner;

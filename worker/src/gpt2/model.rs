@@ -52,6 +52,11 @@ impl<B: Gpt2Backend> Gpt2<B> {
         &self.config
     }
 
+    /// Where it computes.
+    pub const fn device(&self) -> &B::Device {
+        &self.device
+    }
+
     /// An empty cache of so many blocks.
     pub fn new_cache(&self, blocks: usize) -> B::Cache {
         B::new_cache(self.cache_shape(blocks), &self.device)

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use claimcheck_common::domain::Dtype;
 
-use super::{Activation, StepError};
+use super::{Activation, Draw, Drawn, StepError};
 
 /// Tokens of a block, the unit in which the cache is given out: as many as a panel of the CPU's kernels has columns.
 pub const BLOCK: usize = 32;
@@ -106,4 +106,16 @@ pub trait Gpt2Backend: 'static {
 
     /// Writes keys and values of `qkv [T, 3 C]` to the cache and attends each token to its own past. Answers `[T, C]`.
     fn attend(qkv: &Self::Floats, cache: &mut Self::Cache, layer: usize, spans: &[Span<'_>]) -> Self::Floats;
+
+    /// Whether [`Self::draw`] draws on this device, so that only what it answers crosses the bus.
+    fn draws(_device: &Self::Device) -> bool {
+        false
+    }
+
+    /// Draws a token of each row of `logits [rows, vocabulary]`, as `draws` ask, or leaves the row as it is. This one, the
+    /// reference, leaves all of them.
+    fn draw(logits: Self::Floats, draws: &[Draw]) -> Result<Vec<Drawn>, StepError> {
+        let logits = Self::values(logits)?;
+        Ok(Drawn::left(&logits, logits.len() / draws.len().max(1)))
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{BLOCK, Gpt2, Gpt2Backend, Span, StepError, StepModel, StepRow};
+use super::{BLOCK, Draw, Drawn, Gpt2, Gpt2Backend, Span, StepError, StepModel, StepRow};
 
 /// Computes the engine's steps.
 pub struct Gpt2Runner<B: Gpt2Backend> {
@@ -49,6 +49,34 @@ impl<B: Gpt2Backend> Gpt2Runner<B> {
         }
         Ok(())
     }
+
+    /// Computes a step. Answers the logits of the rows that want them, on the device, or `None` if none does.
+    fn compute(&mut self, rows: &[StepRow]) -> Result<Option<B::Floats>, StepError> {
+        rows.iter().try_for_each(|row| self.check(row))?;
+        Self::check_writes(rows)?;
+        let (mut tokens, mut spans, mut wanted) = (Vec::new(), Vec::with_capacity(rows.len()), Vec::new());
+        for row in rows {
+            spans.push(Span {
+                blocks: &row.blocks,
+                position: row.position,
+                len: row.tokens.len(),
+            });
+            tokens.extend_from_slice(&row.tokens);
+            if row.wants_logits {
+                wanted.push(tokens.len() - 1);
+            }
+        }
+        if tokens.is_empty() {
+            return Ok(None);
+        }
+        // A step of prefill alone still has to write the cache; its last token stands in for "no logits wanted".
+        let nobody = wanted.is_empty();
+        if nobody {
+            wanted.push(tokens.len() - 1);
+        }
+        let logits = self.model.forward(&tokens, &spans, &wanted, &mut self.cache);
+        Ok((!nobody).then_some(logits))
+    }
 }
 
 impl<B: Gpt2Backend> StepModel for Gpt2Runner<B>
@@ -68,32 +96,25 @@ where
     }
 
     fn step(&mut self, rows: &[StepRow]) -> Result<Vec<f32>, StepError> {
-        rows.iter().try_for_each(|row| self.check(row))?;
-        Self::check_writes(rows)?;
-        let (mut tokens, mut spans, mut wanted) = (Vec::new(), Vec::with_capacity(rows.len()), Vec::new());
-        for row in rows {
-            spans.push(Span {
-                blocks: &row.blocks,
-                position: row.position,
-                len: row.tokens.len(),
-            });
-            tokens.extend_from_slice(&row.tokens);
-            if row.wants_logits {
-                wanted.push(tokens.len() - 1);
-            }
+        self.compute(rows)?.map_or_else(|| Ok(Vec::new()), B::values)
+    }
+
+    fn draws(&self) -> bool {
+        B::draws(self.model.device())
+    }
+
+    fn draw(&mut self, rows: &[StepRow], draws: &[Draw]) -> Result<Vec<Drawn>, StepError> {
+        let wanted = rows.iter().filter(|row| row.wants_logits).count();
+        if draws.len() != wanted {
+            let complaint = format!("{} draws of {wanted} rows", draws.len());
+            return Err(StepError::OutOfBounds(complaint));
         }
-        if tokens.is_empty() {
-            return Ok(Vec::new());
+        let vocab = self.vocab_size();
+        let known = |draw: &Draw| draw.edits.iter().all(|edit| (edit.token as usize) < vocab);
+        if !draws.iter().all(known) {
+            return Err(StepError::OutOfBounds(format!("an edit of a token beyond {vocab}")));
         }
-        // A step of prefill alone still has to write the cache; its last token stands in for "no logits wanted".
-        let nobody = wanted.is_empty();
-        if nobody {
-            wanted.push(tokens.len() - 1);
-        }
-        let logits = self.model.forward(&tokens, &spans, &wanted, &mut self.cache);
-        if nobody {
-            return Ok(Vec::new());
-        }
-        B::values(logits)
+        self.compute(rows)?
+            .map_or_else(|| Ok(Vec::new()), |logits| B::draw(logits, draws))
     }
 }

@@ -1,5 +1,7 @@
 //! What the engine asks of a model, and gets.
 
+use super::{Draw, Drawn};
+
 /// One row of a step: some consecutive tokens of one sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StepRow {
@@ -39,4 +41,16 @@ pub trait StepModel: Send {
     /// Computes one step and writes the cache. Answers `[rows that want logits, vocab_size]`, row-major, in the order of
     /// those rows.
     fn step(&mut self, rows: &[StepRow]) -> Result<Vec<f32>, StepError>;
+
+    /// Whether [`Self::draw`] draws tokens itself, so that it is worth asking.
+    fn draws(&self) -> bool {
+        false
+    }
+
+    /// [`Self::step`], and what `draws` ask of those rows that want logits, in their order.
+    fn draw(&mut self, rows: &[StepRow], draws: &[Draw]) -> Result<Vec<Drawn>, StepError> {
+        debug_assert_eq!(draws.len(), rows.iter().filter(|row| row.wants_logits).count());
+        let logits = self.step(rows)?;
+        Ok(Drawn::left(&logits, self.vocab_size()))
+    }
 }

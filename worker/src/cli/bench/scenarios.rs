@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{SEED, median};
 use crate::engine::{Ending, Engine, EngineConfig, EngineEvent, EngineHandle, EngineJob};
-use crate::gpt2::{BLOCK, StepError, StepModel, StepRow};
+use crate::gpt2::{BLOCK, Draw, Drawn, StepError, StepModel, StepRow};
 
 /// Mean and limit of the new tokens in `lengths`.
 const MEAN: f64 = 64.0;
@@ -122,6 +122,30 @@ impl Watched {
     fn take_steps(&self) -> Vec<Step> {
         std::mem::take(&mut lock(&self.steps))
     }
+
+    /// Notes a step, and pauses after it if that was asked.
+    fn watch<T>(&self, rows: &[StepRow], step: impl FnOnce(&mut dyn StepModel) -> T) -> T {
+        let began = Instant::now();
+        let outcome = step(lock(&self.model).as_mut());
+        lock(&self.steps).push(Step {
+            began,
+            ended: Instant::now(),
+            rows: rows.len(),
+            tokens: rows.iter().map(|row| row.tokens.len()).sum(),
+            drawn: rows.iter().filter(|row| row.wants_logits).count(),
+            admits: rows.iter().any(|row| row.position == 0),
+        });
+        let mut pause = lock(&self.pause);
+        if pause.is_some()
+            && self.is_warm()
+            && let Some(pause) = pause.take()
+        {
+            // Who is gone waits for nothing.
+            let _ = pause.reached.send(());
+            let _ = pause.go_on.recv();
+        }
+        outcome
+    }
 }
 
 fn lock<T: ?Sized>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -142,26 +166,15 @@ impl StepModel for Watched {
     }
 
     fn step(&mut self, rows: &[StepRow]) -> Result<Vec<f32>, StepError> {
-        let began = Instant::now();
-        let logits = lock(&self.model).step(rows);
-        lock(&self.steps).push(Step {
-            began,
-            ended: Instant::now(),
-            rows: rows.len(),
-            tokens: rows.iter().map(|row| row.tokens.len()).sum(),
-            drawn: rows.iter().filter(|row| row.wants_logits).count(),
-            admits: rows.iter().any(|row| row.position == 0),
-        });
-        let mut pause = lock(&self.pause);
-        if pause.is_some()
-            && self.is_warm()
-            && let Some(pause) = pause.take()
-        {
-            // Who is gone waits for nothing.
-            let _ = pause.reached.send(());
-            let _ = pause.go_on.recv();
-        }
-        logits
+        self.watch(rows, |model| model.step(rows))
+    }
+
+    fn draws(&self) -> bool {
+        lock(&self.model).draws()
+    }
+
+    fn draw(&mut self, rows: &[StepRow], draws: &[Draw]) -> Result<Vec<Drawn>, StepError> {
+        self.watch(rows, |model| model.draw(rows, draws))
     }
 }
 

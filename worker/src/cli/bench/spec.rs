@@ -11,7 +11,8 @@ use anyhow::{Context, ensure};
 use claimcheck_common::domain::{DeviceChoice, Dtype};
 use serde::{Deserialize, Serialize};
 
-use crate::gpt2::{BLOCK, Device, ModelFiles, StepModel, StepRow, Weights};
+use super::launches::{Launches, counted};
+use crate::gpt2::{BLOCK, Device, Draw, Drawn, ModelFiles, StepModel, StepRow, Weights};
 
 /// What to measure.
 #[derive(Debug, Deserialize)]
@@ -37,6 +38,9 @@ struct Answer {
     long_prefill_s: Vec<f64>,
     /// New tokens of the last run, row by row.
     tokens: Vec<Vec<u32>>,
+    /// What the steps of the warm-up started on a graphics card, those of its prompts included.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    launches: Option<Launches>,
 }
 
 #[derive(Debug, Serialize)]
@@ -95,9 +99,17 @@ fn measure_here(spec: &Spec, dtype: Dtype, device: DeviceChoice) -> anyhow::Resu
         runs: Vec::new(),
         long_prefill_s: Vec::new(),
         tokens: Vec::new(),
+        launches: None,
     };
     for repeat in 0..=spec.repeats {
-        let (run, tokens) = generate(model.as_mut(), &spec.prompts, spec.new)?;
+        let mut once = || generate(model.as_mut(), &spec.prompts, spec.new);
+        let (run, tokens) = if repeat == 0 {
+            let (outcome, launches) = counted(spec.new, once);
+            answer.launches = launches;
+            outcome?
+        } else {
+            once()?
+        };
         let long = match spec.long_prompt.as_slice() {
             [] => None,
             prompt => Some(generate(model.as_mut(), &[prompt.to_vec()], 1)?.0.prefill_s),
@@ -140,10 +152,18 @@ fn blocks(prompt: &[u32], new: usize) -> usize {
 
 /// One step; the likeliest token of each row is what that row reads next.
 fn advance(model: &mut dyn StepModel, rows: &mut [StepRow], tokens: &mut [Vec<u32>]) -> anyhow::Result<()> {
-    let logits = model.step(rows)?;
-    let logits = logits.chunks_exact(model.vocab_size());
-    for ((row, tokens), logits) in rows.iter_mut().zip(tokens).zip(logits) {
-        let token = likeliest(logits);
+    let vocab_size = model.vocab_size();
+    let drawn: Vec<u32> = if model.draws() {
+        let drawn = model.draw(rows, &vec![Draw::GREEDY; rows.len()])?;
+        let token = |one: &Drawn| match one {
+            Drawn::Token(token, _) => *token,
+            Drawn::Logits(logits) => likeliest(logits),
+        };
+        drawn.iter().map(token).collect()
+    } else {
+        model.step(rows)?.chunks_exact(vocab_size).map(likeliest).collect()
+    };
+    for ((row, tokens), token) in rows.iter_mut().zip(tokens).zip(drawn) {
         tokens.push(token);
         row.position += row.tokens.len();
         row.tokens.clear();

@@ -1,8 +1,10 @@
 //! The kernels with their arguments: numbers on the device in, numbers on the device out.
 //!
-//! The only place with `unsafe`: a kernel reads and writes without looking at bounds, so they are checked here before.
+//! With `draw.rs` beneath, the only place with `unsafe`: a kernel reads and writes without looking at bounds, so they are checked here before.
 
 #![allow(unsafe_code)]
+
+mod draw;
 
 use cubecl::bytes::Bytes;
 use cubecl::calculate_cube_count_elemwise;
@@ -10,6 +12,8 @@ use cubecl::prelude::*;
 use cubecl::server::Handle;
 
 use super::linear::{Epilogue, Plan};
+pub(super) use draw::{draw, draws};
+
 use super::sums::UNITS;
 use super::{attention, linear, norm, rows};
 
@@ -100,10 +104,17 @@ impl<R: Runtime> Numbers<R> {
 
     /// Brings floats back, or says why the device did not.
     pub(super) fn read(self) -> Result<Vec<f32>, String> {
-        let bytes = self.client.read_one(self.memory).map_err(|error| error.to_string())?;
+        let bytes = self.fetch()?;
         let (values, rest) = bytes.as_chunks();
         assert!(rest.is_empty() && values.len() == self.rows * self.width);
         Ok(values.iter().map(|bytes| f32::from_ne_bytes(*bytes)).collect())
+    }
+
+    /// Waits for the device. The one place where a step does.
+    fn fetch(&self) -> Result<Bytes, String> {
+        metrics::counter!("claimcheck_engine_readbacks_total").increment(1);
+        let bytes = self.client.read_one(self.memory.clone());
+        bytes.map_err(|error| error.to_string())
     }
 
     pub(super) const fn client(&self) -> &ComputeClient<R> {

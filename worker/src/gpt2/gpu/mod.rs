@@ -1,13 +1,14 @@
 //! GPT-2's operations on a GPU: kernels in `CubeCL`, written once for every device that it compiles for.
 //!
-//! `words.rs` says how numbers lie in memory, `sums.rs` adds up over a cube, `linear.rs`, `norm.rs`, `attention.rs` and `rows.rs`
-//! are the kernels, `launch.rs` starts them. Must never let a row's result depend on its company: every element is reduced in
+//! `words.rs` says how numbers lie in memory, `sums.rs` adds up over a cube, `linear.rs`, `norm.rs`, `attention.rs`, `rows.rs` and
+//! `draw/` are the kernels, `launch.rs` starts them. Must never let a row's result depend on its company: every element is reduced in
 //! one order, whatever the number of rows. Built with the feature `cuda` or `vulkan` alone.
 
 // What is decided when a kernel is built stands apart from what is decided when it runs, and a kernel is one function.
 #![allow(clippy::collapsible_if, clippy::too_many_lines)]
 
 mod attention;
+mod draw;
 mod launch;
 mod linear;
 mod norm;
@@ -24,10 +25,12 @@ use claimcheck_common::domain::Dtype;
 use cubecl::Runtime;
 use cubecl::client::ComputeClient;
 
-use super::{Activation, BLOCK, CacheShape, Gpt2Backend, Span, StepError};
+use super::{Activation, BLOCK, CacheShape, Draw, Drawn, Gpt2Backend, Span, StepError};
 use launch::{Matrix, Numbers, Table};
 use linear::Epilogue;
 pub(super) use linear::TILE;
+#[cfg(all(test, feature = "vulkan"))]
+pub(crate) use tests::drawn;
 use words::Word;
 
 /// The backend of a GPU: `f32` activations; weights, keys and values as their [`Dtype`] says.
@@ -150,6 +153,18 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
         let mixed = launch::attend(qkv, &cache.layers[layer], &table.1, cache.plan);
         cache.table = Some(table);
         mixed
+    }
+
+    fn draws(device: &Self::Device) -> bool {
+        launch::draws(&R::client(device))
+    }
+
+    fn draw(logits: Self::Floats, draws: &[Draw]) -> Result<Vec<Drawn>, StepError> {
+        if !launch::draws(logits.client()) {
+            let [_, width] = logits.shape();
+            return Ok(Drawn::left(&Self::values(logits)?, width));
+        }
+        launch::draw(&logits, draws).map_err(StepError::Device)
     }
 }
 

@@ -15,22 +15,28 @@ use serde::Deserialize;
 
 use super::*;
 use crate::gpt2::reference::{PlainCache, plain_attend, plain_linear, plain_norm};
-use crate::gpt2::{Cpu, Device, Gpt2, Gpt2Config, Gpt2Runner, ModelFiles, StepModel, StepRow};
+use crate::gpt2::{Cpu, Device, Edit, Gpt2, Gpt2Config, Gpt2Runner, ModelFiles, StepModel, StepRow};
 
 type Floats = <Vulkan as Gpt2Backend>::Floats;
 
 fn device() -> WgpuDevice {
-    match Device::find(DeviceChoice::Vulkan, Dtype::F32)
-        .expect("a card, or Debian's mesa-vulkan-drivers and libvulkan1")
-    {
-        Device::Vulkan(device, _) => device,
-        other => panic!("{other}"),
-    }
+    let found = Device::find(DeviceChoice::Vulkan, Dtype::F32);
+    let Device::Vulkan(device, _) = found.expect("a card, or Debian's mesa-vulkan-drivers and libvulkan1") else {
+        panic!("another device")
+    };
+    device
 }
 
 fn numbers(seed: u64, len: usize) -> Vec<f32> {
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
     (0..len).map(|_| StandardNormal.sample(&mut generator)).collect()
+}
+
+/// For the sampler's tests: what comes of logits `[draws, width]`.
+pub(crate) fn drawn(logits: &[f32], width: usize, draws: &[Draw]) -> Vec<Drawn> {
+    let device = device();
+    assert!(Vulkan::draws(&device));
+    Vulkan::draw(Vulkan::floats(logits.to_vec(), [draws.len(), width], &device), draws).unwrap()
 }
 
 /// The same numbers on both sides.
@@ -379,17 +385,68 @@ fn logits_are_bit_equal_alone_and_in_any_company_blocks_and_chunking() {
     }
 }
 
+/// The counters after some work.
+fn counted(work: impl FnOnce()) -> String {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    metrics::with_local_recorder(&recorder, work);
+    recorder.handle().render()
+}
+
 #[test]
-fn a_decode_step_starts_seven_kernels_a_layer_and_three_besides() {
+fn a_decode_step_starts_seven_kernels_a_layer_and_four_besides_and_is_read_back_once() {
     let mut model = model(Dtype::Bf16, 2);
     let step = |position| [row(0..1, position, &[1]), row(1..2, position, &[2])];
+    let of_model = 7 * config().n_layer + 3;
+    let assert_counts = |told: &str, launches: usize, readbacks: usize| {
+        for (name, count) in [("kernel_launches", launches), ("readbacks", readbacks)] {
+            let line = format!("claimcheck_engine_{name}_total {count}\n");
+            assert!(told.contains(&line), "{line} is not in {told}");
+        }
+    };
     model.step(&step(0)).unwrap();
-    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
-    metrics::with_local_recorder(&recorder, || model.step(&step(1)).unwrap());
-    let told = recorder.handle().render();
-    let launches = 7 * config().n_layer + 3;
-    let line = format!("claimcheck_engine_kernel_launches_total {launches}\n");
-    assert!(told.contains(&line), "{told}");
+    let told = counted(|| {
+        model.step(&step(1)).unwrap();
+    });
+    assert_counts(&told, of_model, 1);
+    let told = counted(|| {
+        let drawn = model.draw(&step(2), &[Draw::GREEDY, Draw::GREEDY]).unwrap();
+        assert!(drawn.iter().all(|one| matches!(one, Drawn::Token(_, None))));
+    });
+    assert_counts(&told, of_model + 1, 1);
+    // Edits are made and taken back, and likely tokens told.
+    let everything = Draw {
+        edits: vec![Edit {
+            token: 3,
+            repetition: Some(1.5),
+            less: None,
+            bias: Some(1.0),
+        }],
+        top: Some(5),
+        ..Draw::GREEDY
+    };
+    let told = counted(|| {
+        model.draw(&step(3), &[Draw::GREEDY, everything]).unwrap();
+    });
+    assert_counts(&told, of_model + 4, 1);
+}
+
+#[test]
+fn draws_that_do_not_fit_the_rows_or_the_vocabulary_are_refused() {
+    let mut model = model(Dtype::F32, 2);
+    let rows = [row(0..1, 0, &[1])];
+    let beyond = Draw {
+        edits: vec![Edit {
+            token: VOCABULARY as u32,
+            repetition: None,
+            less: None,
+            bias: Some(1.0),
+        }],
+        ..Draw::GREEDY
+    };
+    for draws in [vec![], vec![Draw::GREEDY, Draw::GREEDY], vec![beyond]] {
+        let error = model.draw(&rows, &draws).unwrap_err();
+        assert!(matches!(error, StepError::OutOfBounds(_)), "{error}");
+    }
 }
 
 #[derive(Deserialize)]

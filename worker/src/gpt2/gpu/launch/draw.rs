@@ -1,0 +1,249 @@
+//! Starts the kernels that draw, and reads what they answer: once a step, and once more where rows are left to the sampler.
+
+use cubecl::bytes::Bytes;
+use cubecl::ir::{ElemType, FloatKind};
+use cubecl::prelude::*;
+
+use super::super::draw::{self, CANDIDATES, GREEDY, NUCLEUS, OF_ASK, OF_TOKEN, TOP, UNITS, WHOLE};
+use super::{Numbers, count_launch, grid, over, units};
+use crate::gpt2::{Draw, Drawn, Likely, Method};
+
+/// Numbers of a row with likely tokens.
+const OF_LIKELY: usize = OF_TOKEN + 4 + 2 * TOP;
+/// Bytes that the units of a cube share: the greatest, counts, sums, candidates.
+const SHARED: usize = UNITS * 16 + CANDIDATES * 16 + 64;
+
+/// Whether a device has what the kernels need: f64, and cubes and memory that are large enough.
+pub(in super::super) fn draws<R: Runtime>(client: &ComputeClient<R>) -> bool {
+    let (properties, hardware) = (client.properties(), &client.properties().hardware);
+    properties.supports_type(ElemType::Float(FloatKind::F64))
+        && hardware.max_units_per_cube as usize >= UNITS
+        && hardware.max_shared_memory_size >= SHARED
+}
+
+/// See [`super::super::super::Gpt2Backend::draw`]. The edits are of tokens that `logits [rows, vocabulary]` have.
+pub(in super::super) fn draw<R: Runtime>(logits: &Numbers<R>, draws: &[Draw]) -> Result<Vec<Drawn>, String> {
+    let [rows, width] = logits.shape();
+    assert_eq!(rows, draws.len(), "as many draws as rows");
+    let asks: Vec<_> = draws.iter().map(|draw| ask(draw, width)).collect();
+    // Whose draw is not for the device is asked for something easy, which nobody reads.
+    let words = asks.iter().flat_map(|ask| ask.unwrap_or([GREEDY; OF_ASK])).collect();
+    let words = Numbers::words(&logits.client, words);
+    let tells = draws.iter().any(|draw| draw.top.is_some());
+    let answers = logits.like([rows, if tells { OF_LIKELY } else { OF_TOKEN }]);
+    let edits = Edits::new(logits, draws);
+    if let Some(edits) = &edits {
+        edits.make(logits);
+    }
+    pick(logits, &words, &answers);
+    if let Some(edits) = &edits
+        && tells
+    {
+        edits.take_back(logits);
+    }
+    if tells {
+        tell(logits, &words, &answers);
+    }
+    let numbers = answers.read_words()?;
+    let answers = numbers.chunks_exact(answers.width).zip(draws).zip(&asks);
+    let mut outcomes: Vec<_> = answers
+        .map(|((answer, draw), ask)| ask.and_then(|_| token(answer, draw, width)))
+        .collect();
+    let left: Vec<usize> = (0..rows).filter(|row| outcomes[*row].is_none()).collect();
+    if !left.is_empty() {
+        if let Some(edits) = &edits
+            && !tells
+        {
+            edits.take_back(logits);
+        }
+        metrics::counter!("claimcheck_engine_draws_left_to_host_total").increment(left.len() as u64);
+        let whole = logits.rows(&left).read()?;
+        for (row, logits) in left.into_iter().zip(whole.chunks_exact(width)) {
+            outcomes[row] = Some(Drawn::Logits(logits.to_vec()));
+        }
+    }
+    Ok(outcomes
+        .into_iter()
+        .map(|outcome| outcome.expect("drawn or left"))
+        .collect())
+}
+
+/// A draw as the kernels read it, or `None` if it is not one for them.
+fn ask(draw: &Draw, width: usize) -> Option<[u32; OF_ASK]> {
+    let mut ask = [0; OF_ASK];
+    ask[0] = GREEDY;
+    ask[9] = match draw.top {
+        Some(top) if top > TOP => return None,
+        top => top.map_or(0, |top| top as u32 + 1),
+    };
+    let Method::Random {
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+    } = draw.method
+    else {
+        return Some(ask);
+    };
+    let kept = top_k.unwrap_or(width).clamp(1, width);
+    let candidates = kept.min(CANDIDATES);
+    ask[0] = match (kept == width, top_p >= 1.0, kept == candidates) {
+        (true, true, _) => WHOLE,
+        // The weight of all tokens is the device's to sum up; that of more than it sorts is not.
+        (true, false, _) | (false, _, true) => NUCLEUS,
+        (false, _, false) => return None,
+    };
+    ask[1] = candidates as u32;
+    ask[2] = u32::from(kept == candidates);
+    ask[3] = candidates.next_power_of_two() as u32;
+    for (place, number) in [(4, temperature), (5, top_p), (6, min_p)] {
+        ask[place] = (number as f32).to_bits();
+    }
+    // All 53 digits.
+    let high = (draw.uniform * 2_f64.powi(32)).floor();
+    ask[7] = high as u32;
+    ask[8] = ((draw.uniform * 2_f64.powi(32) - high) * 2_f64.powi(21)) as u32;
+    Some(ask)
+}
+
+/// What a row answered, or `None` if it is in doubt.
+fn token(answer: &[u32], draw: &Draw, width: usize) -> Option<Drawn> {
+    let [id, 1, ..] = *answer else { return None };
+    let likely = draw.top.map(|top| {
+        let number = |at: usize| f32::from_bits(answer[OF_TOKEN + at]);
+        let ids = answer[OF_TOKEN + 4..].as_chunks().0.iter();
+        Likely {
+            logit: number(0),
+            greatest: number(1),
+            sum: f64::from(number(2)) + f64::from(number(3)),
+            top: ids
+                .take(top.min(width))
+                .map(|[id, logit]| (*id, f32::from_bits(*logit)))
+                .collect(),
+        }
+    });
+    Some(Drawn::Token(id, likely))
+}
+
+fn cube() -> CubeDim {
+    CubeDim::new_1d(UNITS as u32)
+}
+
+fn pick<R: Runtime>(logits: &Numbers<R>, asks: &Numbers<R>, drawn: &Numbers<R>) {
+    count_launch();
+    // SAFETY: a cube for each row keeps to the row's width, its asks and its answers; candidates are at most as many as
+    // the row has tokens and as there are places.
+    unsafe {
+        draw::draw::launch_unchecked::<R>(
+            &logits.client,
+            grid(logits.rows, 1),
+            cube(),
+            logits.array(),
+            asks.array(),
+            drawn.array(),
+            logits.width,
+            drawn.width,
+        );
+    }
+}
+
+fn tell<R: Runtime>(logits: &Numbers<R>, asks: &Numbers<R>, drawn: &Numbers<R>) {
+    count_launch();
+    // SAFETY: as for `pick`; a row has room for as many likely tokens as can be asked for.
+    unsafe {
+        draw::tell::launch_unchecked::<R>(
+            &logits.client,
+            grid(logits.rows, 1),
+            cube(),
+            logits.array(),
+            asks.array(),
+            drawn.array(),
+            logits.width,
+            drawn.width,
+        );
+    }
+}
+
+/// All rows' edits, and what they changed.
+struct Edits<R: Runtime> {
+    words: Numbers<R>,
+    before: Numbers<R>,
+    count: usize,
+}
+
+impl<R: Runtime> Edits<R> {
+    /// `None` if there are none.
+    fn new(logits: &Numbers<R>, draws: &[Draw]) -> Option<Self> {
+        let count = draws.iter().map(|draw| draw.edits.len()).sum();
+        if count == 0 {
+            return None;
+        }
+        assert!(
+            u32::try_from(logits.len()).is_ok(),
+            "logits whose places are numbers of 32 bits"
+        );
+        let mut words = Vec::with_capacity(count * draw::OF_EDIT);
+        for (row, draw) in draws.iter().enumerate() {
+            for edit in &draw.edits {
+                let token = edit.token as usize;
+                assert!(token < logits.width, "a token of the vocabulary");
+                let numbers = [
+                    (edit.repetition, draw::REPETITION),
+                    (edit.less, draw::LESS),
+                    (edit.bias, draw::BIAS),
+                ];
+                let what = numbers
+                    .iter()
+                    .filter(|(number, _)| number.is_some())
+                    .map(|(_, flag)| flag);
+                words.extend([(row * logits.width + token) as u32, what.sum()]);
+                words.extend(numbers.map(|(number, _)| number.map_or(0, f32::to_bits)));
+            }
+        }
+        Some(Self {
+            words: Numbers::words(&logits.client, words),
+            before: logits.like([1, count]),
+            count,
+        })
+    }
+
+    fn make(&self, logits: &Numbers<R>) {
+        count_launch();
+        // SAFETY: each unit below the number of edits changes a logit that is there.
+        unsafe {
+            draw::edit::launch_unchecked::<R>(
+                &logits.client,
+                over(&logits.client, self.count),
+                units(),
+                logits.array(),
+                self.words.array(),
+                self.before.array(),
+                self.count,
+            );
+        }
+    }
+
+    fn take_back(&self, logits: &Numbers<R>) {
+        count_launch();
+        // SAFETY: as for `make`.
+        unsafe {
+            draw::restore::launch_unchecked::<R>(
+                &logits.client,
+                over(&logits.client, self.count),
+                units(),
+                logits.array(),
+                self.words.array(),
+                self.before.array(),
+                self.count,
+            );
+        }
+    }
+}
+
+impl<R: Runtime> Numbers<R> {
+    fn read_words(&self) -> Result<Vec<u32>, String> {
+        let bytes: Bytes = self.fetch()?;
+        let (words, _) = bytes.as_chunks();
+        Ok(words.iter().map(|bytes| u32::from_ne_bytes(*bytes)).collect())
+    }
+}
