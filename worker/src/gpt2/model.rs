@@ -85,9 +85,14 @@ impl<B: Gpt2Backend> Gpt2<B> {
         let mut x = B::embed(&self.tokens, &self.positions, tokens, &places);
         let mut carried = None;
         for (layer, block) in self.blocks.iter().enumerate() {
-            let (sum, norm) = self.add_norm(x, carried, &block.attention_norm);
+            let (mut sum, norm) = self.add_norm(x, carried, &block.attention_norm);
             let qkv = B::project(&norm, &block.qkv.weight, Some(&block.qkv.bias), None);
-            let mixed = B::attend(&qkv, cache, layer, spans);
+            let mut mixed = B::attend(&qkv, cache, layer, spans);
+            // All tokens have left their keys and values: the rest is for those alone whose logits are wanted.
+            if layer + 1 == self.blocks.len() && wanted.len() < tokens.len() {
+                mixed = B::rows(&mixed, wanted);
+                sum = B::rows(&sum, wanted);
+            }
             let mixed = B::project(
                 &mixed,
                 &block.attention_out.weight,
@@ -99,11 +104,6 @@ impl<B: Gpt2Backend> Gpt2<B> {
             let inner = B::project(&norm, &block.up.weight, Some(&block.up.bias), activation);
             carried = Some(B::project(&inner, &block.down.weight, Some(&block.down.bias), None));
             x = sum;
-        }
-        // Only rows that are sampled from pay for the head.
-        if wanted.len() < tokens.len() {
-            carried = carried.map(|carried| B::rows(&carried, wanted));
-            x = B::rows(&x, wanted);
         }
         let (_, norm) = self.add_norm(x, carried, &self.last_norm);
         B::project(&norm, self.head.as_ref().unwrap_or(&self.tokens), None, None)

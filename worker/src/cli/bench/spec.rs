@@ -68,6 +68,9 @@ fn measure(spec: &Spec, dtype: Dtype, device: DeviceChoice) -> anyhow::Result<An
     pool.install(|| measure_here(spec, dtype, device))
 }
 
+/// Tokens of a step that reads prompts.
+const PREFILL: usize = 512;
+
 fn measure_here(spec: &Spec, dtype: Dtype, device: DeviceChoice) -> anyhow::Result<Answer> {
     let begin = Instant::now();
     let files = ModelFiles {
@@ -135,7 +138,10 @@ fn generate(model: &mut dyn StepModel, prompts: &[Vec<u32>], new: usize) -> anyh
     let mut rows: Vec<_> = prompts.iter().map(row).collect();
     let mut tokens = vec![Vec::with_capacity(new); rows.len()];
     let begin = Instant::now();
-    advance(model, &mut rows, &mut tokens)?;
+    let at_once = rows_of_prefill(prompts);
+    for (rows, tokens) in rows.chunks_mut(at_once).zip(tokens.chunks_mut(at_once)) {
+        advance(model, rows, tokens)?;
+    }
     let prefill_s = begin.elapsed().as_secs_f64();
     let begin = Instant::now();
     for _ in 1..new {
@@ -143,6 +149,12 @@ fn generate(model: &mut dyn StepModel, prompts: &[Vec<u32>], new: usize) -> anyh
     }
     let decode_s = begin.elapsed().as_secs_f64();
     Ok((Run { prefill_s, decode_s }, tokens))
+}
+
+/// Rows whose prompts are read in one step: as many tokens as stay near the processor from one product to the next.
+fn rows_of_prefill(prompts: &[Vec<u32>]) -> usize {
+    let longest = prompts.iter().map(Vec::len).max().unwrap_or(1);
+    (PREFILL / longest).max(1)
 }
 
 /// Blocks of the cache that a row takes.
