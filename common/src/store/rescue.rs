@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, PgExecutor};
+use sqlx::{Connection, PgConnection, PgExecutor};
 
 use super::row::{get, parse, unsigned};
 use super::settle::{Settlement, settle};
@@ -54,6 +54,18 @@ impl LapsedJob {
 /// Takes one chunk of lapsed jobs and sends each back to the outbox or to its end.
 pub async fn rescue_lapsed(pool: &Pool) -> StoreResult<Rescued> {
     transaction(pool, |connection| Box::pin(rescue(connection))).await
+}
+
+/// Does the same to a chunk and takes it all back: fails where the database takes no writes, though it may be read.
+pub async fn rehearse(pool: &Pool) -> StoreResult<()> {
+    transaction(pool, |connection| {
+        Box::pin(async move {
+            let mut rehearsal = connection.begin().await?;
+            rescue(&mut rehearsal).await?;
+            Ok(rehearsal.rollback().await?)
+        })
+    })
+    .await
 }
 
 async fn rescue(connection: &mut PgConnection) -> StoreResult<Rescued> {

@@ -1,6 +1,7 @@
 //! A new version goes out under load: every process is stopped and started, one after the other, and nobody notices.
 
 use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use claimcheck_tests::{Installation, Process, World, eventually, in_world};
 use reqwest::{Client, RequestBuilder, StatusCode};
@@ -14,6 +15,8 @@ const CALLERS: usize = 8;
 const ROUNDS: usize = 2;
 /// Several times the balancer's interval between two looks.
 const NOTICE: &str = "1s";
+/// Several times that interval, too, and less than the balancer waits for an answer.
+const LATE: Duration = Duration::from_secs(1);
 
 /// One caller: submits a job, waits for its result and begins again, until `enough`. Nothing is sent twice: the first
 /// request that is not answered as it should be is told of. Answers how many jobs it had.
@@ -81,12 +84,30 @@ async fn until_behind(balancer: &Process, apis: f64) {
     .await;
 }
 
-async fn completed_beyond(world: &World, before: i64) {
-    eventually("more jobs end", LIMIT, async || {
+/// Waits until the callers have had more results, each of them one more on the average.
+async fn more_results(world: &World, calls: &mut JoinSet<Result<usize, String>>) {
+    let before = count(world, super::COMPLETED).await;
+    let more = eventually("more jobs end", LIMIT, async || {
         let now = count(world, super::COMPLETED).await;
         (now > before + CALLERS as i64).then_some(())
-    })
-    .await;
+    });
+    tokio::select! {
+        () = more => {}
+        Some(failed) = calls.join_next() => panic!("a caller has failed: {failed:?}"),
+    }
+}
+
+/// Ends the callers, none of which may have failed. Answers how many jobs they had.
+async fn end(mut calls: JoinSet<Result<usize, String>>, enough: &CancellationToken) -> usize {
+    enough.cancel();
+    let mut jobs = 0;
+    while let Some(called) = tokio::time::timeout(LIMIT, calls.join_next())
+        .await
+        .expect("callers end")
+    {
+        jobs += called.unwrap().expect("no request fails");
+    }
+    jobs
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -110,20 +131,13 @@ async fn a_rolling_restart_under_load_fails_no_request_and_costs_no_attempt() {
         let mut calls = callers(address, &token, &enough);
         for _ in 0..ROUNDS {
             for process in apis.iter_mut().chain(&mut workers) {
-                completed_beyond(world, count(world, super::COMPLETED).await).await;
+                more_results(world, &mut calls).await;
                 restart(process).await;
                 until_behind(&balancer, 2.0).await;
             }
         }
-        completed_beyond(world, count(world, super::COMPLETED).await).await;
-        enough.cancel();
-        let mut jobs = 0;
-        while let Some(called) = tokio::time::timeout(LIMIT, calls.join_next())
-            .await
-            .expect("callers end")
-        {
-            jobs += called.unwrap().expect("no request fails");
-        }
+        more_results(world, &mut calls).await;
+        let jobs = end(calls, &enough).await;
         println!("{jobs} jobs, {} restarts", ROUNDS * (apis.len() + workers.len()));
         assert_each_settled_once(world, jobs).await;
         for ledger in [
@@ -132,6 +146,40 @@ async fn a_rolling_restart_under_load_fails_no_request_and_costs_no_attempt() {
         ] {
             assert_eq!(count(world, ledger).await, 1, "{ledger}");
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn apis_that_are_late_for_a_moment_stay_behind_the_balancer() {
+    in_world(async |world| {
+        hurry(world);
+        let installation = Installation::of(world);
+        let apis = [
+            installation.api_with("api-1", []).await,
+            installation.api_with("api-2", []).await,
+        ];
+        let _worker = installation.worker("worker", []).await;
+        let token = Caller::of(&apis[0], "ada").await.token;
+        let (balancer, address) = installation.balancer([&apis[0], &apis[1]]).await;
+        until_behind(&balancer, 2.0).await;
+        let enough = CancellationToken::new();
+        let mut calls = callers(address, &token, &enough);
+        more_results(world, &mut calls).await;
+        let frozen = Instant::now();
+        for api in &apis {
+            api.signal("STOP");
+        }
+        eventually("some looks of the balancer's go by", LIMIT, async || {
+            (frozen.elapsed() > LATE).then_some(())
+        })
+        .await;
+        for api in &apis {
+            api.signal("CONT");
+        }
+        more_results(world, &mut calls).await;
+        let jobs = end(calls, &enough).await;
+        assert_each_settled_once(world, jobs).await;
     })
     .await;
 }
