@@ -8,6 +8,7 @@ mod policy;
 mod prices;
 mod sign_in;
 mod transport;
+mod weights_cache;
 mod worker;
 
 use std::collections::HashMap;
@@ -28,6 +29,7 @@ pub use policy::PolicyConfig;
 pub use prices::Prices;
 pub use sign_in::{ProviderConfig, ProviderKind, SignInConfig};
 pub use transport::{CertificateFiles, Environment, TransportConfig, weak_password, weakness};
+pub use weights_cache::WeightsCacheConfig;
 pub use worker::WorkerConfig;
 
 /// A variable is missing or does not read.

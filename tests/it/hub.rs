@@ -131,7 +131,7 @@ fn assert_same(path: &Path, file: &str) {
 async fn a_model_is_downloaded_once_and_found_offline_afterwards() {
     let hub = Hub::start().await;
     let files = fetch(MODEL, &hub.config).await.unwrap();
-    assert_eq!((files.name.as_str(), files.revision.as_str()), (MODEL, COMMIT));
+    assert_eq!((files.name.as_str(), files.commit.as_deref()), (MODEL, Some(COMMIT)));
     assert!(files.config.starts_with(hub.home.path()));
     assert_same(&files.config, "config.json");
     assert_same(&files.weights, "model.safetensors");
@@ -142,7 +142,10 @@ async fn a_model_is_downloaded_once_and_found_offline_afterwards() {
     assert_eq!(hub.downloads(), 3, "the second time the cache has it");
 
     let offline = fetch(MODEL, &hub.offline()).await.unwrap();
-    assert_eq!((offline.revision.as_str(), &offline.weights), (COMMIT, &files.weights));
+    assert_eq!(
+        (offline.commit.as_deref(), &offline.weights),
+        (Some(COMMIT), &files.weights)
+    );
 }
 
 #[tokio::test]
@@ -154,7 +157,7 @@ async fn a_hub_out_of_reach_costs_nothing_once_the_model_is_cached() {
     } = hub;
     server.abort();
     let _ = server.await;
-    assert_eq!(fetch(MODEL, &config).await.unwrap().revision, COMMIT);
+    assert_eq!(fetch(MODEL, &config).await.unwrap().commit.as_deref(), Some(COMMIT));
     drop(home);
     let error = fetch(MODEL, &config).await.unwrap_err().to_string();
     assert!(error.contains(MODEL), "{error}");

@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use burn::backend::flex::FlexDevice;
-use claimcheck_common::config::HubConfig;
+use claimcheck_common::config::{HubConfig, WeightsCacheConfig};
 use claimcheck_common::domain::{DeviceChoice, Dtype, GenerationParams, JobId, JobKey, Share};
 use claimcheck_common::tokenizer::Tokenizer;
 use claimcheck_worker::engine::{Ending, Engine, EngineConfig, EngineEvent, EngineJob};
 use claimcheck_worker::gpt2::{BLOCK, Cpu, Gpt2, Gpt2Runner, ModelFiles, StepModel, StepRow};
-use claimcheck_worker::served_model::{ModelChoice, ServedModel};
+use claimcheck_worker::served_model::ModelChoice;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
@@ -52,10 +52,9 @@ pub(crate) fn fixtures() -> PathBuf {
 pub(crate) fn files_in(folder: &Path) -> ModelFiles {
     ModelFiles {
         name: "random".to_owned(),
-        revision: "0".to_owned(),
+        commit: None,
         config: folder.join("config.json"),
         weights: folder.join("model.safetensors"),
-        weights_sha256: None,
         tokenizer: folder.join("tokenizer.json"),
     }
 }
@@ -182,7 +181,7 @@ fn the_bundled_model_computes_what_transformers_computes() {
 #[tokio::test]
 async fn the_bundled_model_writes_the_text_that_transformers_writes() {
     let expected: Bundled = read(&fixtures().join("tiny_expected.json"));
-    let served = ServedModel::load_choice(ModelChoice {
+    let choice = ModelChoice {
         source: bundled_folder().to_str().unwrap().to_owned(),
         revision: None,
         name: None,
@@ -191,9 +190,9 @@ async fn the_bundled_model_writes_the_text_that_transformers_writes() {
         slots: 3,
         kv_cache_mib: 64,
         hub: HubConfig::default(),
-    })
-    .await
-    .unwrap();
+        weights_cache: WeightsCacheConfig::default(),
+    };
+    let served = choice.load().await.unwrap();
     let (sender, mut events) = mpsc::channel(64);
     let tokenizer = served.tokenizer.clone();
     let engine = Engine::start(served.model, served.tokenizer, EngineConfig::default(), sender);

@@ -64,6 +64,8 @@ impl Installation {
             ("CLAIMCHECK_LOGIN_ADDRESS_RATE", "unlimited".to_owned()),
             ("CLAIMCHECK_MODEL", folder.path().join(TINY).display().to_string()),
             ("CLAIMCHECK_MODEL_NAME", TINY.to_owned()),
+            // Nothing of a test outlives it.
+            ("CLAIMCHECK_WEIGHTS_CACHE", String::new()),
         ];
         Self {
             environment: environment.map(|(name, value)| (name.to_owned(), value)).into(),

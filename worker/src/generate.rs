@@ -30,7 +30,7 @@ use crate::health::ModelHealth;
 use crate::heartbeat::Heartbeat;
 use crate::in_flight::InFlight;
 use crate::results::Results;
-use crate::served_model::{ServeError, ServedModel};
+use crate::served_model::{LoadedModel, ModelChoice, ServeError, ServedModel};
 
 /// Events that wait for `results.rs`. More than two for each job in flight: the engine waits only for a lost database.
 const EVENTS: usize = 1024;
@@ -109,8 +109,8 @@ impl Generate {
     }
 
     async fn load_and_serve(self, stop: CancellationToken) -> Result<(), GenerateError> {
-        let Some(model) = stop
-            .run_until_cancelled(ServedModel::load(self.model.clone(), &self.config))
+        let Some(ServedModel { loaded, announced }) = stop
+            .run_until_cancelled(ModelChoice::of(self.model.clone(), &self.config).load_to_serve())
             .await
             .transpose()?
         else {
@@ -121,18 +121,18 @@ impl Generate {
             pool: self.pool.clone(),
             worker: self.worker,
             prefetch: prefetch(self.config.slots),
-            model: model.announced.clone(),
+            model: announced,
         };
         if !announcement.until_known(&stop).await {
             return Ok(());
         }
         self.health.announced();
-        self.serve(model, announcement, stop).await
+        self.serve(loaded, announcement, stop).await
     }
 
     async fn serve(
         self,
-        model: ServedModel,
+        model: LoadedModel,
         announcement: Announcement,
         stop: CancellationToken,
     ) -> Result<(), GenerateError> {

@@ -5,14 +5,14 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use claimcheck_common::config::{HubConfig, WorkerConfig};
+use claimcheck_common::config::{HubConfig, WeightsCacheConfig, WorkerConfig};
 use claimcheck_common::domain::{DeviceChoice, Dtype, ModelRef, ModelSource};
 use claimcheck_common::store::models::NewModel;
 use claimcheck_common::tokenizer::{Tokenizer, TokenizerError};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use crate::gpt2::{BLOCK, Device, DeviceError, LoadError, ModelFiles, StepModel, Weights, hub};
+use crate::gpt2::{BLOCK, Device, DeviceError, LoadError, ModelFiles, StepModel, Weights, WeightsCache, hub};
 
 /// Why there is nothing to serve.
 #[derive(Debug, thiserror::Error)]
@@ -43,12 +43,18 @@ pub enum ServeError {
 }
 
 /// A model that is ready to run.
-pub struct ServedModel {
+pub struct LoadedModel {
     /// Computes the steps.
     pub model: Box<dyn StepModel>,
     /// Its own tokenizer.
     pub tokenizer: Arc<Tokenizer>,
-    /// What the database is to know of it.
+}
+
+/// A model that is ready to run, and what the database is to know of it.
+pub struct ServedModel {
+    /// What runs.
+    pub loaded: LoadedModel,
+    /// What is announced.
     pub announced: NewModel,
 }
 
@@ -71,12 +77,14 @@ pub struct ModelChoice {
     pub kv_cache_mib: u32,
     /// Where a hub model comes from.
     pub hub: HubConfig,
+    /// Where an earlier start may have left its weights.
+    pub weights_cache: WeightsCacheConfig,
 }
 
-impl ServedModel {
-    /// Loads one of the models that the configuration names.
-    pub async fn load(model: ModelSource, config: &WorkerConfig) -> Result<Self, ServeError> {
-        Self::load_choice(ModelChoice {
+impl ModelChoice {
+    /// One of the models that the configuration names.
+    pub fn of(model: ModelSource, config: &WorkerConfig) -> Self {
+        Self {
             source: model.source,
             revision: model.revision,
             name: model.name,
@@ -85,19 +93,39 @@ impl ServedModel {
             slots: config.slots,
             kv_cache_mib: config.kv_cache_mib,
             hub: config.hub.clone(),
+            weights_cache: config.weights_cache.clone(),
+        }
+    }
+
+    /// Loads what runs. Which weights they are is not looked into, for nobody is told.
+    pub async fn load(self) -> Result<LoadedModel, ServeError> {
+        on_a_thread(move || {
+            let files = self.find()?;
+            Ok(load(&self, &files)?.0)
         })
         .await
     }
 
-    /// Loads on a thread of its own: a process that is told to stop does not wait for it.
-    pub async fn load_choice(choice: ModelChoice) -> Result<Self, ServeError> {
-        let (done, loaded) = oneshot::channel();
-        std::thread::spawn(move || {
-            // Nobody listens any more when the process stops.
-            let _ = done.send(load(choice));
-        });
-        loaded.await.map_err(|_| ServeError::Panicked)?
+    /// Loads what runs, and finds out which weights they are.
+    pub async fn load_to_serve(self) -> Result<ServedModel, ServeError> {
+        on_a_thread(move || load_to_serve(self)).await
     }
+
+    fn find(&self) -> Result<ModelFiles, LoadError> {
+        find(&self.source, self.revision.as_deref(), &self.hub)
+    }
+}
+
+/// A process that is told to stop does not wait for a thread of its own.
+async fn on_a_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ServeError> + Send + 'static,
+) -> Result<T, ServeError> {
+    let (done, outcome) = oneshot::channel();
+    std::thread::spawn(move || {
+        // Nobody listens any more when the process stops.
+        let _ = done.send(work());
+    });
+    outcome.await.map_err(|_| ServeError::Panicked)?
 }
 
 /// The files of a model: those of the folder `source` if there is one, of the hub's model of that name otherwise. Blocks.
@@ -110,35 +138,44 @@ pub fn find(source: &str, revision: Option<&str>, config: &HubConfig) -> Result<
     }
 }
 
-fn load(choice: ModelChoice) -> Result<ServedModel, ServeError> {
-    let device = Device::find(choice.device, choice.dtype)?;
-    let files = find(&choice.source, choice.revision.as_deref(), &choice.hub)?;
+fn load_to_serve(choice: ModelChoice) -> Result<ServedModel, ServeError> {
+    let files = choice.find()?;
     // Beside each other: both read the whole file.
-    let (model, weights_sha256) = std::thread::scope(|scope| {
-        let digest = scope.spawn(|| files.weights_sha256());
-        let blocks = |block_bytes, context_length| blocks(&choice, block_bytes, context_length);
-        let model = device.load(Weights::Files(&files), choice.dtype, &blocks);
-        (model, digest.join())
+    let (loaded, identity) = std::thread::scope(|scope| {
+        let cache = WeightsCache::new(&choice.weights_cache);
+        let files = &files;
+        let identity = scope.spawn(move || files.identity(cache.as_ref()));
+        (load(&choice, files), identity.join())
     });
-    let (model, weights_sha256) = (model?, weights_sha256.map_err(|_| ServeError::Panicked)??);
-    tracing::info!(%device, dtype = %choice.dtype, "the model is loaded");
-    let bytes = std::fs::read(&files.tokenizer).map_err(|cause| LoadError::Unreadable {
-        path: files.tokenizer.clone(),
-        cause,
-    })?;
+    let (loaded, tokenizer) = loaded?;
+    let identity = identity.map_err(|_| ServeError::Panicked)??;
     let announced = NewModel {
         model: ModelRef {
             name: choice.name.unwrap_or(files.name),
-            revision: files.revision,
+            revision: identity.revision,
         },
-        context_length: model.context_length() as u32,
-        vocabulary_size: model.vocab_size() as u32,
+        context_length: loaded.model.context_length() as u32,
+        vocabulary_size: loaded.model.vocab_size() as u32,
         dtype: choice.dtype.to_string(),
-        weights_sha256,
-        tokenizer_sha256: hex::encode(Sha256::digest(&bytes)),
-        tokenizer: bytes,
+        weights_sha256: identity.weights_sha256,
+        tokenizer_sha256: hex::encode(Sha256::digest(&tokenizer)),
+        tokenizer,
     };
-    let tokenizer = Arc::new(Tokenizer::from_bytes(&announced.tokenizer)?);
+    Ok(ServedModel { loaded, announced })
+}
+
+/// The model and the bytes of its tokenizer.
+fn load(choice: &ModelChoice, files: &ModelFiles) -> Result<(LoadedModel, Vec<u8>), ServeError> {
+    let device = Device::find(choice.device, choice.dtype)?;
+    let cache = WeightsCache::new(&choice.weights_cache);
+    let (model, tokenizer) = std::thread::scope(|scope| {
+        let tokenizer = scope.spawn(|| read_tokenizer(files));
+        let blocks = |block_bytes, context_length| blocks(choice, block_bytes, context_length);
+        let model = device.load(Weights::Files(files, cache.as_ref()), choice.dtype, &blocks);
+        (model, tokenizer.join())
+    });
+    let (model, (tokenizer, bytes)) = (model?, tokenizer.map_err(|_| ServeError::Panicked)??);
+    tracing::info!(%device, dtype = %choice.dtype, "the model is loaded");
     // The other way round is common: a vocabulary that is padded to a round number.
     if tokenizer.vocabulary_size() > model.vocab_size() {
         return Err(ServeError::Mismatched {
@@ -146,11 +183,16 @@ fn load(choice: ModelChoice) -> Result<ServedModel, ServeError> {
             model: model.vocab_size(),
         });
     }
-    Ok(ServedModel {
-        model,
-        tokenizer,
-        announced,
-    })
+    let tokenizer = Arc::new(tokenizer);
+    Ok((LoadedModel { model, tokenizer }, bytes))
+}
+
+fn read_tokenizer(files: &ModelFiles) -> Result<(Tokenizer, Vec<u8>), ServeError> {
+    let bytes = std::fs::read(&files.tokenizer).map_err(|cause| LoadError::Unreadable {
+        path: files.tokenizer.clone(),
+        cause,
+    })?;
+    Ok((Tokenizer::from_bytes(&bytes)?, bytes))
 }
 
 /// Blocks of the cache: what fits into the memory, no more than full slots need, no fewer than one full sequence needs.
@@ -185,11 +227,12 @@ mod tests {
             slots: 1,
             kv_cache_mib: 1,
             hub: HubConfig::default(),
+            weights_cache: WeightsCacheConfig::default(),
         };
-        assert!(ServedModel::load_choice(choice.clone()).await.is_ok());
+        assert!(choice.clone().load().await.is_ok());
         let larger = byte_tokenizer_json(201);
         std::fs::write(folder.path().join("tokenizer.json"), larger).unwrap();
-        let Err(error) = ServedModel::load_choice(choice).await else {
+        let Err(error) = choice.load().await else {
             panic!("a token without an embedding");
         };
         assert_eq!(
@@ -210,6 +253,7 @@ mod tests {
                 slots,
                 kv_cache_mib,
                 hub: HubConfig::default(),
+                weights_cache: WeightsCacheConfig::default(),
             };
             // GPT-2 in f32: 2.25 MiB a block, 32 of them for a sequence.
             blocks(&choice, 9 << 18, 1024)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{ConfigError, HubConfig, default_drain, from_env};
+use super::{ConfigError, HubConfig, WeightsCacheConfig, default_drain, from_env};
 use crate::domain::{DeviceChoice, Dtype, ModelSource};
 
 /// What the worker process alone needs.
@@ -34,6 +34,9 @@ pub struct WorkerConfig {
     /// Where hub models come from.
     #[serde(skip)]
     pub hub: HubConfig,
+    /// Where weights are kept as the kernels take them.
+    #[serde(skip)]
+    pub weights_cache: WeightsCacheConfig,
     /// `CLAIMCHECK_SLOTS`: sequences of a model that are generated side by side (32).
     #[serde(default = "default_slots")]
     pub slots: u16,
@@ -59,6 +62,7 @@ impl WorkerConfig {
         let given = |value: Option<String>| value.filter(|text| !text.is_empty());
         Ok(Self {
             hub: HubConfig::from_env()?,
+            weights_cache: WeightsCacheConfig::from_env()?,
             model_name: given(config.model_name),
             model_revision: given(config.model_revision),
             ..config

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use claimcheck_common::config::{HubConfig, load_dotenv};
+use claimcheck_common::config::{HubConfig, WeightsCacheConfig, load_dotenv};
 use claimcheck_common::domain::{DeviceChoice, Dtype};
 use claimcheck_common::tokenizer::Tokenizer;
 use clap::{ArgGroup, Args};
@@ -27,7 +27,7 @@ use serde::Serialize;
 
 use crate::engine::EngineConfig;
 use crate::gpt2::{
-    BLOCK, Device, Gpt2Config, ModelFiles, StepModel, StepRow, Weights, byte_tokenizer_json, save_random,
+    BLOCK, Device, Gpt2Config, ModelFiles, StepModel, StepRow, Weights, WeightsCache, byte_tokenizer_json, save_random,
 };
 use crate::served_model;
 use machine::Machine;
@@ -250,7 +250,7 @@ fn measure_all(args: &BenchArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The weights to measure with. Found once: a folder's weights are read whole to tell their revision.
+/// The weights to measure with.
 enum Chosen {
     Files(ModelFiles),
     Random(Gpt2Config),
@@ -290,8 +290,9 @@ impl Chosen {
 
     fn load(&self, args: &BenchArgs, blocks: usize) -> anyhow::Result<Box<dyn StepModel>> {
         let device = Device::find(args.device, args.dtype)?;
+        let cache = WeightsCache::new(&WeightsCacheConfig::from_env()?);
         let weights = match self {
-            Self::Files(files) => Weights::Files(files),
+            Self::Files(files) => Weights::Files(files, cache.as_ref()),
             Self::Random(config) => {
                 if let Some(folder) = &args.save {
                     save_random(config, SEED, folder)?;

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::{Context, bail, ensure};
-use claimcheck_common::config::{HubConfig, load_dotenv};
+use claimcheck_common::config::{HubConfig, WeightsCacheConfig, load_dotenv};
 use claimcheck_common::domain::{Completion, DeviceChoice, Dtype, GenerationParams, JobId, JobKey, Share};
 use clap::Args;
 use rand::RngExt;
@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::number::{bias, penalty, probability, repetition, temperature};
 use crate::engine::{Ending, Engine, EngineConfig, EngineEvent, EngineJob};
-use crate::served_model::{ModelChoice, ServedModel};
+use crate::served_model::{LoadedModel, ModelChoice};
 
 /// Numbers up to here survive every JSON reader, as in the API.
 const SEED_BITS: u32 = 53;
@@ -125,16 +125,16 @@ pub(super) async fn run(args: GenerateArgs) -> anyhow::Result<()> {
         // What one sequence needs is there in any case.
         kv_cache_mib: 1024,
         hub: HubConfig::from_env()?,
+        weights_cache: WeightsCacheConfig::from_env()?,
     };
-    let served = ServedModel::load_choice(choice).await?;
-    let completion = complete(served, &args.prompt, params).await?;
+    let completion = complete(choice.load().await?, &args.prompt, params).await?;
     print(&completion, args.json)
 }
 
-async fn complete(served: ServedModel, prompt: &str, params: GenerationParams) -> anyhow::Result<Completion> {
-    let prompt = served.tokenizer.encode(prompt)?;
+async fn complete(loaded: LoadedModel, prompt: &str, params: GenerationParams) -> anyhow::Result<Completion> {
+    let prompt = loaded.tokenizer.encode(prompt)?;
     let (sender, mut events) = mpsc::channel(4);
-    let engine = Engine::start(served.model, served.tokenizer, EngineConfig::default(), sender);
+    let engine = Engine::start(loaded.model, loaded.tokenizer, EngineConfig::default(), sender);
     let key = JobKey {
         id: JobId::new(),
         fence: 1,

@@ -11,7 +11,7 @@ mod vulkan;
 use burn::backend::flex::FlexDevice;
 use claimcheck_common::domain::{DeviceChoice, Dtype};
 
-use super::{Cpu, Gpt2, Gpt2Backend, Gpt2Config, Gpt2Runner, LoadError, ModelFiles, StepModel};
+use super::{Cpu, Gpt2, Gpt2Backend, Gpt2Config, Gpt2Runner, LoadError, ModelFiles, StepModel, WeightsCache, cpu};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use super::{Draw, Edit, StepRow};
 
@@ -58,8 +58,8 @@ enum Software {
 /// Where weights come from.
 #[derive(Debug, Clone, Copy)]
 pub enum Weights<'a> {
-    /// Files of Hugging Face's.
-    Files(&'a ModelFiles),
+    /// Files of Hugging Face's, and where there may be what an earlier start made of them.
+    Files(&'a ModelFiles, Option<&'a WeightsCache>),
     /// Drawn from a seed.
     Random(&'a Gpt2Config, u64),
 }
@@ -116,7 +116,7 @@ impl Device {
         blocks: &dyn Fn(usize, usize) -> usize,
     ) -> Result<Box<dyn StepModel>, LoadError> {
         match self {
-            Self::Cpu => load::<Cpu>(weights, dtype, &FlexDevice, blocks),
+            Self::Cpu => Ok(with_cache(load_cpu(weights, dtype)?, blocks)),
             #[cfg(feature = "cuda")]
             Self::Cuda(device, _) => load::<super::gpu::Cuda>(weights, dtype, device, blocks).and_then(warmed),
             #[cfg(feature = "vulkan")]
@@ -125,6 +125,14 @@ impl Device {
     }
 }
 
+fn load_cpu(weights: Weights<'_>, dtype: Dtype) -> Result<Gpt2<Cpu>, LoadError> {
+    match weights {
+        Weights::Files(files, cache) => cpu::load(files, cache, dtype),
+        Weights::Random(config, seed) => Ok(Gpt2::random(config.clone(), seed, dtype, &FlexDevice)),
+    }
+}
+
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
 fn load<B: Gpt2Backend>(
     weights: Weights<'_>,
     dtype: Dtype,
@@ -135,11 +143,20 @@ where
     Gpt2<B>: Send,
 {
     let model = match weights {
-        Weights::Files(files) => Gpt2::<B>::load(files, dtype, device)?,
+        // A card takes the numbers as they stand in the files.
+        Weights::Files(files, _) => Gpt2::<B>::load(files, dtype, device)?,
         Weights::Random(config, seed) => Gpt2::random(config.clone(), seed, dtype, device),
     };
+    Ok(with_cache(model, blocks))
+}
+
+/// A runner of the model, with a cache of as many blocks as `blocks` says.
+fn with_cache<B: Gpt2Backend>(model: Gpt2<B>, blocks: &dyn Fn(usize, usize) -> usize) -> Box<dyn StepModel>
+where
+    Gpt2<B>: Send,
+{
     let blocks = blocks(model.block_bytes(), model.config().n_positions);
-    Ok(Box::new(Gpt2Runner::new(model, blocks)))
+    Box::new(Gpt2Runner::new(model, blocks))
 }
 
 /// Computes steps of every kind of shape, so that all kernels are compiled before the first job comes.

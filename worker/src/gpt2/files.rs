@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use super::WeightsCache;
+use super::weights_cache::sha256;
+
 /// A model that cannot be loaded. Names the file, and the tensor where there is one.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -53,20 +56,27 @@ pub enum LoadError {
 pub struct ModelFiles {
     /// The name that requests use.
     pub name: String,
-    /// Which weights: a hub commit, or a digest of the folder's files.
-    pub revision: String,
+    /// The hub's commit, if they come from there.
+    pub commit: Option<String>,
     /// `config.json`
     pub config: PathBuf,
     /// `model.safetensors`
     pub weights: PathBuf,
-    /// SHA-256 of the weights in hexadecimal, if it was computed on the way.
-    pub weights_sha256: Option<String>,
     /// `tokenizer.json`
     pub tokenizer: PathBuf,
 }
 
+/// What tells a model's weights from all others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The hub's commit, or a digest of the folder's weights and configuration.
+    pub revision: String,
+    /// SHA-256 of the weights in hexadecimal.
+    pub weights_sha256: String,
+}
+
 impl ModelFiles {
-    /// The model in a folder. Its name is the folder's, its revision a digest of its weights and configuration.
+    /// The model in a folder, under the folder's name.
     pub fn open(folder: &Path) -> Result<Self, LoadError> {
         let file = |name: &str| {
             let path = folder.join(name);
@@ -80,28 +90,43 @@ impl ModelFiles {
             file("model.safetensors")?,
             file("tokenizer.json")?,
         );
-        let weights_sha256 = sha256(&weights)?;
-        let revision = Sha256::new()
-            .chain_update(read(&config)?)
-            .chain_update(&weights_sha256)
-            .finalize();
         let name = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
         let name = name
             .file_name()
             .map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned());
         Ok(Self {
             name,
-            revision: hex::encode(&revision[..8]),
+            commit: None,
             config,
             weights,
-            weights_sha256: Some(weights_sha256),
             tokenizer,
         })
     }
 
-    /// SHA-256 of the weights in hexadecimal; reads the whole file unless it is known.
-    pub fn weights_sha256(&self) -> Result<String, LoadError> {
-        self.weights_sha256.clone().map_or_else(|| sha256(&self.weights), Ok)
+    /// Which weights these are; reads all of them unless the cache knows.
+    pub fn identity(&self, cache: Option<&WeightsCache>) -> Result<Identity, LoadError> {
+        let known = cache.and_then(|cache| cache.sha256(&self.weights));
+        let digest = || match cache {
+            Some(cache) => cache.digest(&self.weights),
+            None => sha256(&self.weights),
+        };
+        let weights_sha256 = known.map_or_else(digest, Ok).map_err(|cause| LoadError::Unreadable {
+            path: self.weights.clone(),
+            cause,
+        })?;
+        let revision = if let Some(commit) = &self.commit {
+            commit.clone()
+        } else {
+            let digest = Sha256::new()
+                .chain_update(read(&self.config)?)
+                .chain_update(&weights_sha256)
+                .finalize();
+            hex::encode(&digest[..8])
+        };
+        Ok(Identity {
+            revision,
+            weights_sha256,
+        })
     }
 }
 
@@ -110,14 +135,4 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
         path: path.to_owned(),
         cause,
     })
-}
-
-fn sha256(path: &Path) -> Result<String, LoadError> {
-    let mut hasher = Sha256::new();
-    let copied = std::fs::File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut hasher));
-    copied.map_err(|cause| LoadError::Unreadable {
-        path: path.to_owned(),
-        cause,
-    })?;
-    Ok(hex::encode(hasher.finalize()))
 }

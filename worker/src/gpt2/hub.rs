@@ -26,7 +26,7 @@ pub fn is_name(text: &str) -> bool {
 }
 
 /// The files of a model on the hub, downloaded unless the cache has them. Offline, and while the hub is out of reach,
-/// the cache alone answers. The revision is the commit that was found.
+/// the cache alone answers. They say which commit was found.
 pub fn fetch(name: &str, revision: Option<&str>, config: &HubConfig) -> Result<ModelFiles, LoadError> {
     let asked = Asked {
         name,
@@ -126,10 +126,9 @@ impl Asked<'_> {
     fn files(&self, commit: &str, [config, weights, tokenizer]: [PathBuf; 3]) -> ModelFiles {
         ModelFiles {
             name: self.name.to_owned(),
-            revision: commit.to_owned(),
+            commit: Some(commit.to_owned()),
             config,
             weights,
-            weights_sha256: None,
             tokenizer,
         }
     }

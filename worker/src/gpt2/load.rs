@@ -3,11 +3,15 @@
 //! GPT-2's `Conv1D` stores `[in, out]`, which is the order the model multiplies in: nothing is transposed but the tied head.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use claimcheck_common::domain::Dtype;
+use half::{bf16, f16};
+use pulp::bytemuck::cast_slice_mut;
+use rayon::prelude::*;
 use safetensors::Dtype as FileDtype;
 use safetensors::tensor::Metadata;
 
@@ -17,6 +21,8 @@ use super::{Gpt2, Gpt2Backend, Gpt2Config, LoadError, ModelFiles};
 
 /// A header is some hundred bytes a tensor.
 const LONGEST_HEADER: u64 = 16 << 20;
+/// Numbers that are read at once by one thread: they stay in its cache until they are converted.
+const PIECE: usize = 1 << 18;
 
 impl Gpt2Config {
     /// Reads and checks `config.json`.
@@ -37,11 +43,14 @@ impl<B: Gpt2Backend> Gpt2<B> {
     /// Loads the model in `files`, its matrices as `dtype`.
     pub fn load(files: &ModelFiles, dtype: Dtype, device: &B::Device) -> Result<Self, LoadError> {
         let config = Gpt2Config::read(&files.config)?;
-        let mut weights = WeightFile::open(&files.weights)?;
-        weights.check(&config)?;
-        assemble(config, dtype, device, &mut |name, shape, rows| {
-            weights.read(name, shape, rows)
-        })
+        let weights = WeightFile::open(&files.weights, &config)?;
+        let mut read = |name: &str, shape: &[usize], rows| weights.read(name, shape, rows);
+        let mut tensors = Packing {
+            read: &mut read,
+            dtype,
+            device,
+        };
+        assemble(config, dtype, device, &mut tensors)
     }
 }
 
@@ -86,34 +95,51 @@ pub(super) fn tensors(config: &Gpt2Config) -> Vec<(String, Vec<usize>)> {
 /// Gives some rows of the tensor of that name and shape, one run of rows after the other and each once.
 pub(super) type ReadTensor<'a, E> = dyn FnMut(&str, &[usize], Range<usize>) -> Result<Vec<f32>, E> + 'a;
 
-/// Builds a model from a source of tensors: a file, or a random generator.
-pub(super) fn assemble<B: Gpt2Backend, E>(
+/// A model's tensors as a device takes them, each asked for once and in the order of the forward pass.
+pub(super) trait Tensors<B: Gpt2Backend> {
+    /// Why there is none.
+    type Error;
+
+    /// `[rows, columns]`
+    fn floats(&mut self, name: &str, shape: [usize; 2]) -> Result<B::Floats, Self::Error>;
+
+    /// `[width]`
+    fn vector(&mut self, name: &str, width: usize) -> Result<B::Vector, Self::Error>;
+
+    /// The matrix `[in, out]`.
+    fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<B::Matrix, Self::Error>;
+
+    /// The matrix `[in, out]` that is stored the other way round.
+    fn transposed(&mut self, name: &str, shape: [usize; 2]) -> Result<B::Matrix, Self::Error>;
+}
+
+/// Builds a model of its tensors.
+pub(super) fn assemble<B: Gpt2Backend, T: Tensors<B>>(
     config: Gpt2Config,
     dtype: Dtype,
     device: &B::Device,
-    read: &mut ReadTensor<'_, E>,
-) -> Result<Gpt2<B>, E> {
+    tensors: &mut T,
+) -> Result<Gpt2<B>, T::Error> {
     let (width, inner, vocab) = (config.n_embd, config.inner(), config.vocab_size);
-    let mut source = Source { read, dtype, device };
-    let tokens = source.transposed("wte.weight", [width, vocab])?;
-    let positions = source.floats("wpe.weight", [config.n_positions, width])?;
+    let tokens = tensors.transposed("wte.weight", [width, vocab])?;
+    let positions = tensors.floats("wpe.weight", [config.n_positions, width])?;
     let mut blocks = Vec::with_capacity(config.n_layer);
     for layer in 0..config.n_layer {
         let name = |part: &str| format!("h.{layer}.{part}");
         blocks.push(Block {
-            attention_norm: source.norm(&name("ln_1"), width)?,
-            qkv: source.linear(&name("attn.c_attn"), [width, 3 * width])?,
-            attention_out: source.linear(&name("attn.c_proj"), [width, width])?,
-            feed_forward_norm: source.norm(&name("ln_2"), width)?,
-            up: source.linear(&name("mlp.c_fc"), [width, inner])?,
-            down: source.linear(&name("mlp.c_proj"), [inner, width])?,
+            attention_norm: norm(tensors, &name("ln_1"), width)?,
+            qkv: linear(tensors, &name("attn.c_attn"), [width, 3 * width])?,
+            attention_out: linear(tensors, &name("attn.c_proj"), [width, width])?,
+            feed_forward_norm: norm(tensors, &name("ln_2"), width)?,
+            up: linear(tensors, &name("mlp.c_fc"), [width, inner])?,
+            down: linear(tensors, &name("mlp.c_proj"), [inner, width])?,
         });
     }
-    let last_norm = source.norm("ln_f", width)?;
+    let last_norm = norm(tensors, "ln_f", width)?;
     let head = if config.tie_word_embeddings {
         None
     } else {
-        Some(source.transposed("lm_head.weight", [width, vocab])?)
+        Some(tensors.transposed("lm_head.weight", [width, vocab])?)
     };
     Ok(Gpt2 {
         config,
@@ -127,13 +153,34 @@ pub(super) fn assemble<B: Gpt2Backend, E>(
     })
 }
 
-struct Source<'a, 'r, B: Gpt2Backend, E> {
-    read: &'a mut ReadTensor<'r, E>,
-    dtype: Dtype,
-    device: &'a B::Device,
+fn norm<B: Gpt2Backend, T: Tensors<B>>(tensors: &mut T, name: &str, width: usize) -> Result<Norm<B>, T::Error> {
+    Ok(Norm {
+        gamma: tensors.vector(&format!("{name}.weight"), width)?,
+        beta: tensors.vector(&format!("{name}.bias"), width)?,
+    })
 }
 
-impl<B: Gpt2Backend, E> Source<'_, '_, B, E> {
+fn linear<B: Gpt2Backend, T: Tensors<B>>(
+    tensors: &mut T,
+    name: &str,
+    shape: [usize; 2],
+) -> Result<Linear<B>, T::Error> {
+    Ok(Linear {
+        weight: tensors.matrix(&format!("{name}.weight"), shape)?,
+        bias: tensors.vector(&format!("{name}.bias"), shape[1])?,
+    })
+}
+
+/// Tensors of numbers that are read from a file or drawn, brought to the device and packed there.
+pub(super) struct Packing<'a, 'r, B: Gpt2Backend, E> {
+    pub(super) read: &'a mut ReadTensor<'r, E>,
+    pub(super) dtype: Dtype,
+    pub(super) device: &'a B::Device,
+}
+
+impl<B: Gpt2Backend, E> Tensors<B> for Packing<'_, '_, B, E> {
+    type Error = E;
+
     fn floats(&mut self, name: &str, shape: [usize; 2]) -> Result<B::Floats, E> {
         Ok(B::floats((self.read)(name, &shape, 0..shape[0])?, shape, self.device))
     }
@@ -142,30 +189,19 @@ impl<B: Gpt2Backend, E> Source<'_, '_, B, E> {
         Ok(B::vector((self.read)(name, &[width], 0..width)?, self.device))
     }
 
-    /// The matrix `[in, out]` that is stored the other way round.
+    fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Result<B::Matrix, E> {
+        Ok(B::pack(self.floats(name, shape)?, self.dtype))
+    }
+
     fn transposed(&mut self, name: &str, [inputs, outputs]: [usize; 2]) -> Result<B::Matrix, E> {
         B::pack_transposed([inputs, outputs], self.dtype, self.device, &mut |rows| {
             (self.read)(name, &[outputs, inputs], rows)
         })
     }
-
-    fn norm(&mut self, name: &str, width: usize) -> Result<Norm<B>, E> {
-        Ok(Norm {
-            gamma: self.vector(&format!("{name}.weight"), width)?,
-            beta: self.vector(&format!("{name}.bias"), width)?,
-        })
-    }
-
-    fn linear(&mut self, name: &str, shape: [usize; 2]) -> Result<Linear<B>, E> {
-        Ok(Linear {
-            weight: B::pack(self.floats(&format!("{name}.weight"), shape)?, self.dtype),
-            bias: self.vector(&format!("{name}.bias"), shape[1])?,
-        })
-    }
 }
 
-/// An open `model.safetensors` whose header was read.
-struct WeightFile {
+/// An open `model.safetensors` whose header was read and is what the configuration wants.
+pub(super) struct WeightFile {
     path: PathBuf,
     file: File,
     header: Metadata,
@@ -176,7 +212,13 @@ struct WeightFile {
 }
 
 impl WeightFile {
-    fn open(path: &Path) -> Result<Self, LoadError> {
+    pub(super) fn open(path: &Path, config: &Gpt2Config) -> Result<Self, LoadError> {
+        let weights = Self::open_any(path)?;
+        weights.check(config)?;
+        Ok(weights)
+    }
+
+    fn open_any(path: &Path) -> Result<Self, LoadError> {
         let unreadable = |cause| LoadError::Unreadable {
             path: path.to_owned(),
             cause,
@@ -253,45 +295,32 @@ impl WeightFile {
         }
     }
 
-    fn read(&mut self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>, LoadError> {
+    /// Reads, converts and looks through some rows of a tensor, in pieces side by side.
+    pub(super) fn read(&self, name: &str, shape: &[usize], rows: Range<usize>) -> Result<Vec<f32>, LoadError> {
         let name = self.name_in_file(name);
         let info = self.header.info(&name).expect("checked against the configuration");
         let (from, to) = info.data_offsets;
         let row = (to - from) / shape[0];
-        let mut bytes = vec![0; rows.len() * row];
-        let read = self
-            .file
-            .seek(SeekFrom::Start(self.start + (from + rows.start * row) as u64))
-            .and_then(|_| self.file.read_exact(&mut bytes));
+        let numbers: usize = shape[1..].iter().product();
+        let start = self.start + (from + rows.start * row) as u64;
+        let mut values = vec![0.0; rows.len() * numbers];
+        let pieces = values.par_chunks_mut(PIECE).enumerate();
+        let read = pieces.try_for_each(|(piece, values)| {
+            let offset = start + (piece * PIECE * (row / numbers)) as u64;
+            self.read_piece(info.dtype, offset, values)
+        });
         read.map_err(|cause| LoadError::Unreadable {
             path: self.path.clone(),
             cause,
         })?;
-        let values: Vec<f32> = match info.dtype {
-            FileDtype::F32 => bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|bytes| f32::from_le_bytes(*bytes))
-                .collect(),
-            FileDtype::F16 => bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|bytes| half::f16::from_le_bytes(*bytes).to_f32())
-                .collect(),
-            _ => bytes
-                .as_chunks()
-                .0
-                .iter()
-                .map(|bytes| half::bf16::from_le_bytes(*bytes).to_f32())
-                .collect(),
-        };
-        match values.iter().position(|value| !value.is_finite()) {
+        match values.par_iter().position_first(|value| !value.is_finite()) {
             None => Ok(values),
             Some(at) => {
-                let place = rows.start * shape[1..].iter().product::<usize>() + at;
-                let complaint = format!("holds {} at {place}: weights are finite", values[at]);
+                let complaint = format!(
+                    "holds {} at {}: weights are finite",
+                    values[at],
+                    rows.start * numbers + at
+                );
                 Err(LoadError::Tensor {
                     path: self.path.clone(),
                     tensor: name,
@@ -299,5 +328,24 @@ impl WeightFile {
                 })
             }
         }
+    }
+
+    fn read_piece(&self, dtype: FileDtype, offset: u64, values: &mut [f32]) -> io::Result<()> {
+        if dtype == FileDtype::F32 {
+            self.file.read_exact_at(cast_slice_mut(values), offset)?;
+            for value in values {
+                *value = f32::from_bits(u32::from_le(value.to_bits()));
+            }
+            return Ok(());
+        }
+        let mut bytes = vec![[0; 2]; values.len()];
+        self.file.read_exact_at(bytes.as_flattened_mut(), offset)?;
+        for (value, bytes) in values.iter_mut().zip(bytes) {
+            *value = match dtype {
+                FileDtype::F16 => f16::from_le_bytes(bytes).to_f32(),
+                _ => bf16::from_le_bytes(bytes).to_f32(),
+            };
+        }
+        Ok(())
     }
 }

@@ -27,13 +27,14 @@ mod save;
 mod step;
 #[cfg(test)]
 mod tests;
+mod weights_cache;
 
 pub(crate) use byte_tokenizer::json as byte_tokenizer_json;
 pub use config::{Activation, Gpt2Config};
 pub use cpu::Cpu;
 pub use device::{Device, DeviceError, Weights};
 pub use draw::{Draw, Drawn, Edit, Likely, Method};
-pub use files::{LoadError, ModelFiles};
+pub use files::{Identity, LoadError, ModelFiles};
 #[cfg(all(test, feature = "vulkan"))]
 pub(crate) use gpu::drawn as drawn_by_vulkan;
 pub use model::Gpt2;
@@ -41,3 +42,4 @@ pub use ops::{BLOCK, CacheShape, Gpt2Backend, Span};
 pub use runner::Gpt2Runner;
 pub use save::save_random;
 pub use step::{StepError, StepModel, StepRow};
+pub use weights_cache::WeightsCache;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::ops::Range;
 use std::path::Path;
 
 use claimcheck_common::domain::Dtype;
@@ -12,7 +13,7 @@ use safetensors::Dtype as FileDtype;
 use safetensors::tensor::TensorView;
 use serde_json::json;
 
-use super::load::{assemble, tensors};
+use super::load::{Packing, assemble, tensors};
 use super::{Gpt2, Gpt2Backend, Gpt2Config, LoadError, byte_tokenizer};
 
 /// GPT-2's own initialization: normal, of this standard deviation.
@@ -51,11 +52,16 @@ impl<B: Gpt2Backend> Gpt2<B> {
     /// A model with random weights.
     pub fn random(config: Gpt2Config, seed: u64, dtype: Dtype, device: &B::Device) -> Self {
         let mut weights = Weights::new(seed);
-        let built = assemble(config, dtype, device, &mut |name, shape, rows| {
+        let mut draw = |name: &str, shape: &[usize], rows: Range<usize>| {
             let shape = [&[rows.len()], &shape[1..]].concat();
             Ok::<_, Infallible>(weights.draw(name, &shape))
-        });
-        match built {
+        };
+        let mut tensors = Packing {
+            read: &mut draw,
+            dtype,
+            device,
+        };
+        match assemble(config, dtype, device, &mut tensors) {
             Ok(model) => model,
         }
     }

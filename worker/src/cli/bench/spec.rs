@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
+use claimcheck_common::config::WeightsCacheConfig;
 use claimcheck_common::domain::{DeviceChoice, Dtype};
 use serde::{Deserialize, Serialize};
 
 use super::launches::{Launches, counted};
-use crate::gpt2::{BLOCK, Device, Draw, Drawn, ModelFiles, StepModel, StepRow, Weights};
+use crate::gpt2::{BLOCK, Device, Draw, Drawn, ModelFiles, StepModel, StepRow, Weights, WeightsCache};
 
 /// What to measure.
 #[derive(Debug, Deserialize)]
@@ -75,10 +76,9 @@ fn measure_here(spec: &Spec, dtype: Dtype, device: DeviceChoice) -> anyhow::Resu
     let begin = Instant::now();
     let files = ModelFiles {
         name: "measured".to_owned(),
-        revision: String::new(),
+        commit: None,
         config: spec.model.join("config.json"),
         weights: spec.model.join("model.safetensors"),
-        weights_sha256: None,
         tokenizer: spec.model.join("tokenizer.json"),
     };
     let rows = spec
@@ -88,7 +88,8 @@ fn measure_here(spec: &Spec, dtype: Dtype, device: DeviceChoice) -> anyhow::Resu
         .sum::<usize>();
     let long = blocks(&spec.long_prompt, 1);
     let device = Device::find(device, dtype)?;
-    let mut model = device.load(Weights::Files(&files), dtype, &|_, _| rows.max(long))?;
+    let cache = WeightsCache::new(&WeightsCacheConfig::from_env()?);
+    let mut model = device.load(Weights::Files(&files, cache.as_ref()), dtype, &|_, _| rows.max(long))?;
     let load_s = begin.elapsed().as_secs_f64();
     // The last token is not read any more.
     let context = model.context_length();

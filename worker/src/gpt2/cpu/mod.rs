@@ -1,7 +1,7 @@
 //! The CPU backend: Burn's `flex`, with own kernels where stock Burn copies or where its order of reduction depends on
 //! the shape of the step.
 //!
-//! `panels.rs` packs weights, `linear.rs` multiplies with them by the micro-kernels of `float.rs` and `int8.rs`, `attention.rs`
+//! `panels.rs` packs weights, `kept.rs` has them from an earlier start, `linear.rs` multiplies with them by the micro-kernels of `float.rs` and `int8.rs`, `attention.rs`
 //! uses the same on its cache. Every kernel reduces an element in one fixed order, so that a row's result is bit-equal alone,
 //! in any company, in any blocks of the cache, in one prefill chunk or many, on any number of threads. The machine's vector instructions
 //! are chosen at run time (crate `pulp`).
@@ -12,6 +12,7 @@
 mod attention;
 mod float;
 mod int8;
+mod kept;
 mod linear;
 mod lines;
 mod math;
@@ -29,6 +30,8 @@ use burn::backend::flex::{FlexDevice, FlexTensor};
 use burn::tensor::{Int, Tensor, TensorData, TensorPrimitive};
 use claimcheck_common::domain::Dtype;
 use pulp::Arch;
+
+pub(super) use kept::load;
 
 use super::{Activation, CacheShape, Gpt2Backend, Span, StepError};
 

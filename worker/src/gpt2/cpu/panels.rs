@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use claimcheck_common::domain::Dtype;
 use half::bf16;
+use pulp::bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
 use super::lines::{Line, Lines, WIDTH};
@@ -41,6 +42,25 @@ impl Panels {
             lines: Lines::zeroed_huge(panels * inputs.div_ceil(inputs_of_word(dtype))),
             scales: Vec::new(),
         }
+    }
+
+    /// Panels that are to be filled with [`Self::bytes`] and scales of others.
+    pub(super) fn empty(inputs: usize, outputs: usize, dtype: Dtype) -> Self {
+        let mut empty = Self::zeroed(inputs, outputs, dtype);
+        if dtype == Dtype::Int8 {
+            empty.scales = vec![1.0; outputs.next_multiple_of(WIDTH)];
+        }
+        empty
+    }
+
+    /// The lines as they lie in memory.
+    pub(super) fn bytes(&self) -> &[u8] {
+        cast_slice(self.lines.get())
+    }
+
+    /// The lines as they lie in memory.
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        cast_slice_mut(self.lines.get_mut())
     }
 
     /// Packs `weight [inputs, outputs]`.

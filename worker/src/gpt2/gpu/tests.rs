@@ -465,8 +465,7 @@ fn the_models_of_transformers_compute_what_they_compute_there() {
         let expected: Expected = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
         let files = ModelFiles {
             name: name.to_owned(),
-            revision: "0".to_owned(),
-            weights_sha256: None,
+            commit: None,
             config: folder.join("config.json"),
             weights: folder.join("model.safetensors"),
             tokenizer: folder.join("tokenizer.json"),
