@@ -5,7 +5,7 @@ use std::sync::Arc;
 use claimcheck_common::catalog::{self, Tokenizers, TokenizersError, Unfound};
 use claimcheck_common::domain::Prompt;
 use claimcheck_common::store::Pool;
-use claimcheck_common::store::models::ServedModel;
+use claimcheck_common::store::models::{Alias, ServedModel};
 use claimcheck_common::tokenizer::Tokenizer;
 
 use crate::error::ApiError;
@@ -32,22 +32,21 @@ impl Catalog {
         }
     }
 
-    /// All models, by name.
-    pub async fn list(&self) -> Result<Vec<ServedModel>, ApiError> {
-        Ok(self
-            .reads
-            .all()
-            .await?
-            .iter()
-            .map(|alias| alias.served.clone())
-            .collect())
+    /// All names with what they lead to, by name.
+    pub async fn list(&self) -> Result<Arc<[Alias]>, ApiError> {
+        Ok(self.reads.all().await?)
     }
 
-    /// The model that a request asks for; without a name, the only one there is.
+    /// The model that is to do what a request asks for: of several behind a name one is drawn.
     pub async fn find(&self, name: Option<&str>) -> Result<ServedModel, ApiError> {
+        Ok(self.name(name).await?.drawn(rand::random()).clone())
+    }
+
+    /// What a name leads to; without one, the only model there is.
+    pub async fn name(&self, name: Option<&str>) -> Result<Alias, ApiError> {
         let all = self.reads.all().await?;
         match catalog::find(&all, name) {
-            Ok(served) => Ok(served.clone()),
+            Ok(found) => Ok(found.clone()),
             Err(Unfound::Nothing) => Err(ApiError::busy(
                 "No model is served yet; start a worker, or try again in a moment.",
                 5,

@@ -25,7 +25,7 @@ use crate::docs::{self, ApiDoc};
 use crate::error::{ApiError, Problem};
 use crate::extract::origin;
 use crate::routes::{
-    api_keys, audit, batch_results, batches, bulk_jobs, cancel_job, completions, create_batch, dead_letters,
+    aliases, api_keys, audit, batch_results, batches, bulk_jobs, cancel_job, completions, create_batch, dead_letters,
     delete_job, files, get_job, get_model, get_place, health, identities, job_events, jwks, list_events, list_jobs,
     list_models, logout, members, metrics, openapi, operators, projects, put_job, receipt, register, replay_job,
     responses, retry_job, root, service_accounts, sign_in, submit_job, token, tokenize, upload_file, usage, users,
@@ -173,6 +173,8 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(operators::list_workers).needs(Auditor))
         .routes(routes!(operators::drain_worker).needs(Admin))
         .routes(routes!(operators::set_limits).needs(Admin))
+        .routes(routes!(aliases::list_aliases).needs(Auditor))
+        .routes(routes!(aliases::set_alias, aliases::remove_alias).needs(Admin))
         .routes(routes!(users::list_users).needs(Auditor))
         .routes(routes!(users::change_user).needs(Admin));
 

@@ -51,18 +51,21 @@ impl Unfound {
     }
 }
 
-/// The model of that name; without one, the only one there is.
-pub fn find<'a>(aliases: &'a [Alias], name: Option<&str>) -> Result<&'a ServedModel, Unfound> {
-    match (name, aliases) {
-        (Some(name), _) => {
-            let found = aliases.iter().find(|alias| alias.name == name);
-            found
-                .map(|alias| &alias.served)
-                .ok_or_else(|| Unfound::Unknown(name.to_owned()))
-        }
-        (None, []) => Err(Unfound::Nothing),
-        (None, [only]) => Ok(&only.served),
-        (None, all) => Err(Unfound::Several(all.iter().map(|alias| alias.name.clone()).collect())),
+/// What that name leads to; without one, the only model there is.
+pub fn find<'a>(aliases: &'a [Alias], name: Option<&str>) -> Result<&'a Alias, Unfound> {
+    let Some(name) = name else {
+        return only(aliases);
+    };
+    let found = aliases.iter().find(|alias| alias.name == name);
+    found.ok_or_else(|| Unfound::Unknown(name.to_owned()))
+}
+
+fn only(aliases: &[Alias]) -> Result<&Alias, Unfound> {
+    let mut models = aliases.iter().filter(|alias| !alias.given);
+    match (models.next(), models.next(), aliases) {
+        (Some(only), None, _) | (None, _, [only]) => Ok(only),
+        (_, _, []) => Err(Unfound::Nothing),
+        (_, _, all) => Err(Unfound::Several(all.iter().map(|alias| alias.name.clone()).collect())),
     }
 }
 

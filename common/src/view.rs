@@ -23,8 +23,11 @@ pub struct JobBody {
     /// Where it stands.
     #[schema(value_type = StatusSchema)]
     pub status: JobStatus,
-    /// The model's name.
+    /// The model's own name.
     pub model: String,
+    /// The alias that the request named, if it named one.
+    #[schema(required)]
+    pub requested_model: Option<String>,
     /// When it was accepted.
     pub created_at: i64,
     /// It does not run before this time.
@@ -225,6 +228,7 @@ impl From<&JobView> for JobBody {
             object: "job",
             status: job.status,
             model: job.model.name.clone(),
+            requested_model: job.requested_model.clone(),
             created_at: job.created_at.unix_timestamp(),
             available_at: job.available_at.unix_timestamp(),
             started_at: seconds(job.started_at),
@@ -378,6 +382,7 @@ mod tests {
                 name: "tiny".into(),
                 revision: "abc".into(),
             },
+            requested_model: None,
             class: Class::Interactive,
             attempt: 0,
             last_error: None,

@@ -10,6 +10,7 @@ mod faults;
 mod files;
 mod http_accounts;
 mod http_again;
+mod http_aliases;
 mod http_completions;
 mod http_face;
 mod http_intake;

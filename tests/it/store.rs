@@ -61,6 +61,7 @@ pub(crate) fn new_job(account: &Account) -> NewJob {
             name: "m".to_owned(),
             revision: "r".to_owned(),
         },
+        requested_model: None,
         class: Class::Interactive,
         prompt: Prompt::Text("Once upon a time".to_owned()),
         prompt_tokens: 4,

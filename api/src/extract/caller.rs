@@ -147,11 +147,11 @@ impl Caller {
     }
 
     /// 403 if the API key may not use the model, or not for so many tokens. Asked by everything that starts a generation.
-    pub fn may_generate(&self, model: &str, max_tokens: u32) -> Result<(), ApiError> {
+    pub fn may_generate(&self, model: &str, alias: Option<&str>, max_tokens: u32) -> Result<(), ApiError> {
         let Some(KeyGrant { grant, .. }) = self.key() else {
             return Ok(());
         };
-        grant.permits(model, max_tokens).map_err(ApiError::Forbidden)
+        grant.permits(model, alias, max_tokens).map_err(ApiError::Forbidden)
     }
 
     /// 403 for API keys with such limits: what is done again may have been asked for without them.
@@ -229,13 +229,19 @@ mod tests {
     fn a_key_keeps_to_its_models_and_its_largest_request() {
         assert!(
             caller(Credential::Token(SessionId::new()))
-                .may_generate("any", 4096)
+                .may_generate("any", None, 4096)
                 .is_ok()
         );
         let narrow = keyed(&[], Some(&["tiny"]), Some(50));
-        assert!(narrow.may_generate("tiny", 50).is_ok());
+        assert!(narrow.may_generate("tiny", None, 50).is_ok());
+        assert!(narrow.may_generate("tiny", Some("prod"), 50).is_ok());
+        assert!(
+            narrow.may_generate("gpt2", Some("tiny"), 50).is_ok(),
+            "the name that it knows leads there"
+        );
+        assert!(narrow.may_generate("gpt2", Some("prod"), 50).is_err());
         for (model, tokens) in [("tiny", 51), ("gpt2", 1)] {
-            assert!(narrow.may_generate(model, tokens).is_err(), "{model} {tokens}");
+            assert!(narrow.may_generate(model, None, tokens).is_err(), "{model} {tokens}");
         }
     }
 }

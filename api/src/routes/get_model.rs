@@ -37,7 +37,7 @@ pub async fn get_owned_model(
 
 async fn find(state: &AppState, name: &str) -> Result<Json<ModelBody>, ApiError> {
     check(name, 1, 256).map_err(|_| not_found(name))?;
-    Ok(Json(state.catalog.find(Some(name)).await?.into()))
+    Ok(Json(ModelBody::from(&state.catalog.name(Some(name)).await?)))
 }
 
 fn not_found(name: &str) -> ApiError {

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use claimcheck_common::store::models::ServedModel;
+use claimcheck_common::store::models::{Alias, ServedModel};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -32,6 +32,23 @@ pub struct ModelBody {
     pub dtype: String,
     /// Workers that were heard of within the last half minute. Jobs for a model without one wait.
     pub workers: u32,
+    /// Of an alias, the models that it leads to, the heaviest first, whose revision and dtype stand above, with the least of their
+    /// lengths and the sum of their workers. Null for a model's own name.
+    #[schema(required)]
+    pub targets: Option<Vec<ModelTargetBody>>,
+}
+
+/// A model that an alias leads to.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ModelTargetBody {
+    /// The model's own name.
+    pub model: String,
+    /// Which weights.
+    pub revision: String,
+    /// Its part of the jobs, beside the other targets' weights.
+    pub weight: u32,
+    /// Its workers.
+    pub workers: u32,
 }
 
 /// All models.
@@ -59,7 +76,7 @@ pub struct ModelList {
 ))]
 pub async fn list_models(State(state): State<AppState>, query: Query) -> Result<Json<ModelList>, ApiError> {
     query.only(&[])?;
-    let data: Vec<_> = state.catalog.list().await?.into_iter().map(ModelBody::from).collect();
+    let data: Vec<_> = state.catalog.list().await?.iter().map(ModelBody::from).collect();
     Ok(Json(ModelList {
         object: "list",
         first_id: data.first().map(|model| model.id.clone()),
@@ -69,18 +86,27 @@ pub async fn list_models(State(state): State<AppState>, query: Query) -> Result<
     }))
 }
 
-impl From<ServedModel> for ModelBody {
-    fn from(served: ServedModel) -> Self {
-        Self {
-            id: served.model.name,
-            object: "model",
-            created: served.registered_at.unix_timestamp(),
-            owned_by: "claimcheck",
-            revision: served.model.revision,
-            context_length: served.context_length,
-            vocabulary_size: served.vocabulary_size,
-            dtype: served.dtype,
+impl From<&Alias> for ModelBody {
+    fn from(alias: &Alias) -> Self {
+        let models = || alias.targets.iter().map(|(served, _)| served);
+        let heaviest = alias.heaviest();
+        let target = |(served, weight): &(ServedModel, u32)| ModelTargetBody {
+            model: served.model.name.clone(),
+            revision: served.model.revision.clone(),
+            weight: *weight,
             workers: served.workers,
+        };
+        Self {
+            id: alias.name.clone(),
+            object: "model",
+            created: heaviest.registered_at.unix_timestamp(),
+            owned_by: "claimcheck",
+            revision: heaviest.model.revision.clone(),
+            context_length: models().map(|served| served.context_length).min().unwrap_or_default(),
+            vocabulary_size: models().map(|served| served.vocabulary_size).min().unwrap_or_default(),
+            dtype: heaviest.dtype.clone(),
+            workers: models().map(|served| served.workers).sum(),
+            targets: alias.given.then(|| alias.targets.iter().map(target).collect()),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Must never hold a database transaction of its own: the store's functions do, in tasks that a client's hanging up
 //! cannot cut short.
 
+pub mod aliases;
 pub mod api_keys;
 pub mod audit;
 pub mod batch_results;

@@ -114,7 +114,7 @@ pub(crate) async fn prepare(
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let valid = request.into_valid(prompt_tokens, served.limits(), now)?;
     screen::sampling(state, &valid.params)?;
-    caller.may_generate(&served.model.name, valid.params.max_tokens)?;
+    caller.may_generate(&served.model.name, served.alias.as_deref(), valid.params.max_tokens)?;
     Ok(NewJob {
         webhook,
         hits,
@@ -149,6 +149,7 @@ fn new_job(
         api_key_id: caller.key().map(|key| key.id),
         price: state.prices.of(&served.model.name),
         model: served.model,
+        requested_model: served.alias,
         class: valid.class,
         prompt: valid.prompt,
         prompt_tokens: valid.prompt_tokens,

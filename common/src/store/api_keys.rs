@@ -36,10 +36,13 @@ pub struct Grant {
 }
 
 impl Grant {
-    /// Whether a generation by this model, of so many tokens, keeps within it. Asked of everything that starts one.
-    pub fn permits(&self, model: &str, max_tokens: u32) -> Result<(), Problem> {
+    /// Whether a generation by this model, which an alias may have led to, of so many tokens, keeps within it. Asked of
+    /// everything that starts one.
+    pub fn permits(&self, model: &str, alias: Option<&str>, max_tokens: u32) -> Result<(), Problem> {
         if let Some(models) = &self.models
-            && !models.iter().any(|known| known == model)
+            && !models
+                .iter()
+                .any(|known| known == model || Some(known.as_str()) == alias)
         {
             let message = format!("This API key may use {} only.", models.join(", "));
             return Err(Problem::new("model_not_allowed", message).at("model"));

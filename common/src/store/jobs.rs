@@ -25,6 +25,8 @@ pub struct JobView {
     pub status: JobStatus,
     /// Which weights.
     pub model: ModelRef,
+    /// The alias that led to them.
+    pub requested_model: Option<String>,
     /// Which queue.
     pub class: Class,
     /// How often it was claimed.
@@ -230,6 +232,7 @@ fn view(row: &PgRow) -> StoreResult<JobView> {
             name: column(row, "model")?,
             revision: column(row, "model_revision")?,
         },
+        requested_model: column(row, "requested_model")?,
         class: parse(row, "class")?,
         attempt: unsigned(row, "attempt")?,
         input,

@@ -12,6 +12,7 @@
 
 pub mod access;
 pub mod accounts;
+pub mod aliases;
 pub mod api_keys;
 pub mod attend;
 pub mod audit;

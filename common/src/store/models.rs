@@ -45,6 +45,8 @@ pub struct ServedModel {
     pub registered_at: time::OffsetDateTime,
     /// Workers that were heard of within the last half minute.
     pub workers: u32,
+    /// The name that operators gave, if it was found by such a one and not by its own.
+    pub alias: Option<String>,
 }
 
 impl ServedModel {
@@ -165,33 +167,69 @@ pub async fn forget_workers(executor: impl PgExecutor<'_>, silent_for: Duration)
     Ok(done.rows_affected())
 }
 
-const SERVED: &str =
-    "SELECT a.alias, m.name, m.revision, m.context_length, m.vocabulary_size, m.dtype, m.tokenizer_sha256, m.registered_at,
-        (SELECT count(*)::int FROM workers w WHERE w.model = m.name AND w.model_revision = m.revision
-             AND w.last_seen_at > now() - interval '30 seconds') AS workers
-     FROM model_aliases a JOIN models m ON (m.name, m.revision) = (a.name, a.revision)
-     ORDER BY a.alias";
+/// Each name with each model that it leads to. A name that operators gave goes before a model that is called the same.
+const SERVED: &str = "WITH names AS (
+         SELECT alias, model, weight, true AS given FROM alias_targets
+         UNION ALL
+         SELECT alias, alias, 1, false FROM model_aliases own
+         WHERE NOT EXISTS (SELECT FROM aliases a WHERE a.alias = own.alias)
+     )
+     SELECT n.alias, n.weight, n.given, m.name, m.revision, m.context_length, m.vocabulary_size, m.dtype,
+         m.tokenizer_sha256, m.registered_at,
+         (SELECT count(*)::int FROM workers w WHERE w.model = m.name AND w.model_revision = m.revision
+              AND w.last_seen_at > now() - interval '30 seconds') AS workers
+     FROM names n JOIN model_aliases o ON o.alias = n.model
+         JOIN models m ON (m.name, m.revision) = (o.name, o.revision)
+     ORDER BY n.alias, n.weight DESC, m.name";
 
 /// A name that requests may use.
 #[derive(Debug, Clone)]
 pub struct Alias {
     /// The name.
     pub name: String,
-    /// What it leads to.
-    pub served: ServedModel,
+    /// Whether operators gave it; otherwise it is a model's own.
+    pub given: bool,
+    /// What it leads to, at least one, with their weights; the heaviest first.
+    pub targets: Vec<(ServedModel, u32)>,
+}
+
+impl Alias {
+    /// The model that a draw, any number, falls to.
+    pub fn drawn(&self, draw: u32) -> &ServedModel {
+        let all: u64 = self.targets.iter().map(|(_, weight)| u64::from(*weight)).sum();
+        let mut place = (u64::from(draw) * all) >> u32::BITS;
+        for (served, weight) in &self.targets {
+            match place.checked_sub(u64::from(*weight)) {
+                Some(rest) => place = rest,
+                None => return served,
+            }
+        }
+        self.heaviest()
+    }
+
+    /// The model that gets most of its jobs.
+    pub fn heaviest(&self) -> &ServedModel {
+        &self.targets[0].0
+    }
 }
 
 /// All that can be asked for, by name.
 pub async fn aliases(executor: impl PgExecutor<'_>) -> StoreResult<Vec<Alias>> {
     let rows = sqlx::query(SERVED).fetch_all(executor).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Alias {
-                name: get(row, "alias")?,
-                served: served(row)?,
-            })
-        })
-        .collect()
+    let mut all: Vec<Alias> = Vec::new();
+    for row in &rows {
+        let (name, given): (String, bool) = (get(row, "alias")?, get(row, "given")?);
+        let target = (served(row, given.then(|| name.clone()))?, unsigned(row, "weight")?);
+        match all.last_mut() {
+            Some(last) if last.name == name => last.targets.push(target),
+            _ => all.push(Alias {
+                name,
+                given,
+                targets: vec![target],
+            }),
+        }
+    }
+    Ok(all)
 }
 
 /// The bytes of a model's `tokenizer.json`.
@@ -205,7 +243,7 @@ pub async fn tokenizer(executor: impl PgExecutor<'_>, model: &ModelRef) -> Store
     )
 }
 
-fn served(row: &sqlx::postgres::PgRow) -> StoreResult<ServedModel> {
+fn served(row: &sqlx::postgres::PgRow, alias: Option<String>) -> StoreResult<ServedModel> {
     Ok(ServedModel {
         model: ModelRef {
             name: get(row, "name")?,
@@ -217,5 +255,55 @@ fn served(row: &sqlx::postgres::PgRow) -> StoreResult<ServedModel> {
         tokenizer_sha256: get(row, "tokenizer_sha256")?,
         registered_at: row.try_get("registered_at")?,
         workers: unsigned(row, "workers")?,
+        alias,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn alias(weights: &[u32]) -> Alias {
+        let served = |revision: usize| ServedModel {
+            model: ModelRef {
+                name: "m".to_owned(),
+                revision: revision.to_string(),
+            },
+            context_length: 1,
+            vocabulary_size: 1,
+            dtype: "f32".to_owned(),
+            tokenizer_sha256: String::new(),
+            registered_at: time::OffsetDateTime::UNIX_EPOCH,
+            workers: 0,
+            alias: Some("a".to_owned()),
+        };
+        let targets = weights.iter().enumerate();
+        Alias {
+            name: "a".to_owned(),
+            given: true,
+            targets: targets.map(|(place, weight)| (served(place), *weight)).collect(),
+        }
+    }
+
+    #[test]
+    fn each_target_gets_the_part_of_all_draws_that_its_weight_is() {
+        let alias = alias(&[90, 9, 1]);
+        let mut counts = [0; 3];
+        // All draws, evenly thinned out.
+        for draw in 0..100_000_u32 {
+            let place: usize = alias.drawn(draw * 42_949).model.revision.parse().unwrap();
+            counts[place] += 1;
+        }
+        for (count, wanted) in counts.into_iter().zip([90_000_i32, 9_000, 1_000]) {
+            assert!(wanted.abs_diff(count) <= 2, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_and_the_last_draw_fall_to_somebody() {
+        assert_eq!(alias(&[1]).drawn(u32::MAX).model.revision, "0");
+        let two = alias(&[1000, 1000]);
+        assert_eq!(two.drawn(0).model.revision, "0");
+        assert_eq!(two.drawn(u32::MAX).model.revision, "1");
+    }
 }

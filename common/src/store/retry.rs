@@ -227,10 +227,10 @@ async fn insert(
              SELECT * FROM unnest($1::uuid[], $2::uuid[]) AS pair (old, new)
          ), made AS (
              INSERT INTO jobs (id, retry_of, replay_of, tenant_id, project_id, user_id, api_key_id, model, model_revision,
-                               class, status, priority, max_attempts, prompt_tokens, store, ttl)
+                               class, status, priority, max_attempts, prompt_tokens, store, ttl, requested_model)
              SELECT pair.new, CASE WHEN NOT $4 THEN j.id END, CASE WHEN $4 THEN j.id END, j.tenant_id, j.project_id,
                  j.user_id, coalesce($8, j.api_key_id), j.model, j.model_revision, j.class, 'queued', j.priority, j.max_attempts,
-                 j.prompt_tokens, j.store, j.ttl
+                 j.prompt_tokens, j.store, j.ttl, j.requested_model
              FROM pair JOIN jobs j ON j.id = pair.old
              RETURNING *
          ), input AS (

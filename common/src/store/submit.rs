@@ -40,6 +40,8 @@ pub struct NewJob {
     pub api_key_id: Option<ApiKeyId>,
     /// Name and revision that the request's alias led to.
     pub model: ModelRef,
+    /// The alias that the request named, if it named one.
+    pub requested_model: Option<String>,
     /// Which queue.
     pub class: Class,
     /// The text or tokens.
@@ -253,15 +255,16 @@ pub(super) async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> S
              FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[],
                  $8::text[], $9::integer[], $10::timestamptz[], $11::jsonb[], $12::jsonb[], $13::jsonb[], $14::text[],
                  $15::smallint[], $16::timestamptz[], $17::timestamptz[], $18::integer[], $19::boolean[], $20::interval[],
-                 $21::uuid[], $22::text[], $23::text[], $24::text[])
+                 $21::uuid[], $22::text[], $23::text[], $24::text[], $25::text[])
              AS new (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
                  scheduled_at, prompt, parameters, metadata, traceparent, priority, deadline_at, start_by, max_attempts,
-                 store, ttl, api_key_id, credential, address, request_id)
+                 store, ttl, api_key_id, credential, address, request_id, requested_model)
          ), job AS (
              INSERT INTO jobs (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
-                               available_at, priority, deadline_at, start_by, max_attempts, store, ttl, api_key_id)
+                               available_at, priority, deadline_at, start_by, max_attempts, store, ttl, api_key_id,
+                               requested_model)
              SELECT id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
-                 available_at, priority, deadline_at, start_by, max_attempts, store, ttl, api_key_id FROM new
+                 available_at, priority, deadline_at, start_by, max_attempts, store, ttl, api_key_id, requested_model FROM new
          ), input AS (
              INSERT INTO job_inputs (job_id, prompt, parameters, metadata)
              SELECT id, prompt, parameters, metadata FROM new
@@ -301,6 +304,7 @@ pub(super) async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> S
     .bind(column(jobs, |job| job.origin.credential.as_deref()))
     .bind(column(jobs, |job| job.origin.address.map(|address| address.to_string())))
     .bind(column(jobs, |job| job.origin.request_id.as_deref()))
+    .bind(column(jobs, |job| job.requested_model.as_deref()))
     .fetch_all(connection)
     .await?;
     let by_id: HashMap<JobId, &PgRow> = rows
@@ -319,6 +323,7 @@ fn accepted(job: &NewJob, row: &PgRow) -> StoreResult<JobView> {
         key: JobKey { id: job.id, fence: 0 },
         status: job.status(),
         model: job.model.clone(),
+        requested_model: job.requested_model.clone(),
         class: job.class,
         attempt: 0,
         input: Some(JobInput {

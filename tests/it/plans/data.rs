@@ -126,6 +126,7 @@ async fn one_that_ended(pool: &Pool, account: &Account) {
             name: MODEL.to_owned(),
             revision: "r".to_owned(),
         },
+        requested_model: None,
         class: Class::Interactive,
         prompt: Prompt::Text("Once upon a time there was a queue".to_owned()),
         prompt_tokens: 8,

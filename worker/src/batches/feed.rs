@@ -220,7 +220,7 @@ fn new_job(mut body: SubmitJob, served: &Served, terms: &Terms, held: &Held, now
     let tokens = catalog::count(tokenizer, &body.prompt.0).map_err(not_encodable)?;
     let valid = body.into_valid(tokens, model.limits(), now)?;
     if let Some(grant) = &held.grant {
-        grant.permits(&model.model.name, valid.params.max_tokens)?;
+        grant.permits(&model.model.name, model.alias.as_deref(), valid.params.max_tokens)?;
     }
     Ok(NewJob {
         id: JobId::new(),
@@ -230,6 +230,7 @@ fn new_job(mut body: SubmitJob, served: &Served, terms: &Terms, held: &Held, now
         api_key_id: held.api_key_id,
         price: terms.config.prices.of(&model.model.name),
         model: model.model.clone(),
+        requested_model: model.alias.clone(),
         class: Class::Batch,
         prompt: valid.prompt,
         prompt_tokens: valid.prompt_tokens,

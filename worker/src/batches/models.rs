@@ -26,9 +26,10 @@ impl Models {
     pub(super) async fn now(&self, pool: &Pool) -> StoreResult<Served> {
         let (mut aliases, mut tokenizers) = (Vec::new(), HashMap::new());
         for alias in models::aliases(pool).await? {
-            match self.tokenizers.of(pool, &alias.served).await {
+            // All that a name leads to has one tokenizer.
+            match self.tokenizers.of(pool, alias.heaviest()).await {
                 Ok(tokenizer) => {
-                    tokenizers.insert(alias.served.tokenizer_sha256.clone(), tokenizer);
+                    tokenizers.insert(alias.heaviest().tokenizer_sha256.clone(), tokenizer);
                     aliases.push(alias);
                 }
                 Err(TokenizersError::Store(error)) => return Err(error),
@@ -48,9 +49,10 @@ impl Served {
         self.aliases.is_empty()
     }
 
-    /// The model of that name, with its tokenizer; without a name, the only one there is.
+    /// A model of that name, drawn where there are several, with its tokenizer; without a name, the only one there is.
     pub(super) fn find(&self, name: Option<&str>) -> Result<(&ServedModel, &Tokenizer), Problem> {
-        let served = catalog::find(&self.aliases, name).map_err(|unfound| unfound.problem())?;
+        let found = catalog::find(&self.aliases, name).map_err(|unfound| unfound.problem())?;
+        let served = found.drawn(rand::random());
         let tokenizer = self.tokenizers.get(&served.tokenizer_sha256);
         let tokenizer = tokenizer.ok_or_else(|| catalog::Unfound::Nothing.problem())?;
         Ok((served, tokenizer))
