@@ -65,9 +65,10 @@ pub async fn answer(state: &AppState, jobs: &[NewJob]) -> Result<Response, ApiEr
     let first = jobs
         .first()
         .ok_or_else(|| ApiError::internal("a request without a job"))?;
-    let (tenant, model) = (first.tenant_id, &first.model.name);
-    let outlook = outlook::find(&state.pool, tenant, model, first.class, first.queue_limit).await?;
+    let (place, model) = ((first.tenant_id, first.project_id), &first.model.name);
+    let outlook = outlook::find(&state.pool, place, model, first.class, first.queue_limit).await?;
     let room = outlook.max_queued.map(|most| most.saturating_sub(outlook.waiting));
+    let room = [room, outlook.project_room].into_iter().flatten().min();
     let over_budget = is_over_budget(state, jobs).await?;
     let obstacle = if room.is_some_and(|room| (room as usize) < jobs.len()) {
         Some("quota_exceeded")
@@ -102,7 +103,8 @@ pub async fn answer(state: &AppState, jobs: &[NewJob]) -> Result<Response, ApiEr
 async fn is_over_budget(state: &AppState, jobs: &[NewJob]) -> Result<bool, ApiError> {
     let holders = jobs.first().map(|job| {
         let key = job.api_key_id.map(ApiKeyId::uuid);
-        [Some(job.tenant_id.uuid()), key].into_iter().flatten().collect()
+        let others = [Some(job.tenant_id.uuid()), Some(job.project_id.uuid())];
+        others.into_iter().chain([key]).flatten().collect()
     });
     let standings = budgets::find(&state.pool, holders.unwrap_or_default()).await?;
     let tokens: u64 = jobs.iter().map(|job| job.most_tokens().total()).sum();

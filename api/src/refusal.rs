@@ -37,6 +37,7 @@ fn over_budget(over: OverBudget) -> ApiError {
     } = over;
     let whose = match holder {
         Holder::Tenant => "your organization's",
+        Holder::Project => "this project's",
         Holder::Key => "this API key's",
     };
     let (asked, left, most) = if over.is_of_tokens() {

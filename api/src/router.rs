@@ -27,9 +27,9 @@ use crate::extract::origin;
 use crate::routes::{
     aliases, api_keys, audit, batch_results, batches, bulk_jobs, cancel_job, completions, create_batch, dead_letters,
     delete_job, files, get_job, get_model, get_place, health, identities, job_events, jwks, list_events, list_jobs,
-    list_models, logout, members, metrics, openapi, operators, projects, put_job, receipt, register, replay_job,
-    responses, retry_job, root, service_accounts, sign_in, submit_job, token, tokenize, upload_file, usage, users,
-    webhook_endpoints, webhook_log, webhook_secrets,
+    list_models, logout, members, metrics, openapi, operators, project_limits, projects, put_job, receipt, register,
+    replay_job, responses, retry_job, root, service_accounts, sign_in, submit_job, token, tokenize, upload_file, usage,
+    users, webhook_endpoints, webhook_log, webhook_secrets,
 };
 use crate::{middleware, transport};
 
@@ -113,6 +113,7 @@ fn documented() -> OpenApiRouter<AppState> {
             )
             .needs(User),
         )
+        .routes(routes!(project_limits::get_limits, project_limits::set_limits).needs(User))
         .routes(routes!(members::add_member, members::list_members).needs(User))
         .routes(routes!(members::remove_member).needs(User))
         .routes(routes!(service_accounts::create_account, service_accounts::list_accounts).needs(User))

@@ -37,6 +37,7 @@ mod parsers;
 mod plans;
 mod policy;
 mod precision;
+mod project_limits;
 mod readme;
 mod receipts;
 mod same_answer;

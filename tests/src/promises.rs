@@ -65,9 +65,9 @@ const PROMISES: [(&str, &str); 8] = [
          CROSS JOIN LATERAL (SELECT coalesce(sum(j.prompt_tokens
                      + (i.parameters ->> 'max_tokens')::bigint * (i.parameters ->> 'n')::bigint), 0) AS tokens, count(*) AS jobs
              FROM jobs j JOIN job_inputs i ON i.job_id = j.id
-             WHERE b.id IN (j.tenant_id, j.api_key_id) AND j.finished_at IS NULL) open
+             WHERE b.id IN (j.tenant_id, j.project_id, j.api_key_id) AND j.finished_at IS NULL) open
          CROSS JOIN LATERAL (SELECT coalesce(sum(prompt_tokens + completion_tokens), 0) AS tokens FROM receipts
-             WHERE b.id IN (tenant_id, api_key_id)
+             WHERE b.id IN (tenant_id, project_id, api_key_id)
                  AND finished_at >= budget_period(b.period_began_at, b.period_seconds)) used
          WHERE b.reserved_tokens <> kept.tokens OR b.reserved_cost <> kept.cost OR kept.jobs <> open.jobs
              OR kept.tokens <> open.tokens OR used.tokens <> CASE

@@ -1,4 +1,4 @@
-//! How much callers may ask for: rates by credential and address, counted in Redis for all processes together.
+//! How much callers may ask for: rates by credential, project and address, counted in Redis for all processes together.
 //!
 //! A route that generates says so beside its path (`Generate`, in `router.rs`); signing in asks [`Limits::sign_in`] before
 //! anything is hashed. All limits of a request are one script call: either all count it or none. The same call tells whether what is
@@ -136,8 +136,10 @@ impl Limits {
     fn asks(&self, caller: &Caller, origin: &Origin) -> Vec<Ask> {
         let Inner { config, tenants, .. } = &*self.inner;
         let plan = tenants.plan(caller.tenant_id, config);
+        let project = tenants.rate(caller.project_id);
+        let project = self.ask("project", project, || caller.project_id.uuid().to_string());
         if plan == Plan::UNLIMITED {
-            return Vec::new();
+            return project.into_iter().collect();
         }
         let part = tenants.part();
         let (policy, rate, whose) = match &caller.credential {
@@ -148,6 +150,7 @@ impl Limits {
         };
         let asks = [
             self.ask(policy, rate, || whose.to_string()),
+            project,
             self.ask("address", config.address_rate.0, || place(origin.address)),
         ];
         asks.into_iter().flatten().map(|ask| ask.at(part)).collect()
@@ -222,6 +225,7 @@ fn refusal(outcome: &Outcome) -> Option<ApiError> {
     let whose = match standing.policy {
         "address" | "login-address" => "from this address",
         "account" => "to sign in to this account",
+        "project" => "in this project",
         _ => "with this credential",
     };
     Some(ApiError::RateLimited {

@@ -1,4 +1,5 @@
-//! What the limiter knows besides the configuration: tenants that have a plan of their own, and how old the queue is.
+//! What the limiter knows besides the configuration: tenants that have a plan of their own, projects that have a rate of their own,
+//! and how old the queue is.
 //!
 //! Looked up every two seconds and kept, so that no request asks the database for it. When the oldest interactive job that
 //! was released waits for longer than the overload age, rates shrink to that age's part of its wait, a tenth at least:
@@ -11,8 +12,8 @@ use std::sync::{PoisonError, RwLock};
 use std::time::Duration;
 
 use claimcheck_common::config::{LimitsConfig, Plan};
-use claimcheck_common::domain::TenantId;
-use claimcheck_common::store::{Pool, StoreResult, limits, within};
+use claimcheck_common::domain::{ProjectId, Rate, TenantId};
+use claimcheck_common::store::{Pool, StoreResult, limits, project_limits, within};
 use tokio_util::sync::CancellationToken;
 
 const PERIOD: Duration = Duration::from_secs(2);
@@ -23,6 +24,7 @@ const WHOLE: u32 = 1000;
 
 pub(super) struct Tenants {
     plans: RwLock<HashMap<TenantId, Plan>>,
+    projects: RwLock<HashMap<ProjectId, Rate>>,
     part: AtomicU32,
 }
 
@@ -30,6 +32,7 @@ impl Default for Tenants {
     fn default() -> Self {
         Self {
             plans: RwLock::default(),
+            projects: RwLock::default(),
             part: AtomicU32::new(WHOLE),
         }
     }
@@ -42,6 +45,12 @@ impl Tenants {
             .copied()
             .or_else(|| config.plans.find(&config.plan))
             .unwrap_or(Plan::UNLIMITED)
+    }
+
+    /// The rate that the project's organization has given it, if any.
+    pub(super) fn rate(&self, project: ProjectId) -> Option<Rate> {
+        let own = self.projects.read().unwrap_or_else(PoisonError::into_inner);
+        own.get(&project).copied()
     }
 
     /// The part of their rates that callers have at this moment.
@@ -68,6 +77,8 @@ impl Tenants {
             Some((tenant, config.plans.find(&name)?))
         });
         *self.plans.write().unwrap_or_else(PoisonError::into_inner) = known.collect();
+        let rates = within(LOOK_LIMIT, project_limits::rates(pool)).await?;
+        *self.projects.write().unwrap_or_else(PoisonError::into_inner) = rates.into_iter().collect();
         let age = within(LOOK_LIMIT, limits::queue_age(pool)).await?;
         let part = part(age, config.overload_age);
         let before = self.part.swap((part * f64::from(WHOLE)) as u32, Ordering::Relaxed);

@@ -37,7 +37,8 @@ pub const WAIT_MAX: Duration = Duration::from_mins(10);
 #[utoipa::path(post, path = "/v1/completions", tag = "OpenAI", request_body = CreateCompletion,
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
     responses(
-        (status = 200, body = OutputBody, description = "The completion"),
+        (status = 200, description = "The completion, or its pieces as events",
+            content((OutputBody = "application/json"), (String = "text/event-stream"))),
         (status = 404, body = ErrorBody, description = "The model is not served (`model_not_found`)"),
         (status = 409, body = ErrorBody, description = "The job was cancelled, or the first request with this key is still at work"),
         (status = 422, body = ErrorBody, description = "The key was used with another body"),

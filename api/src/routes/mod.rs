@@ -31,6 +31,7 @@ pub mod metrics;
 pub mod openapi;
 pub mod operators;
 mod paging;
+pub mod project_limits;
 pub mod projects;
 pub mod put_job;
 pub mod receipt;

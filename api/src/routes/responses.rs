@@ -34,7 +34,8 @@ const CANCEL_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
 #[utoipa::path(post, path = "/v1/responses", tag = "OpenAI", request_body = CreateResponse,
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
     responses(
-        (status = 200, body = ResponseBody, description = "The response, or events"),
+        (status = 200, description = "The response, or events",
+            content((ResponseBody = "application/json"), (String = "text/event-stream"))),
         (status = 404, body = ErrorBody, description = "The model is not served (`model_not_found`)"),
         (status = 409, body = ErrorBody, description = "It was cancelled, or the first request with this key is still at work"),
         (status = 422, body = ErrorBody, description = "The key was used with another body"),
@@ -82,7 +83,8 @@ pub async fn create_response(
         ("starting_after" = Option<u32>, Query, description = "Only events after this number"),
     ),
     responses(
-        (status = 200, body = ResponseBody, description = "The response, or events"),
+        (status = 200, description = "The response, or events",
+            content((ResponseBody = "application/json"), (String = "text/event-stream"))),
         (status = 400, body = ErrorBody, description = "A parameter is unknown or does not read"),
         (status = 404, body = ErrorBody, description = "No such response, not yours, or deleted"),
         Trouble,

@@ -42,6 +42,17 @@ impl Rate {
         self.period / self.limit
     }
 
+    /// As it reads: `60/min`.
+    pub fn written(self) -> String {
+        let unit = match self.period.as_secs() {
+            1 => "s",
+            60 => "min",
+            3600 => "h",
+            _ => "d",
+        };
+        format!("{}/{unit}", self.limit)
+    }
+
     /// The rate at a part of itself, never less than one request.
     #[must_use]
     pub fn at(self, part: f64) -> Self {

@@ -21,6 +21,8 @@ use crate::domain::{Budget, BudgetStanding, JobId, Money, Price};
 pub enum Holder {
     /// The organization.
     Tenant,
+    /// The project.
+    Project,
     /// The API key that the request showed.
     Key,
 }
@@ -121,8 +123,9 @@ impl Locked {
 /// Whose budgets a job counts against.
 pub(super) fn holders(asked: &Asked) -> Vec<(Holder, Uuid)> {
     let tenant = (Holder::Tenant, asked.tenant.uuid());
+    let project = (Holder::Project, asked.project.uuid());
     let key = asked.key.map(|key| (Holder::Key, key.uuid()));
-    [Some(tenant), key].into_iter().flatten().collect()
+    [Some(tenant), Some(project), key].into_iter().flatten().collect()
 }
 
 /// Writes reservations. Their budgets are locked by this transaction, and have room.
@@ -218,7 +221,7 @@ fn standing(row: &PgRow) -> StoreResult<BudgetStanding> {
     })
 }
 
-/// How much is used of the budgets of these tenants and API keys, of those that have one.
+/// How much is used of the budgets of these tenants, projects and API keys, of those that have one.
 pub async fn find(executor: impl PgExecutor<'_>, holders: Vec<Uuid>) -> StoreResult<BTreeMap<Uuid, BudgetStanding>> {
     let rows = sqlx::query(concat!("SELECT ", columns_now!(), " FROM budgets WHERE id = ANY($1)"))
         .bind(holders)
@@ -227,7 +230,7 @@ pub async fn find(executor: impl PgExecutor<'_>, holders: Vec<Uuid>) -> StoreRes
     rows.iter().map(|row| Ok((get(row, "id")?, standing(row)?))).collect()
 }
 
-/// Gives a tenant or an API key a budget, another one, or none any more. What it has spent and reserved stays; another period begins
+/// Gives a tenant, a project or an API key a budget, another one, or none any more. What it has spent and reserved stays; another period begins
 /// now. Jobs from before its first budget do not count against it.
 pub(super) async fn set(
     connection: &mut PgConnection,

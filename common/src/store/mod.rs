@@ -42,6 +42,7 @@ pub mod outbox;
 pub mod outlook;
 pub mod place;
 mod pool;
+pub mod project_limits;
 pub mod projects;
 pub mod quota;
 pub mod receipts;

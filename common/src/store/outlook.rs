@@ -3,7 +3,7 @@
 use sqlx::{PgExecutor, Row};
 
 use super::StoreResult;
-use crate::domain::{Class, TenantId};
+use crate::domain::{Class, ProjectId, TenantId};
 
 /// Counting stops here: whoever has so many waiting needs no exact number.
 const COUNT_MAX: i64 = 100_000;
@@ -19,12 +19,14 @@ pub struct Outlook {
     pub max_queued: Option<u32>,
     /// Jobs of the tenant that wait.
     pub waiting: u32,
+    /// How many more jobs of the project may wait, if it has a limit of its own.
+    pub project_room: Option<u32>,
 }
 
-/// Looks at pauses, workers and quota. `max_queued` is the limit of a tenant that has none of its own.
+/// Looks at pauses, workers and quotas. `max_queued` is the limit of a tenant that has none of its own.
 pub async fn find(
     executor: impl PgExecutor<'_>,
-    tenant: TenantId,
+    (tenant, project): (TenantId, ProjectId),
     model: &str,
     class: Class,
     max_queued: Option<u32>,
@@ -37,12 +39,19 @@ pub async fn find(
              (SELECT count(*)::int FROM (
                  SELECT FROM jobs
                  WHERE tenant_id = $1 AND finished_at IS NULL AND status IN ('scheduled', 'queued') LIMIT $4
-             ) counted) AS waiting",
+             ) counted) AS waiting,
+             (SELECT greatest(0, l.max_queued - (
+                 SELECT count(*)::int FROM (
+                     SELECT FROM jobs
+                     WHERE tenant_id = $1 AND project_id = $5 AND finished_at IS NULL AND status IN ('scheduled', 'queued')
+                     LIMIT l.max_queued
+                 ) counted)) FROM project_limits l WHERE l.project_id = $5) AS project_room",
     )
     .bind(tenant.uuid())
     .bind(model)
     .bind(class.as_str())
     .bind(COUNT_MAX)
+    .bind(project.uuid())
     .fetch_one(executor)
     .await?;
     let own: Option<i32> = row.try_get("max_queued")?;
@@ -51,5 +60,6 @@ pub async fn find(
         served: row.try_get("served")?,
         max_queued: own.map(i32::cast_unsigned).or(max_queued),
         waiting: row.try_get::<i32, _>("waiting")?.cast_unsigned(),
+        project_room: row.try_get::<Option<i32>, _>("project_room")?.map(i32::cast_unsigned),
     })
 }

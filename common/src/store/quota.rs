@@ -1,6 +1,6 @@
-//! How many jobs a tenant may have waiting and how much it may use, kept within the transaction that adds to them.
+//! How many jobs a tenant or a project may have waiting and how much they may use, kept within the transaction that adds to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::PgConnection;
 use uuid::Uuid;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::StoreResult;
 use super::budgets::{self, OverBudget, Reservation};
 use super::row::get;
-use crate::domain::{ApiKeyId, BudgetStanding, JobId, Price, TenantId, Tokens};
+use crate::domain::{ApiKeyId, BudgetStanding, JobId, Price, ProjectId, TenantId, Tokens};
 
 /// Of a tenant's limit of waiting jobs so much is left to single submits: a batch alone never makes them refused.
 const LEFT_TO_OTHERS: u32 = 4;
@@ -18,6 +18,7 @@ const LEFT_TO_OTHERS: u32 = 4;
 pub(super) struct Asked {
     pub(super) job: JobId,
     pub(super) tenant: TenantId,
+    pub(super) project: ProjectId,
     pub(super) key: Option<ApiKeyId>,
     /// Most jobs of a tenant that may wait, if it has no limit of its own.
     pub(super) queue_limit: Option<u32>,
@@ -29,7 +30,7 @@ pub(super) struct Asked {
 /// Why there is no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// The tenant has so many jobs waiting, as many as it may.
+    /// The tenant or the project has so many jobs waiting, as many as it may.
     Queue(u32),
     /// A budget has too little left.
     Budget(OverBudget),
@@ -52,10 +53,20 @@ pub(super) struct Decision {
     pub(super) reserved: Vec<Reservation>,
 }
 
-/// The limits of the tenants and the budgets that jobs count against.
+/// A tenant's or a project's limit of waiting jobs.
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    tenant: Uuid,
+    /// `None`: all of the tenant's.
+    project: Option<Uuid>,
+    limit: u32,
+}
+
+/// The limits of the tenants and projects and the budgets that jobs count against.
 #[derive(Debug, Default)]
 struct Limits {
-    queued: BTreeMap<Uuid, u32>,
+    /// By the id of whoever has the limit.
+    queued: BTreeMap<Uuid, Line>,
     batch_tokens: BTreeMap<Uuid, u64>,
     budgets: budgets::Locked,
 }
@@ -68,12 +79,13 @@ pub(super) async fn decide(connection: &mut PgConnection, asked: &[Asked], after
     let mut limits = limits(connection, asked).await?;
     let mut rooms = BTreeMap::new();
     // In the order of their ids: two groups never wait for each other.
-    for (tenant, limit) in &limits.queued {
-        rooms.insert(*tenant, room(connection, *tenant, *limit).await?);
+    for (id, line) in &limits.queued {
+        stand_in_line(connection, *id).await?;
+        rooms.insert(*id, room(connection, *line).await?);
     }
     let refused = |rooms: &BTreeMap<Uuid, u32>, one: &Asked| {
-        let full = rooms.get(&one.tenant.uuid()) == Some(&0);
-        full.then(|| Refusal::Queue(limits.queued.get(&one.tenant.uuid()).copied().unwrap_or_default()))
+        let full = lines(one).into_iter().find(|id| rooms.get(id) == Some(&0))?;
+        Some(Refusal::Queue(limits.queued.get(&full)?.limit))
     };
     Ok(walk(asked, after, &mut limits.budgets, &mut rooms, refused))
 }
@@ -91,11 +103,16 @@ pub(super) async fn decide_for_batch(
         });
     };
     let mut limits = limits(connection, asked).await?;
-    let mut rooms = BTreeMap::new();
-    if let Some(limit) = limits.queued.get(&tenant) {
-        rooms.insert(tenant, room(connection, tenant, limit - limit / LEFT_TO_OTHERS).await?);
-    }
     let most = limits.batch_tokens.get(&tenant).copied().or(batch_tokens);
+    let counted: BTreeSet<Uuid> = limits.queued.keys().copied().chain(most.map(|_| tenant)).collect();
+    for id in &counted {
+        stand_in_line(connection, *id).await?;
+    }
+    let mut rooms = BTreeMap::new();
+    for (id, line) in &limits.queued {
+        let limit = line.limit - line.limit / LEFT_TO_OTHERS;
+        rooms.insert(*id, room(connection, Line { limit, ..*line }).await?);
+    }
     let mut waiting = match most {
         Some(_) => waiting_batch_tokens(connection, tenant).await?,
         None => 0,
@@ -104,7 +121,7 @@ pub(super) async fn decide_for_batch(
         // A line beyond the whole quota goes when no other waits.
         let full = most.is_some_and(|most| waiting > 0 && waiting + one.tokens.prompt > most);
         waiting += one.tokens.prompt;
-        (full || rooms.get(&tenant) == Some(&0)).then_some(Refusal::Queue(0))
+        (full || lines(one).iter().any(|id| rooms.get(id) == Some(&0))).then_some(Refusal::Queue(0))
     };
     Ok(walk(asked, After::Stop, &mut limits.budgets, &mut rooms, refused))
 }
@@ -132,8 +149,10 @@ fn walk(
                 verdicts.push(Err(refusal));
             }
             Ok(made) => {
-                if let Some(room) = rooms.get_mut(&one.tenant.uuid()) {
-                    *room -= 1;
+                for id in lines(one) {
+                    if let Some(room) = rooms.get_mut(&id) {
+                        *room -= 1;
+                    }
                 }
                 reserved.extend(made);
                 verdicts.push(Ok(budgets.nearest(one)));
@@ -145,9 +164,10 @@ fn walk(
 
 /// Reads the limits and locks the budgets, in one round trip.
 async fn limits(connection: &mut PgConnection, asked: &[Asked]) -> StoreResult<Limits> {
-    let (mut tenants, mut holders) = (Vec::new(), Vec::new());
+    let (mut tenants, mut projects, mut holders) = (Vec::new(), BTreeMap::new(), Vec::new());
     for one in asked {
         tenants.push(one.tenant.uuid());
+        projects.insert(one.project.uuid(), one.tenant.uuid());
         holders.extend(budgets::holders(one).into_iter().map(|(_, id)| id));
     }
     for ids in [&mut tenants, &mut holders] {
@@ -163,16 +183,21 @@ async fn limits(connection: &mut PgConnection, asked: &[Asked]) -> StoreResult<L
         ", NULL::integer AS max_queued, NULL::bigint AS max_batch_tokens, true AS is_budget FROM budget
          UNION ALL
          SELECT tenant_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, max_queued, max_batch_tokens, false
-         FROM tenant_limits WHERE tenant_id = ANY($1)"
+         FROM tenant_limits WHERE tenant_id = ANY($1)
+         UNION ALL
+         SELECT project_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, max_queued, NULL, false
+         FROM project_limits WHERE project_id = ANY($3)"
     ))
     .bind(tenants)
     .bind(holders)
+    .bind(projects.keys().copied().collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;
     let mut limits = Limits::default();
     for one in asked {
         if let Some(limit) = one.queue_limit {
-            limits.queued.insert(one.tenant.uuid(), limit);
+            let (tenant, project) = (one.tenant.uuid(), None);
+            limits.queued.insert(tenant, Line { tenant, project, limit });
         }
     }
     for row in &rows {
@@ -180,45 +205,53 @@ async fn limits(connection: &mut PgConnection, asked: &[Asked]) -> StoreResult<L
             limits.budgets.add(row)?;
             continue;
         }
-        let tenant: Uuid = get(row, "id")?;
+        let id: Uuid = get(row, "id")?;
         if let Some(limit) = get::<Option<i32>, _>(row, "max_queued")? {
-            limits.queued.insert(tenant, limit.cast_unsigned());
+            let (tenant, project) = projects.get(&id).map_or((id, None), |tenant| (*tenant, Some(id)));
+            let limit = limit.cast_unsigned();
+            limits.queued.insert(id, Line { tenant, project, limit });
         }
         if let Some(limit) = get::<Option<i64>, _>(row, "max_batch_tokens")? {
-            limits.batch_tokens.insert(tenant, limit.cast_unsigned());
+            limits.batch_tokens.insert(id, limit.cast_unsigned());
         }
     }
     Ok(limits)
 }
 
-/// Submits of this tenant that count come one after the other until the transaction ends.
-async fn stand_in_line(connection: &mut PgConnection, tenant: Uuid) -> StoreResult<()> {
+/// Whose limits of waiting jobs one counts against.
+fn lines(asked: &Asked) -> [Uuid; 2] {
+    [asked.tenant.uuid(), asked.project.uuid()]
+}
+
+/// Submits of this tenant or project that count come one after the other until the transaction ends.
+async fn stand_in_line(connection: &mut PgConnection, whose: Uuid) -> StoreResult<()> {
     sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended('quota:' || $1::text, 0))")
-        .bind(tenant)
+        .bind(whose)
         .execute(connection)
         .await?;
     Ok(())
 }
 
-/// How many more jobs of a tenant may wait. Nobody else changes it until the transaction ends.
-async fn room(connection: &mut PgConnection, tenant: Uuid, limit: u32) -> StoreResult<u32> {
-    stand_in_line(connection, tenant).await?;
+/// How many more jobs of a tenant or a project may wait. Whoever asks stands in its line: nobody else changes it until the transaction
+/// ends.
+async fn room(connection: &mut PgConnection, line: Line) -> StoreResult<u32> {
     // A statement of its own, after the lock: it sees what those before have committed.
     let waiting: i64 = sqlx::query_scalar(
         "SELECT count(*) FROM (
-             SELECT FROM jobs WHERE tenant_id = $1 AND finished_at IS NULL AND status IN ('scheduled', 'queued') LIMIT $2
+             SELECT FROM jobs WHERE tenant_id = $1 AND finished_at IS NULL AND status IN ('scheduled', 'queued')
+                 AND project_id = coalesce($3, project_id) LIMIT $2
          ) counted",
     )
-    .bind(tenant)
-    .bind(i64::from(limit))
+    .bind(line.tenant)
+    .bind(i64::from(line.limit))
+    .bind(line.project)
     .fetch_one(connection)
     .await?;
-    Ok(limit.saturating_sub(u32::try_from(waiting).unwrap_or(u32::MAX)))
+    Ok(line.limit.saturating_sub(u32::try_from(waiting).unwrap_or(u32::MAX)))
 }
 
-/// Tokens of the prompts of a tenant's waiting lines of batches.
+/// Tokens of the prompts of a tenant's waiting lines of batches. Whoever asks stands in its line.
 async fn waiting_batch_tokens(connection: &mut PgConnection, tenant: Uuid) -> StoreResult<u64> {
-    stand_in_line(connection, tenant).await?;
     let waiting: i64 = sqlx::query_scalar(
         "SELECT coalesce(sum(prompt_tokens), 0)::bigint FROM jobs
          WHERE tenant_id = $1 AND finished_at IS NULL AND status IN ('scheduled', 'queued') AND class = 'batch'",

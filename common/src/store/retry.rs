@@ -171,7 +171,7 @@ pub(super) async fn run_again(
     asker: &Asker,
 ) -> StoreResult<Again> {
     let rows = sqlx::query(
-        "SELECT j.id, j.tenant_id, j.api_key_id, j.model, j.prompt_tokens,
+        "SELECT j.id, j.tenant_id, j.project_id, j.api_key_id, j.model, j.prompt_tokens,
              (i.parameters ->> 'max_tokens')::bigint * (i.parameters ->> 'n')::bigint AS completion_tokens
          FROM jobs j JOIN job_inputs i ON i.job_id = j.id
          WHERE j.id = ANY($1) AND j.finished_at IS NOT NULL ORDER BY j.id",
@@ -201,6 +201,7 @@ fn again(row: &PgRow, asker: &Asker) -> StoreResult<Asked> {
     Ok(Asked {
         job: JobId::new(),
         tenant: Id::from_uuid(get(row, "tenant_id")?),
+        project: Id::from_uuid(get(row, "project_id")?),
         key: asker.api_key_id.or(key.map(Id::from_uuid)),
         queue_limit: asker.queue_limit,
         tokens: Tokens {

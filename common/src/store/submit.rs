@@ -354,6 +354,7 @@ impl NewJob {
         Asked {
             job: self.id,
             tenant: self.tenant_id,
+            project: self.project_id,
             key: self.api_key_id,
             queue_limit: self.queue_limit,
             tokens: self.most_tokens(),
