@@ -42,7 +42,8 @@ def worker(args, spec, device=None, dtype=None):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "spec.json")
         path.write_text(json.dumps(spec))
-        command = [args.worker, "bench", "--device", device or args.device, "--dtype", dtype or args.dtype, str(path)]
+        command = [args.worker, "bench", "--device", device or args.device, "--dtype", dtype or args.dtype,
+                   "--order", args.order, str(path)]
         done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(command)}: {done.stderr[-2000:]}")
@@ -177,7 +178,7 @@ def kernels(args, model, cfg):
         spec.write_text(json.dumps(spec_of(model, draw(cfg, 32, args.prompt), args.new)))
         report = Path(folder, "report")
         command = ["nsys", "profile", "-o", str(report), args.worker, "bench", "--device", args.device, "--dtype",
-                   args.dtype, str(spec)]
+                   args.dtype, "--order", args.order, str(spec)]
         if subprocess.run(command, capture_output=True).returncode:
             return None
         stats = subprocess.run(["nsys", "stats", "-r", "cuda_gpu_kern_sum", "-f", "csv", f"{report}.nsys-rep"],
@@ -257,7 +258,7 @@ def page(args, cfg, batches, peers, parity, equal, figures, notes, copied, table
     lines = [
         "# The engine on a graphics card", "",
         f"`tests/benches/engine-gpu` on {datetime.date.today()}, commit {commit}, {args.device}: {name}. GPT-2 in the shape of "
-        f"{args.shape} with random weights in {args.dtype}, {args.prompt} prompt and {args.new} new tokens a row, greedy; medians "
+        f"{args.shape} with random weights in {args.dtype}, {args.order} order, {args.prompt} prompt and {args.new} new tokens a row, greedy; medians "
         f"of {args.rounds} rounds of two runs each, every engine in turn.", "",
         "## Parity", "",
         "Greedy text of the fixtures, which transformers wrote down (f32):", "",

@@ -206,11 +206,7 @@ async fn what_names_no_model_or_one_that_counts_otherwise_is_refused_and_only_ad
                 StatusCode::BAD_REQUEST,
                 "targets[0].weight",
             ),
-            (
-                json!([{"model": MODEL, "share": 1}]),
-                StatusCode::BAD_REQUEST,
-                "share",
-            ),
+            (json!([{"model": MODEL, "share": 1}]), StatusCode::BAD_REQUEST, "share"),
         ] {
             let (answered, body) = set(&root, "prod", targets).await;
             assert_eq!((answered, &body["error"]["param"]), (status, &json!(param)), "{body}");

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::backend::flex::FlexDevice;
 use claimcheck_common::config::{HubConfig, WeightsCacheConfig};
-use claimcheck_common::domain::{DeviceChoice, Dtype, GenerationParams, JobId, JobKey, Share};
+use claimcheck_common::domain::{DeviceChoice, Dtype, GenerationParams, JobId, JobKey, Order, Share};
 use claimcheck_common::tokenizer::Tokenizer;
 use claimcheck_worker::engine::{Ending, Engine, EngineConfig, EngineEvent, EngineJob};
 use claimcheck_worker::gpt2::{BLOCK, Cpu, Gpt2, Gpt2Runner, ModelFiles, StepModel, StepRow};
@@ -187,6 +187,7 @@ async fn the_bundled_model_writes_the_text_that_transformers_writes() {
         name: None,
         dtype: Dtype::F32,
         device: DeviceChoice::Cpu,
+        order: Order::Fixed,
         slots: 3,
         kv_cache_mib: 64,
         hub: HubConfig::default(),

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use claimcheck_common::config::{HubConfig, WeightsCacheConfig, WorkerConfig};
-use claimcheck_common::domain::{DeviceChoice, Dtype, ModelRef, ModelSource};
+use claimcheck_common::domain::{DeviceChoice, Dtype, ModelRef, ModelSource, Order};
 use claimcheck_common::store::models::NewModel;
 use claimcheck_common::tokenizer::{Tokenizer, TokenizerError};
 use sha2::{Digest, Sha256};
@@ -71,6 +71,8 @@ pub struct ModelChoice {
     pub dtype: Dtype,
     /// Where it is to be computed.
     pub device: DeviceChoice,
+    /// In which order it may compute.
+    pub order: Order,
     /// Sequences that are generated side by side.
     pub slots: u16,
     /// Most memory for keys and values, in MiB.
@@ -90,6 +92,7 @@ impl ModelChoice {
             name: model.name,
             dtype: config.dtype,
             device: config.device,
+            order: config.order,
             slots: config.slots,
             kv_cache_mib: config.kv_cache_mib,
             hub: config.hub.clone(),
@@ -166,7 +169,7 @@ fn load_to_serve(choice: ModelChoice) -> Result<ServedModel, ServeError> {
 
 /// The model and the bytes of its tokenizer.
 fn load(choice: &ModelChoice, files: &ModelFiles) -> Result<(LoadedModel, Vec<u8>), ServeError> {
-    let device = Device::find(choice.device, choice.dtype)?;
+    let device = Device::find(choice.device, choice.dtype)?.in_order(choice.order);
     let cache = WeightsCache::new(&choice.weights_cache);
     let (model, tokenizer) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| read_tokenizer(files));
@@ -175,7 +178,7 @@ fn load(choice: &ModelChoice, files: &ModelFiles) -> Result<(LoadedModel, Vec<u8
         (model, tokenizer.join())
     });
     let (model, (tokenizer, bytes)) = (model?, tokenizer.map_err(|_| ServeError::Panicked)??);
-    tracing::info!(%device, dtype = %choice.dtype, "the model is loaded");
+    tracing::info!(%device, order = %device.order(), dtype = %choice.dtype, "the model is loaded");
     // The other way round is common: a vocabulary that is padded to a round number.
     if tokenizer.vocabulary_size() > model.vocab_size() {
         return Err(ServeError::Mismatched {
@@ -224,6 +227,7 @@ mod tests {
             name: None,
             dtype: Dtype::default(),
             device: DeviceChoice::Cpu,
+            order: Order::Fixed,
             slots: 1,
             kv_cache_mib: 1,
             hub: HubConfig::default(),
@@ -250,6 +254,7 @@ mod tests {
                 name: None,
                 dtype: Dtype::default(),
                 device: DeviceChoice::Cpu,
+                order: Order::Fixed,
                 slots,
                 kv_cache_mib,
                 hub: HubConfig::default(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{ConfigError, HubConfig, WeightsCacheConfig, default_drain, from_env};
-use crate::domain::{DeviceChoice, Dtype, ModelSource};
+use crate::domain::{DeviceChoice, Dtype, ModelSource, Order};
 
 /// What the worker process alone needs.
 #[derive(Debug, Clone, Deserialize)]
@@ -31,6 +31,9 @@ pub struct WorkerConfig {
     /// `CLAIMCHECK_DEVICE`: where to compute: `auto` (default), `cpu`, `cuda`, `cuda:N`, `vulkan`.
     #[serde(default)]
     pub device: DeviceChoice,
+    /// `CLAIMCHECK_ORDER`: `fixed` (default), so that a job's output does not depend on its company, or `fast`.
+    #[serde(default)]
+    pub order: Order,
     /// Where hub models come from.
     #[serde(skip)]
     pub hub: HubConfig,

@@ -15,6 +15,7 @@ mod generation;
 mod id;
 mod job;
 mod model_source;
+mod order;
 mod rate;
 mod receipt;
 mod state;
@@ -35,6 +36,7 @@ pub use id::{
 };
 pub use job::{Class, JobError, JobKey, ModelRef, QueueName, Share};
 pub use model_source::ModelSource;
+pub use order::Order;
 pub use rate::{Allowance, Rate, RateParseError};
 pub use receipt::{Runtime, Spent};
 pub use state::{IllegalTransition, JobStatus};

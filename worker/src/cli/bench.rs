@@ -1,6 +1,7 @@
 //! `claimcheck-worker bench`: tokens a second of the model alone, when it reads prompts and when it writes.
 //!
-//! Drives [`StepModel::step`] itself: no scheduler, no sampler, no server. Prompts are random ids and every new token is
+//! Drives the steps of a [`StepModel`] itself: no scheduler, no sampler (but for the likeliest token where the device draws),
+//! no server. Prompts are random ids and every new token is
 //! one as well, since the time of a step does not depend on which tokens it computes. With a file that says what to
 //! measure, `spec.rs` does instead, and `scenarios.rs` measures the engine whole. On a processor the figures are held
 //! against what `machine.rs` finds that it can do.
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use claimcheck_common::config::{HubConfig, WeightsCacheConfig, load_dotenv};
-use claimcheck_common::domain::{DeviceChoice, Dtype};
+use claimcheck_common::domain::{DeviceChoice, Dtype, Order};
 use claimcheck_common::tokenizer::Tokenizer;
 use clap::{ArgGroup, Args};
 use rand::{RngExt, SeedableRng};
@@ -27,9 +28,11 @@ use serde::Serialize;
 
 use crate::engine::EngineConfig;
 use crate::gpt2::{
-    BLOCK, Device, Gpt2Config, ModelFiles, StepModel, StepRow, Weights, WeightsCache, byte_tokenizer_json, save_random,
+    BLOCK, Device, Draw, Gpt2Config, ModelFiles, StepModel, StepRow, Weights, WeightsCache, byte_tokenizer_json,
+    save_random,
 };
 use crate::served_model;
+use launches::{Launches, counted};
 use machine::Machine;
 use scenarios::Scenario;
 
@@ -50,6 +53,9 @@ pub(super) struct BenchArgs {
     /// Where to compute: auto, cpu, cuda, cuda:N or vulkan.
     #[arg(long, default_value_t)]
     device: DeviceChoice,
+    /// How to add up: fixed, or fast, where a row's result may depend on the number of rows.
+    #[arg(long, default_value_t)]
+    order: Order,
     /// A folder with Hugging Face files, or a name on the hub.
     #[arg(long)]
     model: Option<String>,
@@ -101,6 +107,8 @@ struct Figures {
     time_to_first_token_ms: f64,
     /// From one new token of a sequence to its next.
     time_per_output_token_ms: f64,
+    /// On a graphics card: what a decode step starts there.
+    launches: Option<Launches>,
     /// On a processor: what decoding reads of the weights in a second, as a share of what the machine can read.
     decode_share_of_reads: Option<f64>,
     /// On a processor: what the matrices of the prompts multiply in a second, as a share of what the machine can multiply.
@@ -112,6 +120,8 @@ struct Figures {
 struct Report {
     /// The bounds of the processor, if it computed.
     machine: Option<Machine>,
+    /// The order that was computed in: on a processor the fixed one, whatever was allowed.
+    order: &'static str,
     batches: Vec<Figures>,
 }
 
@@ -164,6 +174,9 @@ impl fmt::Display for Figures {
                 "; prefill {operations:.0} % of the machine's FLOP/s, decode {reads:.0} % of its GB/s"
             )?;
         }
+        if let Some(launches) = self.launches {
+            write!(formatter, "; {launches}")?;
+        }
         Ok(())
     }
 }
@@ -178,7 +191,7 @@ pub(super) async fn run(args: BenchArgs) -> anyhow::Result<()> {
     load_dotenv()?;
     // The signals still end the process: nothing here has to be put in order.
     tokio::task::spawn_blocking(move || match (&args.spec, args.scenario) {
-        (Some(path), _) => spec::run(path, args.dtype, args.device),
+        (Some(path), _) => spec::run(path, args.dtype, args.device, args.order),
         (None, Some(scenario)) => tokio::runtime::Handle::current().block_on(measure_scenario(&args, scenario)),
         (None, None) => measure_all(&args),
     })
@@ -217,6 +230,10 @@ fn measure_all(args: &BenchArgs) -> anyhow::Result<()> {
         prompt + new <= context,
         "--prompt-tokens {prompt} and --new-tokens {new} are more than the model's context of {context}"
     );
+    let device = Device::find(args.device, args.dtype)?.in_order(args.order);
+    if !args.json {
+        writeln!(out, "{device}, {} order", device.order()).context("standard output")?;
+    }
     let bounds = Bounds::find(args, &chosen)?;
     if let Some(Bounds { machine, .. }) = bounds.filter(|_| !args.json) {
         let (reads, operations) = (machine.read_bytes_per_second / 1e9, machine.operations_per_second / 1e9);
@@ -243,6 +260,7 @@ fn measure_all(args: &BenchArgs) -> anyhow::Result<()> {
     if args.json {
         let report = Report {
             machine: bounds.map(|bounds| bounds.machine),
+            order: device.order().as_str(),
             batches,
         };
         writeln!(out, "{}", serde_json::to_string_pretty(&report)?).context("standard output")?;
@@ -289,7 +307,7 @@ impl Chosen {
     }
 
     fn load(&self, args: &BenchArgs, blocks: usize) -> anyhow::Result<Box<dyn StepModel>> {
-        let device = Device::find(args.device, args.dtype)?;
+        let device = Device::find(args.device, args.dtype)?.in_order(args.order);
         let cache = WeightsCache::new(&WeightsCacheConfig::from_env()?);
         let weights = match self {
             Self::Files(files) => Weights::Files(files, cache.as_ref()),
@@ -314,6 +332,7 @@ fn measure(
     let mut random = ChaCha8Rng::seed_from_u64(SEED);
     let vocabulary = model.vocab_size() as u32;
     let (mut prefill, mut decode) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
+    let mut launches = None;
     for _ in 0..rounds {
         let mut rows = |position, len| -> Vec<StepRow> {
             let of_sequence = (prompt + new).div_ceil(BLOCK) as u32;
@@ -329,7 +348,9 @@ fn measure(
         let prompts = rows(0, prompt);
         prefill.push(timed(model, &[prompts])?);
         let steps: Vec<_> = (0..new).map(|step| rows(prompt + step, 1)).collect();
-        decode.push(timed(model, &steps)?);
+        let (time, counts) = counted(new, || timed(model, &steps));
+        decode.push(time?);
+        launches = counts;
     }
     let (prefill, decode) = (median(prefill).as_secs_f64(), median(decode).as_secs_f64());
     Ok(Figures {
@@ -341,6 +362,7 @@ fn measure(
         decode_tokens_per_second: (batch * new) as f64 / decode,
         time_to_first_token_ms: 1e3 * prefill,
         time_per_output_token_ms: 1e3 * decode / new as f64,
+        launches,
         decode_share_of_reads: None,
         prefill_share_of_operations: None,
     })
@@ -349,7 +371,11 @@ fn measure(
 fn timed(model: &mut dyn StepModel, steps: &[Vec<StepRow>]) -> anyhow::Result<Duration> {
     let begin = Instant::now();
     for rows in steps {
-        std::hint::black_box(model.step(rows)?);
+        if model.draws() {
+            std::hint::black_box(model.draw(rows, &vec![Draw::GREEDY; rows.len()])?);
+        } else {
+            std::hint::black_box(model.step(rows)?);
+        }
     }
     Ok(begin.elapsed())
 }

@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::{Context, bail, ensure};
 use claimcheck_common::config::{HubConfig, WeightsCacheConfig, load_dotenv};
-use claimcheck_common::domain::{Completion, DeviceChoice, Dtype, GenerationParams, JobId, JobKey, Share};
+use claimcheck_common::domain::{Completion, DeviceChoice, Dtype, GenerationParams, JobId, JobKey, Order, Share};
 use clap::Args;
 use rand::RngExt;
 use tokio::sync::mpsc;
@@ -121,6 +121,7 @@ pub(super) async fn run(args: GenerateArgs) -> anyhow::Result<()> {
         name: None,
         dtype: args.dtype,
         device: args.device,
+        order: Order::Fixed,
         slots: args.n as u16,
         // What one sequence needs is there in any case.
         kv_cache_mib: 1024,

@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use claimcheck_common::config::{TelemetryConfig, load_dotenv};
-use claimcheck_common::domain::{DeviceChoice, Dtype, ModelSource};
+use claimcheck_common::domain::{DeviceChoice, Dtype, ModelSource, Order};
 use claimcheck_common::{shutdown, telemetry};
 use clap::Args;
 
@@ -32,6 +32,9 @@ pub(super) struct RunArgs {
     /// Where to compute: auto, cpu, cuda, cuda:N or vulkan [env: `CLAIMCHECK_DEVICE`]
     #[arg(long)]
     device: Option<DeviceChoice>,
+    /// How to add up: fixed, or fast, which lets a job's output depend on its company [env: `CLAIMCHECK_ORDER`]
+    #[arg(long)]
+    order: Option<Order>,
     /// Sequences of a model that are generated side by side [env: `CLAIMCHECK_SLOTS`]
     #[arg(long)]
     slots: Option<u16>,
@@ -57,6 +60,7 @@ impl RunArgs {
         worker.model_revision = self.model_revision.or(worker.model_revision.take());
         worker.dtype = self.dtype.unwrap_or(worker.dtype);
         worker.device = self.device.unwrap_or(worker.device);
+        worker.order = self.order.unwrap_or(worker.order);
         worker.slots = self.slots.unwrap_or(worker.slots);
         worker.kv_cache_mib = self.kv_cache_mib.unwrap_or(worker.kv_cache_mib);
         worker.worker_http_addr = self.http_addr.unwrap_or(worker.worker_http_addr);

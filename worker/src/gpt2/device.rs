@@ -9,7 +9,7 @@ mod cuda;
 mod vulkan;
 
 use burn::backend::flex::FlexDevice;
-use claimcheck_common::domain::{DeviceChoice, Dtype};
+use claimcheck_common::domain::{DeviceChoice, Dtype, Order};
 
 use super::{Cpu, Gpt2, Gpt2Backend, Gpt2Config, Gpt2Runner, LoadError, ModelFiles, StepModel, WeightsCache, cpu};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
@@ -41,10 +41,10 @@ pub enum Device {
     Cpu,
     /// A card of NVIDIA's, with its name.
     #[cfg(feature = "cuda")]
-    Cuda(cubecl::cuda::CudaDevice, String),
+    Cuda(cubecl::cuda::CudaDevice, String, Order),
     /// An adapter of Vulkan's, with its name.
     #[cfg(feature = "vulkan")]
-    Vulkan(cubecl::wgpu::WgpuDevice, String),
+    Vulkan(cubecl::wgpu::WgpuDevice, String, Order),
 }
 
 /// Whether an adapter counts that is a program on the processor.
@@ -107,6 +107,35 @@ impl Device {
         Err(DeviceError::NotBuilt("vulkan"))
     }
 
+    /// The device, computing in this order. On a processor there is the fixed one alone: its kernels are the fastest at hand for
+    /// any number of rows.
+    #[must_use]
+    pub fn in_order(self, order: Order) -> Self {
+        match self {
+            Self::Cpu => {
+                if order == Order::Fast {
+                    tracing::info!("on a processor --order fast changes nothing");
+                }
+                Self::Cpu
+            }
+            #[cfg(feature = "cuda")]
+            Self::Cuda(device, name, _) => Self::Cuda(device, name, order),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan(device, name, _) => Self::Vulkan(device, name, order),
+        }
+    }
+
+    /// The order that it computes in.
+    pub const fn order(&self) -> Order {
+        match self {
+            Self::Cpu => Order::Fixed,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_, _, order) => *order,
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan(_, _, order) => *order,
+        }
+    }
+
     /// Loads a model onto the device, with a cache of as many blocks as `blocks` says for the bytes of a block and the context
     /// length.
     pub fn load(
@@ -118,9 +147,13 @@ impl Device {
         match self {
             Self::Cpu => Ok(with_cache(load_cpu(weights, dtype)?, blocks)),
             #[cfg(feature = "cuda")]
-            Self::Cuda(device, _) => load::<super::gpu::Cuda>(weights, dtype, device, blocks).and_then(warmed),
+            Self::Cuda(device, _, order) => {
+                load::<super::gpu::Cuda>(weights, dtype, &(device.clone(), *order), blocks).and_then(warmed)
+            }
             #[cfg(feature = "vulkan")]
-            Self::Vulkan(device, _) => load::<super::gpu::Vulkan>(weights, dtype, device, blocks).and_then(warmed),
+            Self::Vulkan(device, _, order) => {
+                load::<super::gpu::Vulkan>(weights, dtype, &(device.clone(), *order), blocks).and_then(warmed)
+            }
         }
     }
 }
@@ -168,7 +201,7 @@ fn warmed(mut model: Box<dyn StepModel>) -> Result<Box<dyn StepModel>, LoadError
         tokens: vec![0; tokens],
         wants_logits: true,
     };
-    let most = model.blocks().min(super::gpu::TILE);
+    let most = model.blocks().min(super::gpu::SHAPES);
     let mut steps: Vec<Vec<StepRow>> = (0..=most.ilog2())
         .map(|power| (0..1 << power).map(|block| row(block, 1)).collect())
         .collect();
@@ -202,9 +235,9 @@ impl std::fmt::Display for Device {
         match self {
             Self::Cpu => formatter.write_str("cpu"),
             #[cfg(feature = "cuda")]
-            Self::Cuda(device, name) => write!(formatter, "cuda:{} ({name})", device.index),
+            Self::Cuda(device, name, _) => write!(formatter, "cuda:{} ({name})", device.index),
             #[cfg(feature = "vulkan")]
-            Self::Vulkan(_, name) => write!(formatter, "vulkan ({name})"),
+            Self::Vulkan(_, name, _) => write!(formatter, "vulkan ({name})"),
         }
     }
 }
@@ -220,6 +253,21 @@ mod tests {
         }
         // Nothing else computes with these.
         assert_eq!(Device::find(DeviceChoice::Auto, Dtype::Int8).unwrap(), Device::Cpu);
+    }
+
+    #[test]
+    fn a_processor_computes_in_the_fixed_order_whatever_is_allowed() {
+        for order in [Order::Fixed, Order::Fast] {
+            assert_eq!(Device::Cpu.in_order(order).order(), Order::Fixed);
+        }
+    }
+
+    #[cfg(feature = "vulkan")]
+    #[test]
+    fn a_card_computes_in_the_order_that_is_asked_for_and_in_the_fixed_one_by_default() {
+        let card = Device::find(DeviceChoice::Vulkan, Dtype::F32).unwrap();
+        assert_eq!(card.order(), Order::Fixed);
+        assert_eq!(card.in_order(Order::Fast).order(), Order::Fast);
     }
 
     #[cfg(not(any(feature = "cuda", feature = "vulkan")))]

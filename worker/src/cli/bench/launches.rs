@@ -1,5 +1,6 @@
 //! Counts what a device is told to do: kernels that are started, and times that the host waits for what they made.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -32,6 +33,13 @@ pub(super) fn counted<T>(steps: usize, take: impl FnOnce() -> T) -> (T, Option<L
     (outcome, (launches.kernels_per_step > 0.0).then_some(launches))
 }
 
+impl fmt::Display for Launches {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kernels, readbacks) = (self.kernels_per_step, self.readbacks_per_step);
+        write!(formatter, "{kernels:.0} kernels and {readbacks:.2} read-backs a step")
+    }
+}
+
 impl Recorder for Listener {
     fn describe_counter(&self, _name: KeyName, _unit: Option<Unit>, _text: SharedString) {}
 
@@ -53,5 +61,25 @@ impl Recorder for Listener {
 
     fn register_histogram(&self, _key: &Key, _metadata: &Metadata<'_>) -> Histogram {
         Histogram::noop()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mean_of_the_steps_is_told_and_nothing_where_no_kernel_was_started() {
+        let started = |count| metrics::counter!("claimcheck_engine_kernel_launches_total").increment(count);
+        let (outcome, launches) = counted(4, || {
+            started(20);
+            metrics::counter!("claimcheck_engine_readbacks_total").increment(4);
+            metrics::counter!("claimcheck_engine_steps_total").increment(9);
+            started(2);
+            7
+        });
+        assert_eq!(outcome, 7);
+        assert_eq!(launches.unwrap().to_string(), "6 kernels and 1.00 read-backs a step");
+        assert_eq!(counted(4, || ()).1, None);
     }
 }

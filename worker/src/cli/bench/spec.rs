@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use claimcheck_common::config::WeightsCacheConfig;
-use claimcheck_common::domain::{DeviceChoice, Dtype};
+use claimcheck_common::domain::{DeviceChoice, Dtype, Order};
 use serde::{Deserialize, Serialize};
 
 use super::launches::{Launches, counted};
@@ -34,6 +34,8 @@ struct Spec {
 struct Answer {
     /// Seconds.
     load_s: f64,
+    /// The order that was computed in: on a processor the fixed one, whatever was allowed.
+    order: &'static str,
     runs: Vec<Run>,
     /// Seconds from the long prompt to its first new token, one a repeat.
     long_prefill_s: Vec<f64>,
@@ -53,26 +55,26 @@ struct Run {
 }
 
 /// Measures what `path` asks for.
-pub(super) fn run(path: &Path, dtype: Dtype, device: DeviceChoice) -> anyhow::Result<()> {
+pub(super) fn run(path: &Path, dtype: Dtype, device: DeviceChoice, order: Order) -> anyhow::Result<()> {
     let text = std::fs::read(path).with_context(|| path.display().to_string())?;
     let spec: Spec = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
-    let answer = measure(&spec, dtype, device)?;
+    let answer = measure(&spec, dtype, device, order)?;
     writeln!(std::io::stdout().lock(), "{}", serde_json::to_string(&answer)?).context("standard output")
 }
 
-fn measure(spec: &Spec, dtype: Dtype, device: DeviceChoice) -> anyhow::Result<Answer> {
+fn measure(spec: &Spec, dtype: Dtype, device: DeviceChoice, order: Order) -> anyhow::Result<Answer> {
     ensure!(!spec.prompts.is_empty(), "`prompts` is empty");
     ensure!(spec.new > 0, "`new` is 0");
     ensure!(spec.repeats > 0, "`repeats` is 0");
     ensure!(spec.threads > 0, "`threads` is 0");
     let pool = rayon::ThreadPoolBuilder::new().num_threads(spec.threads).build()?;
-    pool.install(|| measure_here(spec, dtype, device))
+    pool.install(|| measure_here(spec, dtype, device, order))
 }
 
 /// Tokens of a step that reads prompts.
 const PREFILL: usize = 512;
 
-fn measure_here(spec: &Spec, dtype: Dtype, device: DeviceChoice) -> anyhow::Result<Answer> {
+fn measure_here(spec: &Spec, dtype: Dtype, device: DeviceChoice, order: Order) -> anyhow::Result<Answer> {
     let begin = Instant::now();
     let files = ModelFiles {
         name: "measured".to_owned(),
@@ -87,7 +89,7 @@ fn measure_here(spec: &Spec, dtype: Dtype, device: DeviceChoice) -> anyhow::Resu
         .map(|prompt| blocks(prompt, spec.new))
         .sum::<usize>();
     let long = blocks(&spec.long_prompt, 1);
-    let device = Device::find(device, dtype)?;
+    let device = Device::find(device, dtype)?.in_order(order);
     let cache = WeightsCache::new(&WeightsCacheConfig::from_env()?);
     let mut model = device.load(Weights::Files(&files, cache.as_ref()), dtype, &|_, _| rows.max(long))?;
     let load_s = begin.elapsed().as_secs_f64();
@@ -100,15 +102,17 @@ fn measure_here(spec: &Spec, dtype: Dtype, device: DeviceChoice) -> anyhow::Resu
     );
     let mut answer = Answer {
         load_s,
+        order: device.order().as_str(),
         runs: Vec::new(),
         long_prefill_s: Vec::new(),
         tokens: Vec::new(),
         launches: None,
     };
+    let steps = spec.prompts.len().div_ceil(rows_of_prefill(&spec.prompts)) + spec.new - 1;
     for repeat in 0..=spec.repeats {
         let mut once = || generate(model.as_mut(), &spec.prompts, spec.new);
         let (run, tokens) = if repeat == 0 {
-            let (outcome, launches) = counted(spec.new, once);
+            let (outcome, launches) = counted(steps, once);
             answer.launches = launches;
             outcome?
         } else {
@@ -223,7 +227,7 @@ mod tests {
     #[test]
     fn the_tokens_are_those_of_transformers_and_every_repeat_has_its_times() {
         let expected = expected();
-        let answer = measure(&spec(&expected), Dtype::F32, DeviceChoice::Cpu).unwrap();
+        let answer = measure(&spec(&expected), Dtype::F32, DeviceChoice::Cpu, Order::Fast).unwrap();
         assert_eq!(answer.tokens[1], expected.greedy);
         assert_eq!(answer.tokens[0].len(), expected.greedy.len());
         assert_eq!((answer.runs.len(), answer.long_prefill_s.len()), (2, 2));
@@ -241,7 +245,7 @@ mod tests {
         let mut spec = spec(&expected());
         spec.long_prompt.clear();
         assert!(
-            measure(&spec, Dtype::F32, DeviceChoice::Cpu)
+            measure(&spec, Dtype::F32, DeviceChoice::Cpu, Order::Fast)
                 .unwrap()
                 .long_prefill_s
                 .is_empty()
@@ -262,7 +266,10 @@ mod tests {
         for (case, change) in changes.iter().enumerate() {
             let mut spec = spec(&expected());
             change(&mut spec);
-            assert!(measure(&spec, Dtype::F32, DeviceChoice::Cpu).is_err(), "case {case}");
+            assert!(
+                measure(&spec, Dtype::F32, DeviceChoice::Cpu, Order::Fast).is_err(),
+                "case {case}"
+            );
         }
     }
 }

@@ -5,7 +5,7 @@
 
 #![allow(unsafe_code)]
 
-use claimcheck_common::domain::DeviceChoice;
+use claimcheck_common::domain::{DeviceChoice, Order};
 use cubecl::cuda::{CudaDevice, install};
 use cudarc::driver::result;
 
@@ -44,5 +44,5 @@ pub(super) fn find(number: u16) -> Result<Device, DeviceError> {
     }
     let name = result::device::get(i32::from(number)).and_then(result::device::get_name);
     let name = name.map_err(|error| missing(format!("the card does not answer: {error}")))?;
-    Ok(Device::Cuda(CudaDevice::new(usize::from(number)), name))
+    Ok(Device::Cuda(CudaDevice::new(usize::from(number)), name, Order::Fixed))
 }

@@ -2,7 +2,7 @@
 //!
 //! Where there is no driver, or no loader of drivers, the list is empty.
 
-use claimcheck_common::domain::DeviceChoice;
+use claimcheck_common::domain::{DeviceChoice, Order};
 use cubecl::wgpu::WgpuDevice;
 use futures::executor::block_on;
 use wgpu::{Backends, DeviceType, Instance, InstanceDescriptor};
@@ -30,7 +30,7 @@ pub(super) fn find(software: Software) -> Result<Device, DeviceError> {
         .filter(|(kind, _)| *kind != DeviceType::Cpu || software == Software::Taken);
     for (kind, device) in wanted {
         if let Some(adapter) = adapters.iter().find(|adapter| adapter.device_type == kind) {
-            return Ok(Device::Vulkan(device, adapter.name.clone()));
+            return Ok(Device::Vulkan(device, adapter.name.clone(), Order::Fixed));
         }
     }
     Err(DeviceError::Missing {

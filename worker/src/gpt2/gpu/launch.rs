@@ -6,6 +6,7 @@
 
 mod draw;
 
+use claimcheck_common::domain::Order;
 use cubecl::bytes::Bytes;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
@@ -15,11 +16,35 @@ use super::linear::{Epilogue, Plan};
 pub(super) use draw::{draw, draws};
 
 use super::sums::UNITS;
-use super::{attention, linear, norm, rows};
+use super::{attention, linear, norm, rows, tiles};
+
+/// The way to a device, and what is allowed there.
+pub(in crate::gpt2) struct Site<R: Runtime> {
+    client: ComputeClient<R>,
+    order: Order,
+}
+
+impl<R: Runtime> Site<R> {
+    pub(super) fn new((device, order): &(R::Device, Order)) -> Self {
+        Self {
+            client: R::client(device),
+            order: *order,
+        }
+    }
+}
+
+impl<R: Runtime> Clone for Site<R> {
+    fn clone(&self) -> Self {
+        Self {
+            client: self.client.clone(),
+            order: self.order,
+        }
+    }
+}
 
 /// Numbers of 32 bits on the device, in rows.
 pub(in crate::gpt2) struct Numbers<R: Runtime> {
-    client: ComputeClient<R>,
+    site: Site<R>,
     memory: Handle,
     rows: usize,
     width: usize,
@@ -28,7 +53,7 @@ pub(in crate::gpt2) struct Numbers<R: Runtime> {
 impl<R: Runtime> Clone for Numbers<R> {
     fn clone(&self) -> Self {
         Self {
-            client: self.client.clone(),
+            site: self.site.clone(),
             memory: self.memory.clone(),
             ..*self
         }
@@ -73,32 +98,32 @@ fn over<R: Runtime>(client: &ComputeClient<R>, elements: usize) -> CubeCount {
 
 impl<R: Runtime> Numbers<R> {
     /// Memory for `[rows, width]` numbers, whatever stands there.
-    pub(super) fn reserve(client: &ComputeClient<R>, [rows, width]: [usize; 2]) -> Self {
+    pub(super) fn reserve(site: &Site<R>, [rows, width]: [usize; 2]) -> Self {
         Self {
-            client: client.clone(),
-            memory: client.empty(rows * width * size_of::<u32>()),
+            site: site.clone(),
+            memory: site.client.empty(rows * width * size_of::<u32>()),
             rows,
             width,
         }
     }
 
     /// Brings `[rows, width]` floats to the device.
-    pub(super) fn floats(client: &ComputeClient<R>, values: Vec<f32>, [rows, width]: [usize; 2]) -> Self {
+    pub(super) fn floats(site: &Site<R>, values: Vec<f32>, [rows, width]: [usize; 2]) -> Self {
         assert_eq!(values.len(), rows * width, "as many numbers as the shape has");
         Self {
-            client: client.clone(),
-            memory: client.create(Bytes::from_elems(values)),
+            site: site.clone(),
+            memory: site.client.create(Bytes::from_elems(values)),
             rows,
             width,
         }
     }
 
-    fn words(client: &ComputeClient<R>, words: Vec<u32>) -> Self {
+    fn words(site: &Site<R>, words: Vec<u32>) -> Self {
         Self {
-            client: client.clone(),
+            site: site.clone(),
             rows: 1,
             width: words.len(),
-            memory: client.create(Bytes::from_elems(words)),
+            memory: site.client.create(Bytes::from_elems(words)),
         }
     }
 
@@ -113,12 +138,12 @@ impl<R: Runtime> Numbers<R> {
     /// Waits for the device. The one place where a step does.
     fn fetch(&self) -> Result<Bytes, String> {
         metrics::counter!("claimcheck_engine_readbacks_total").increment(1);
-        let bytes = self.client.read_one(self.memory.clone());
+        let bytes = self.site.client.read_one(self.memory.clone());
         bytes.map_err(|error| error.to_string())
     }
 
-    pub(super) const fn client(&self) -> &ComputeClient<R> {
-        &self.client
+    pub(super) const fn site(&self) -> &Site<R> {
+        &self.site
     }
 
     pub(super) const fn shape(&self) -> [usize; 2] {
@@ -130,7 +155,7 @@ impl<R: Runtime> Numbers<R> {
     }
 
     fn like(&self, shape: [usize; 2]) -> Self {
-        Self::reserve(&self.client, shape)
+        Self::reserve(&self.site, shape)
     }
 
     /// For a kernel.
@@ -143,13 +168,13 @@ impl<R: Runtime> Numbers<R> {
     pub(super) fn rows(&self, which: &[usize]) -> Self {
         assert!(which.iter().all(|row| *row < self.rows), "rows that exist");
         let some = self.like([which.len(), self.width]);
-        let which = Self::words(&self.client, which.iter().map(|row| *row as u32).collect());
+        let which = Self::words(&self.site, which.iter().map(|row| *row as u32).collect());
         count_launch();
         // SAFETY: each unit below the number of elements reads a row that exists and writes one element.
         unsafe {
             rows::gather::launch_unchecked::<R>(
-                &self.client,
-                over(&self.client, some.len()),
+                &self.site.client,
+                over(&self.site.client, some.len()),
                 units(),
                 self.array(),
                 which.array(),
@@ -164,9 +189,9 @@ impl<R: Runtime> Numbers<R> {
 
 impl<R: Runtime> Matrix<R> {
     /// A matrix of which no column is packed yet.
-    pub(super) fn reserve(client: &ComputeClient<R>, [inputs, outputs]: [usize; 2], plan: Plan) -> Self {
+    pub(super) fn reserve(site: &Site<R>, [inputs, outputs]: [usize; 2], plan: Plan) -> Self {
         Self {
-            packed: Numbers::reserve(client, [1, plan.words(inputs, outputs)]),
+            packed: Numbers::reserve(site, [1, plan.words(inputs, outputs)]),
             inputs,
             outputs,
             plan,
@@ -184,7 +209,7 @@ impl<R: Runtime> Matrix<R> {
         assert_eq!(source.len(), count * self.inputs, "whole columns");
         assert!(first.is_multiple_of(self.plan.columns()), "a panel begins there");
         assert!(self.plan.words(self.inputs, first) + words <= self.packed.len());
-        let client = &self.packed.client;
+        let client = &self.packed.site.client;
         count_launch();
         // SAFETY: each unit below `words` reads within `[inputs, count]` and writes one word of panels that exist.
         unsafe {
@@ -217,8 +242,8 @@ impl<R: Runtime> Matrix<R> {
             "places of the context"
         );
         let y = self.packed.like([ids.len(), self.inputs]);
-        let client = &self.packed.client;
-        let which = Numbers::words(client, [ids, places].concat());
+        let client = &self.packed.site.client;
+        let which = Numbers::words(&self.packed.site, [ids, places].concat());
         count_launch();
         // SAFETY: each unit below the number of elements reads a column and a position that exist and writes one element.
         unsafe {
@@ -244,12 +269,16 @@ impl<R: Runtime> Matrix<R> {
         assert!(bias.is_none_or(|bias| bias.len() == self.outputs));
         assert_eq!(bias.is_some(), epilogue.bias);
         let y = x.like([x.rows, self.outputs]);
+        if x.site.order == Order::Fast && x.rows >= tiles::FROM {
+            self.project_tiles(x, bias, &y, epilogue);
+            return y;
+        }
         let tile = self.tile(x.rows);
         count_launch();
         // SAFETY: panels, rows and outputs are those of the arguments, and the kernel leaves out what lies beyond them.
         unsafe {
             linear::project::launch_unchecked::<R>(
-                &x.client,
+                &x.site.client,
                 grid(self.plan.panels(self.outputs), x.rows.div_ceil(tile)),
                 units(),
                 x.array(),
@@ -268,10 +297,32 @@ impl<R: Runtime> Matrix<R> {
         y
     }
 
+    /// [`Self::project`] into `y`, in another order.
+    fn project_tiles(&self, x: &Numbers<R>, bias: Option<&Numbers<R>>, y: &Numbers<R>, epilogue: Epilogue) {
+        count_launch();
+        // SAFETY: as for `project`, whose arguments were checked.
+        unsafe {
+            tiles::project::launch_unchecked::<R>(
+                &x.site.client,
+                grid(self.outputs.div_ceil(tiles::COLUMNS), x.rows.div_ceil(tiles::ROWS)),
+                units(),
+                x.array(),
+                self.packed.array(),
+                bias.unwrap_or(x).array(),
+                y.array(),
+                x.rows,
+                self.inputs,
+                self.outputs,
+                self.plan,
+                epilogue,
+            );
+        }
+    }
+
     /// How many rows a cube takes: a power of two, so that few kernels are compiled, whose sums the device has memory for.
     fn tile(&self, rows: usize) -> usize {
         let of_row = UNITS * self.plan.of_vector() * size_of::<f32>();
-        let room = self.packed.client.properties().hardware.max_shared_memory_size / of_row;
+        let room = self.packed.site.client.properties().hardware.max_shared_memory_size / of_row;
         let most = linear::TILE.min(room.max(1));
         rows.next_power_of_two().min(1 << most.ilog2())
     }
@@ -292,7 +343,7 @@ pub(super) fn add_norm<R: Runtime>(
     // SAFETY: a cube for each row, whose units keep to the row's width.
     unsafe {
         norm::add_norm::launch_unchecked::<R>(
-            &x.client,
+            &x.site.client,
             grid(x.rows, 1),
             units(),
             x.array(),
@@ -311,9 +362,9 @@ pub(super) fn add_norm<R: Runtime>(
 }
 
 impl<R: Runtime> Table<R> {
-    pub(super) fn new(client: &ComputeClient<R>, numbers: Vec<u32>, tokens: usize, single: bool) -> Self {
+    pub(super) fn new(site: &Site<R>, numbers: Vec<u32>, tokens: usize, single: bool) -> Self {
         Self {
-            numbers: Numbers::words(client, numbers),
+            numbers: Numbers::words(site, numbers),
             tokens,
             single,
         }
@@ -334,7 +385,7 @@ pub(super) fn attend<R: Runtime>(
         "queries, keys and values of the table's tokens"
     );
     let mixed = qkv.like([table.tokens, width]);
-    let client = &qkv.client;
+    let client = &qkv.site.client;
     if !table.single {
         let words = table.tokens * plan.heads * plan.of_token();
         count_launch();

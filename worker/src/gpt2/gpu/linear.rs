@@ -11,9 +11,9 @@ use super::words::{Word, number, pack};
 use crate::gpt2::Activation;
 
 /// Most rows that pass over a panel at once.
-pub(in crate::gpt2) const TILE: usize = 8;
+pub(super) const TILE: usize = 8;
 /// Words of a vector.
-const WORDS: usize = 4;
+pub(super) const WORDS: usize = 4;
 /// Slices that the first round of the last sum leaves to the second.
 const FOLD: usize = 8;
 
@@ -165,7 +165,7 @@ pub(super) fn project(
 }
 
 #[cube]
-fn activate(x: f32, #[comptime] activation: Option<Activation>) -> f32 {
+pub(super) fn activate(x: f32, #[comptime] activation: Option<Activation>) -> f32 {
     if comptime!(activation == Some(Activation::GeluTanh)) {
         // (1 + tanh u) / 2 is 1 / (1 + exp -2u), and u is √(2/π) (x + 0.044715 x³).
         let twice = x * fma(0.071_354_814_f32 * x, x, 1.595_769_2_f32);

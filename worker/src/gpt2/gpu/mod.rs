@@ -2,7 +2,7 @@
 //!
 //! `words.rs` says how numbers lie in memory, `sums.rs` adds up over a cube, `linear.rs`, `norm.rs`, `attention.rs`, `rows.rs` and
 //! `draw/` are the kernels, `launch.rs` starts them. Must never let a row's result depend on its company: every element is reduced in
-//! one order, whatever the number of rows. Built with the feature `cuda` or `vulkan` alone.
+//! one order, whatever the number of rows; `tiles.rs` alone, which `--order fast` allows, has another. Built with the feature `cuda` or `vulkan` alone.
 
 // What is decided when a kernel is built stands apart from what is decided when it runs, and a kernel is one function.
 #![allow(clippy::collapsible_if, clippy::too_many_lines)]
@@ -16,19 +16,25 @@ mod rows;
 mod sums;
 #[cfg(all(test, feature = "vulkan"))]
 mod tests;
+mod tiles;
 mod words;
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use claimcheck_common::domain::Dtype;
+use claimcheck_common::domain::{Dtype, Order};
 use cubecl::Runtime;
-use cubecl::client::ComputeClient;
 
 use super::{Activation, BLOCK, CacheShape, Draw, Drawn, Gpt2Backend, Span, StepError};
-use launch::{Matrix, Numbers, Table};
+use launch::{Matrix, Numbers, Site, Table};
 use linear::Epilogue;
-pub(super) use linear::TILE;
+
+/// With so many rows, and with every power of two below, all kernels have run.
+pub(super) const SHAPES: usize = if linear::TILE > tiles::FROM {
+    linear::TILE
+} else {
+    tiles::FROM
+};
 #[cfg(all(test, feature = "vulkan"))]
 pub(crate) use tests::drawn;
 use words::Word;
@@ -57,19 +63,19 @@ pub(in crate::gpt2) struct Cache<R: Runtime> {
 }
 
 impl<R: Runtime> Gpt2Backend for Gpu<R> {
-    type Device = R::Device;
+    type Device = (R::Device, Order);
     type Floats = Numbers<R>;
     type Vector = Numbers<R>;
     type Matrix = Matrix<R>;
     type Cache = Cache<R>;
 
     fn floats(values: Vec<f32>, shape: [usize; 2], device: &Self::Device) -> Self::Floats {
-        Numbers::floats(&R::client(device), values, shape)
+        Numbers::floats(&Site::new(device), values, shape)
     }
 
     fn vector(values: Vec<f32>, device: &Self::Device) -> Self::Vector {
         let shape = [1, values.len()];
-        Numbers::floats(&R::client(device), values, shape)
+        Numbers::floats(&Site::new(device), values, shape)
     }
 
     fn values(floats: Self::Floats) -> Result<Vec<f32>, StepError> {
@@ -83,7 +89,7 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
     fn pack(weight: Self::Floats, dtype: Dtype) -> Self::Matrix {
         let [inputs, outputs] = weight.shape();
         let plan = linear::Plan::new(Word::of(dtype), outputs);
-        let mut matrix = Matrix::reserve(weight.client(), [inputs, outputs], plan);
+        let mut matrix = Matrix::reserve(weight.site(), [inputs, outputs], plan);
         matrix.pack(&weight, 0, false);
         matrix
     }
@@ -95,13 +101,13 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
         read: &mut dyn FnMut(Range<usize>) -> Result<Vec<f32>, E>,
     ) -> Result<Self::Matrix, E> {
         let plan = linear::Plan::new(Word::of(dtype), outputs);
-        let client = R::client(device);
-        let mut matrix = Matrix::reserve(&client, [inputs, outputs], plan);
+        let site = Site::new(device);
+        let mut matrix = Matrix::reserve(&site, [inputs, outputs], plan);
         let run = (RUN / inputs).max(1).next_multiple_of(plan.columns());
         for first in (0..outputs).step_by(run) {
             let columns = first..(first + run).min(outputs);
             let shape = [columns.len(), inputs];
-            matrix.pack(&Numbers::floats(&client, read(columns)?, shape), first, true);
+            matrix.pack(&Numbers::floats(&site, read(columns)?, shape), first, true);
         }
         Ok(matrix)
     }
@@ -138,8 +144,8 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
     }
 
     fn new_cache(shape: CacheShape, device: &Self::Device) -> Self::Cache {
-        let (plan, client) = (plan(shape), R::client(device));
-        let layer = |_| Numbers::reserve(&client, [shape.blocks, plan.of_block()]);
+        let (plan, site) = (plan(shape), Site::new(device));
+        let layer = |_| Numbers::reserve(&site, [shape.blocks, plan.of_block()]);
         Cache {
             plan,
             blocks: shape.blocks,
@@ -149,18 +155,18 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
     }
 
     fn attend(qkv: &Self::Floats, cache: &mut Self::Cache, layer: usize, spans: &[Span<'_>]) -> Self::Floats {
-        let table = cache.table(spans, qkv.client());
+        let table = cache.table(spans, qkv.site());
         let mixed = launch::attend(qkv, &cache.layers[layer], &table.1, cache.plan);
         cache.table = Some(table);
         mixed
     }
 
     fn draws(device: &Self::Device) -> bool {
-        launch::draws(&R::client(device))
+        launch::draws::<R>(&Site::new(device))
     }
 
     fn draw(logits: Self::Floats, draws: &[Draw]) -> Result<Vec<Drawn>, StepError> {
-        if !launch::draws(logits.client()) {
+        if !launch::draws(logits.site()) {
             let [_, width] = logits.shape();
             return Ok(Drawn::left(&Self::values(logits)?, width));
         }
@@ -170,14 +176,14 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
 
 impl<R: Runtime> Cache<R> {
     /// The step's table: the last one if it is the same, as it is in all layers but the first.
-    fn table(&mut self, spans: &[Span<'_>], client: &ComputeClient<R>) -> (Vec<u32>, Table<R>) {
+    fn table(&mut self, spans: &[Span<'_>], site: &Site<R>) -> (Vec<u32>, Table<R>) {
         let numbers = self.numbers(spans);
         match self.table.take() {
             Some((same, table)) if same == numbers => (same, table),
             _ => {
                 let tokens = spans.iter().map(|span| span.len).sum();
                 let single = spans.iter().all(|span| span.len == 1);
-                let table = Table::new(client, numbers.clone(), tokens, single);
+                let table = Table::new(site, numbers.clone(), tokens, single);
                 (numbers, table)
             }
         }

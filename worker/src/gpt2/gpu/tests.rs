@@ -19,9 +19,13 @@ use crate::gpt2::{Cpu, Device, Edit, Gpt2, Gpt2Config, Gpt2Runner, ModelFiles, S
 
 type Floats = <Vulkan as Gpt2Backend>::Floats;
 
-fn device() -> WgpuDevice {
+fn device() -> (WgpuDevice, Order) {
+    (adapter(), Order::Fixed)
+}
+
+fn adapter() -> WgpuDevice {
     let found = Device::find(DeviceChoice::Vulkan, Dtype::F32);
-    let Device::Vulkan(device, _) = found.expect("a card, or Debian's mesa-vulkan-drivers and libvulkan1") else {
+    let Device::Vulkan(device, ..) = found.expect("a card, or Debian's mesa-vulkan-drivers and libvulkan1") else {
         panic!("another device")
     };
     device
@@ -120,6 +124,58 @@ fn the_packed_product_agrees_with_plain_burn_for_every_number_of_rows_and_column
                 plain_linear(&plain_x, &plain_weight, None, None),
             );
         }
+    }
+}
+
+#[test]
+fn the_product_of_many_rows_in_the_fast_order_agrees_with_plain_burn() {
+    let fast = (adapter(), Order::Fast);
+    // Whole tiles, and parts of them in every direction; then panels of each width.
+    let shapes = [
+        (64, 32, 64),
+        (32, 16, 5),
+        (33, 50, 70),
+        (130, 201, 129),
+        (40, 8, 4100),
+        (35, 4, 16_390),
+    ];
+    for (seed, (rows, inputs, outputs)) in shapes.into_iter().enumerate() {
+        let seed = seed as u64;
+        let plain_x = plain(numbers(seed, rows * inputs), [rows, inputs]);
+        let x = Vulkan::floats(numbers(seed, rows * inputs), [rows, inputs], &fast);
+        let ((bias, plain_bias), (weight, plain_weight)) =
+            (random_row(seed + 200, outputs), random(seed + 100, [inputs, outputs]));
+        for dtype in DTYPES {
+            let packed = Vulkan::pack(weight.clone(), dtype);
+            let plain_weight = rounded(&plain_weight, dtype);
+            for activation in [None, Some(Activation::GeluTanh), Some(Activation::GeluErf)] {
+                assert_close(
+                    Vulkan::project(&x, &packed, Some(&bias), activation),
+                    plain_linear(&plain_x, &plain_weight, Some(&plain_bias), activation),
+                );
+            }
+            assert_close(
+                Vulkan::project(&x, &packed, None, None),
+                plain_linear(&plain_x, &plain_weight, None, None),
+            );
+        }
+    }
+}
+
+#[test]
+fn a_row_of_a_product_is_bit_equal_alone_and_in_any_company_in_the_fixed_order_and_not_in_the_fast_one() {
+    let (inputs, outputs, rows) = (200, 70, 80);
+    let (weight, _) = random(1, [inputs, outputs]);
+    let packed = Vulkan::pack(weight, Dtype::Bf16);
+    let x = numbers(3, rows * inputs);
+    let product = |order, rows: usize| {
+        let x = Vulkan::floats(x[..rows * inputs].to_vec(), [rows, inputs], &(adapter(), order));
+        bits(&values(Vulkan::project(&x, &packed, None, None)))[..outputs].to_vec()
+    };
+    let alone = product(Order::Fixed, 1);
+    for rows in [2, 8, 31, 32, 80] {
+        assert_eq!(product(Order::Fixed, rows), alone, "{rows} rows");
+        assert_eq!(product(Order::Fast, rows) == alone, rows < tiles::FROM, "{rows} rows");
     }
 }
 
@@ -319,6 +375,8 @@ fn row(blocks: impl Iterator<Item = usize>, position: usize, tokens: &[u32]) -> 
 fn the_whole_model_computes_what_it_computes_on_the_processor() {
     let tokens: Vec<u32> = (0..70).map(|at| (at * 7 + 3) % VOCABULARY as u32).collect();
     for (dtype, tolerance) in [(Dtype::F32, 1e-5), (Dtype::Bf16, 2e-3)] {
+        let fast = Gpt2::<Vulkan>::random(config(), 7, dtype, &(adapter(), Order::Fast));
+        let mut fast = Gpt2Runner::new(fast, 2 * BLOCKS_OF_SEQUENCE);
         let mut ours = model(dtype, 2 * BLOCKS_OF_SEQUENCE);
         let mut cpu = Gpt2Runner::new(
             Gpt2::<Cpu>::random(config(), 7, dtype, &FlexDevice),
@@ -330,10 +388,12 @@ fn the_whole_model_computes_what_it_computes_on_the_processor() {
             vec![row(blocks(), 50, &tokens[50..51]), row(3..6, 0, &tokens[..3])],
             vec![row(blocks(), 51, &tokens[51..52]), row(3..6, 3, &tokens[3..4])],
         ] {
-            let (ours, theirs) = (ours.step(&rows).unwrap(), cpu.step(&rows).unwrap());
-            assert_eq!(ours.len(), rows.len() * VOCABULARY);
-            for (ours, theirs) in ours.iter().zip(theirs) {
-                assert!((ours - theirs).abs() <= tolerance, "{dtype}: {ours} is not {theirs}");
+            let theirs = cpu.step(&rows).unwrap();
+            for ours in [ours.step(&rows).unwrap(), fast.step(&rows).unwrap()] {
+                assert_eq!(ours.len(), rows.len() * VOCABULARY);
+                for (ours, theirs) in ours.iter().zip(&theirs) {
+                    assert!((ours - theirs).abs() <= tolerance, "{dtype}: {ours} is not {theirs}");
+                }
             }
         }
     }

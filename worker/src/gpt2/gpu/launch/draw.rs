@@ -5,7 +5,7 @@ use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
 use super::super::draw::{self, CANDIDATES, GREEDY, NUCLEUS, OF_ASK, OF_TOKEN, TOP, UNITS, WHOLE};
-use super::{Numbers, count_launch, grid, over, units};
+use super::{Numbers, Site, count_launch, grid, over, units};
 use crate::gpt2::{Draw, Drawn, Likely, Method};
 
 /// Numbers of a row with likely tokens.
@@ -14,8 +14,9 @@ const OF_LIKELY: usize = OF_TOKEN + 4 + 2 * TOP;
 const SHARED: usize = UNITS * 16 + CANDIDATES * 16 + 64;
 
 /// Whether a device has what the kernels need: f64, and cubes and memory that are large enough.
-pub(in super::super) fn draws<R: Runtime>(client: &ComputeClient<R>) -> bool {
-    let (properties, hardware) = (client.properties(), &client.properties().hardware);
+pub(in super::super) fn draws<R: Runtime>(site: &Site<R>) -> bool {
+    let properties = site.client.properties();
+    let hardware = &properties.hardware;
     properties.supports_type(ElemType::Float(FloatKind::F64))
         && hardware.max_units_per_cube as usize >= UNITS
         && hardware.max_shared_memory_size >= SHARED
@@ -28,7 +29,7 @@ pub(in super::super) fn draw<R: Runtime>(logits: &Numbers<R>, draws: &[Draw]) ->
     let asks: Vec<_> = draws.iter().map(|draw| ask(draw, width)).collect();
     // Whose draw is not for the device is asked for something easy, which nobody reads.
     let words = asks.iter().flat_map(|ask| ask.unwrap_or([GREEDY; OF_ASK])).collect();
-    let words = Numbers::words(&logits.client, words);
+    let words = Numbers::words(&logits.site, words);
     let tells = draws.iter().any(|draw| draw.top.is_some());
     let answers = logits.like([rows, if tells { OF_LIKELY } else { OF_TOKEN }]);
     let edits = Edits::new(logits, draws);
@@ -135,7 +136,7 @@ fn pick<R: Runtime>(logits: &Numbers<R>, asks: &Numbers<R>, drawn: &Numbers<R>) 
     // the row has tokens and as there are places.
     unsafe {
         draw::draw::launch_unchecked::<R>(
-            &logits.client,
+            &logits.site.client,
             grid(logits.rows, 1),
             cube(),
             logits.array(),
@@ -152,7 +153,7 @@ fn tell<R: Runtime>(logits: &Numbers<R>, asks: &Numbers<R>, drawn: &Numbers<R>) 
     // SAFETY: as for `pick`; a row has room for as many likely tokens as can be asked for.
     unsafe {
         draw::tell::launch_unchecked::<R>(
-            &logits.client,
+            &logits.site.client,
             grid(logits.rows, 1),
             cube(),
             logits.array(),
@@ -201,7 +202,7 @@ impl<R: Runtime> Edits<R> {
             }
         }
         Some(Self {
-            words: Numbers::words(&logits.client, words),
+            words: Numbers::words(&logits.site, words),
             before: logits.like([1, count]),
             count,
         })
@@ -212,8 +213,8 @@ impl<R: Runtime> Edits<R> {
         // SAFETY: each unit below the number of edits changes a logit that is there.
         unsafe {
             draw::edit::launch_unchecked::<R>(
-                &logits.client,
-                over(&logits.client, self.count),
+                &logits.site.client,
+                over(&logits.site.client, self.count),
                 units(),
                 logits.array(),
                 self.words.array(),
@@ -228,8 +229,8 @@ impl<R: Runtime> Edits<R> {
         // SAFETY: as for `make`.
         unsafe {
             draw::restore::launch_unchecked::<R>(
-                &logits.client,
-                over(&logits.client, self.count),
+                &logits.site.client,
+                over(&logits.site.client, self.count),
                 units(),
                 logits.array(),
                 self.words.array(),
