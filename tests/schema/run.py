@@ -61,7 +61,7 @@ def main() -> int:
                 str(Path(sys.executable).parent / "schemathesis"), "run", f"{ours.url}/openapi.json",
                 "--header", f"Authorization: Bearer {key}", "--checks", ",".join(CHECKS), "--phases", "coverage,fuzzing",
                 "--max-examples", str(-(-asked.cases // count)), "--seed", str(asked.seed), "--workers", "1",
-                "--request-timeout", "60", "--continue-on-failure", "--no-shrink", "--no-color",
+                "--request-timeout", "300", "--continue-on-failure", "--no-shrink", "--no-color",
                 "--suppress-health-check", "all", "--generation-database", "none",
                 "--generation-with-security-parameters", "false",
             ]
