@@ -71,7 +71,7 @@ fn measure(spec: &Spec, dtype: Dtype, device: DeviceChoice, order: Order) -> any
     pool.install(|| measure_here(spec, dtype, device, order))
 }
 
-/// Tokens of a step that reads prompts.
+/// Tokens of a step that reads prompts on a processor.
 const PREFILL: usize = 512;
 
 fn measure_here(spec: &Spec, dtype: Dtype, device: DeviceChoice, order: Order) -> anyhow::Result<Answer> {
@@ -108,9 +108,10 @@ fn measure_here(spec: &Spec, dtype: Dtype, device: DeviceChoice, order: Order) -
         tokens: Vec::new(),
         launches: None,
     };
-    let steps = spec.prompts.len().div_ceil(rows_of_prefill(&spec.prompts)) + spec.new - 1;
+    let at_once = rows_of_prefill(&device, &spec.prompts);
+    let steps = spec.prompts.len().div_ceil(at_once) + spec.new - 1;
     for repeat in 0..=spec.repeats {
-        let mut once = || generate(model.as_mut(), &spec.prompts, spec.new);
+        let mut once = || generate(model.as_mut(), &spec.prompts, spec.new, at_once);
         let (run, tokens) = if repeat == 0 {
             let (outcome, launches) = counted(steps, once);
             answer.launches = launches;
@@ -120,7 +121,7 @@ fn measure_here(spec: &Spec, dtype: Dtype, device: DeviceChoice, order: Order) -
         };
         let long = match spec.long_prompt.as_slice() {
             [] => None,
-            prompt => Some(generate(model.as_mut(), &[prompt.to_vec()], 1)?.0.prefill_s),
+            prompt => Some(generate(model.as_mut(), &[prompt.to_vec()], 1, 1)?.0.prefill_s),
         };
         if repeat == 0 {
             continue; // The warm-up.
@@ -132,7 +133,13 @@ fn measure_here(spec: &Spec, dtype: Dtype, device: DeviceChoice, order: Order) -
     Ok(answer)
 }
 
-fn generate(model: &mut dyn StepModel, prompts: &[Vec<u32>], new: usize) -> anyhow::Result<(Run, Vec<Vec<u32>>)> {
+/// Reads the prompts of `at_once` rows a step, then goes on with all rows together.
+fn generate(
+    model: &mut dyn StepModel,
+    prompts: &[Vec<u32>],
+    new: usize,
+    at_once: usize,
+) -> anyhow::Result<(Run, Vec<Vec<u32>>)> {
     let mut free = 0..model.blocks() as u32;
     let row = |prompt: &Vec<u32>| StepRow {
         blocks: free.by_ref().take(blocks(prompt, new)).collect(),
@@ -143,7 +150,6 @@ fn generate(model: &mut dyn StepModel, prompts: &[Vec<u32>], new: usize) -> anyh
     let mut rows: Vec<_> = prompts.iter().map(row).collect();
     let mut tokens = vec![Vec::with_capacity(new); rows.len()];
     let begin = Instant::now();
-    let at_once = rows_of_prefill(prompts);
     for (rows, tokens) in rows.chunks_mut(at_once).zip(tokens.chunks_mut(at_once)) {
         advance(model, rows, tokens)?;
     }
@@ -156,10 +162,17 @@ fn generate(model: &mut dyn StepModel, prompts: &[Vec<u32>], new: usize) -> anyh
     Ok((Run { prefill_s, decode_s }, tokens))
 }
 
-/// Rows whose prompts are read in one step: as many tokens as stay near the processor from one product to the next.
-fn rows_of_prefill(prompts: &[Vec<u32>]) -> usize {
-    let longest = prompts.iter().map(Vec::len).max().unwrap_or(1);
-    (PREFILL / longest).max(1)
+/// Rows whose prompts are read in one step: on a processor as many tokens as stay near it from one product to the next, on a card
+/// all.
+fn rows_of_prefill(device: &Device, prompts: &[Vec<u32>]) -> usize {
+    match device {
+        Device::Cpu => {
+            let longest = prompts.iter().map(Vec::len).max().unwrap_or(1);
+            (PREFILL / longest).max(1)
+        }
+        #[cfg(any(feature = "cuda", feature = "vulkan"))]
+        _ => prompts.len(),
+    }
 }
 
 /// Blocks of the cache that a row takes.
