@@ -2,7 +2,7 @@
 //!
 //! A request shows one credential: an access token or an API key in `Authorization: Bearer` (RFC 6750, section 2.1), or an
 //! API key in `X-API-Key`. What the database says of it is read in one statement with the account, shared by requests that come
-//! together, and then known for a while ([`super::known`], which says why whoever was deactivated, logged out or revoked is out at
+//! together, and then known for a while (`known.rs`, which says why whoever was deactivated, logged out or revoked is out at
 //! once all the same). What a route wants of its caller is not decided here but in `access.rs`.
 
 use std::sync::Arc;
