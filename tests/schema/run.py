@@ -18,8 +18,9 @@ CHECKS = [
     "not_a_server_error", "status_code_conformance", "content_type_conformance", "response_headers_conformance",
     "response_schema_conformance", "ignored_auth",
 ]
-# They pause whole classes of jobs, and may end the key or the account that everything else is asked with: they come last.
-LAST = "^/v1/admin/(pauses|users)|^/v1/api_keys/"
+# They pause whole classes of jobs, drain the worker, lead names astray, and may end the key or the account that everything else is asked
+# with: they come last.
+LAST = "^/v1/admin/(aliases|pauses|users|workers)|^/v1/api_keys/"
 
 
 def admin_key(ours: Installation) -> str:
