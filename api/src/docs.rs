@@ -7,7 +7,7 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use claimcheck_common::domain::Scope;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Flow, OAuth2, Password, Scopes, SecurityScheme};
-use utoipa::{IntoResponses, Modify, OpenApi};
+use utoipa::{IntoResponses, Modify, OpenApi, ToSchema};
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use crate::error::{ApiError, ErrorBody, Problem};
@@ -108,6 +108,17 @@ pub enum Trouble {
     /// The time limit was reached; not to be retried blindly (`x-should-retry: false`).
     #[response(status = 504)]
     TimedOut(ErrorBody),
+}
+
+/// A server-sent event of a stream in OpenAI's shape.
+#[derive(Debug, ToSchema)]
+#[schema(as = StreamEvent)]
+#[expect(dead_code, reason = "it describes, nothing makes one")]
+pub struct StreamEvent {
+    /// Which kind, where there are several.
+    event: Option<String>,
+    /// JSON, by its kind; `[DONE]` at the end of a completion.
+    data: String,
 }
 
 /// The reading pages at `/docs`.

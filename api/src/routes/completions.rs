@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::submit_job::prepare;
 use crate::app::AppState;
-use crate::docs::{BadBody, Trouble};
+use crate::docs::{BadBody, StreamEvent, Trouble};
 use crate::dry_run;
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{Metered, RawJson, json};
@@ -38,7 +38,7 @@ pub const WAIT_MAX: Duration = Duration::from_mins(10);
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
     responses(
         (status = 200, description = "The completion, or its pieces as events",
-            content((OutputBody = "application/json"), (String = "text/event-stream"))),
+            content((OutputBody = "application/json"), (StreamEvent = "text/event-stream"))),
         (status = 404, body = ErrorBody, description = "The model is not served (`model_not_found`)"),
         (status = 409, body = ErrorBody, description = "The job was cancelled, or the first request with this key is still at work"),
         (status = 422, body = ErrorBody, description = "The key was used with another body"),

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 
 use super::completions::{WAIT_MAX, completed};
 use crate::app::AppState;
-use crate::docs::{BadBody, Trouble};
+use crate::docs::{BadBody, StreamEvent, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{Caller, Metered, Query, RawJson, json};
 use crate::parts::{Part, Parts};
@@ -35,7 +35,7 @@ const CANCEL_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
     params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
     responses(
         (status = 200, description = "The response, or events",
-            content((ResponseBody = "application/json"), (String = "text/event-stream"))),
+            content((ResponseBody = "application/json"), (StreamEvent = "text/event-stream"))),
         (status = 404, body = ErrorBody, description = "The model is not served (`model_not_found`)"),
         (status = 409, body = ErrorBody, description = "It was cancelled, or the first request with this key is still at work"),
         (status = 422, body = ErrorBody, description = "The key was used with another body"),
@@ -84,7 +84,7 @@ pub async fn create_response(
     ),
     responses(
         (status = 200, description = "The response, or events",
-            content((ResponseBody = "application/json"), (String = "text/event-stream"))),
+            content((ResponseBody = "application/json"), (StreamEvent = "text/event-stream"))),
         (status = 400, body = ErrorBody, description = "A parameter is unknown or does not read"),
         (status = 404, body = ErrorBody, description = "No such response, not yours, or deleted"),
         Trouble,
