@@ -1,10 +1,12 @@
 //! Erasing, doing again, changing many jobs, and what only operators may do, over HTTP.
 
+use std::time::Duration;
+
 use claimcheck_common::domain::{JobError, JobId, Role, WorkerId};
 use claimcheck_common::store::models::{self, Seen};
 use claimcheck_common::store::settle::{self, Settlement};
 use claimcheck_common::store::{Pool, accounts, claim};
-use claimcheck_tests::World;
+use claimcheck_tests::{World, eventually};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
@@ -39,6 +41,12 @@ pub(crate) async fn admin(world: &World, session: Session) -> Session {
             .await
             .unwrap()
     );
+    // Done in the database and not by the API, which hears of it moments later. It refuses the query once it lets the admin in.
+    eventually("the API knows the admin", Duration::from_secs(20), async || {
+        let (status, _) = answer(session.get("/v1/admin/users?limit=0")).await;
+        (status != StatusCode::FORBIDDEN).then_some(())
+    })
+    .await;
     session
 }
 
