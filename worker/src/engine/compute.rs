@@ -20,21 +20,15 @@ pub(super) enum RowOutcome {
     Failed(JobError),
 }
 
-/// What a model answers.
-enum Answer {
-    Logits(Vec<f32>),
-    Drawn(Vec<Drawn>),
-}
-
 /// One outcome a row, in order. `draws` is empty, or has one for each row that wants logits.
 pub(super) fn run(model: &mut dyn StepModel, rows: &[StepRow], draws: &[Draw]) -> Vec<RowOutcome> {
+    let vocab_size = model.vocab_size();
     let compute = || match draws {
-        [] => model.step(rows).map(Answer::Logits),
-        draws => model.draw(rows, draws).map(Answer::Drawn),
+        [] => model.step(rows).map(|logits| Drawn::left(&logits, vocab_size)),
+        draws => model.draw(rows, draws),
     };
     let complaint = match catch_unwind(AssertUnwindSafe(compute)) {
-        Ok(Ok(Answer::Logits(logits))) => return split(rows, &logits, model.vocab_size()),
-        Ok(Ok(Answer::Drawn(answers))) => return sort(rows, answers),
+        Ok(Ok(answers)) => return sort(rows, answers),
         Ok(Err(error)) => error.to_string(),
         Err(_panic) => "the step panicked".to_owned(),
     };
@@ -50,10 +44,6 @@ pub(super) fn run(model: &mut dyn StepModel, rows: &[StepRow], draws: &[Draw]) -
     let mut outcomes = run(model, left, draws_left);
     outcomes.extend(run(model, right, draws_right));
     outcomes
-}
-
-fn split(rows: &[StepRow], logits: &[f32], vocab_size: usize) -> Vec<RowOutcome> {
-    sort(rows, Drawn::left(logits, vocab_size))
 }
 
 fn sort(rows: &[StepRow], drawn: Vec<Drawn>) -> Vec<RowOutcome> {

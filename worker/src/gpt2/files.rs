@@ -105,12 +105,8 @@ impl ModelFiles {
 
     /// Which weights these are; reads all of them unless the cache knows.
     pub fn identity(&self, cache: Option<&WeightsCache>) -> Result<Identity, LoadError> {
-        let known = cache.and_then(|cache| cache.sha256(&self.weights));
-        let digest = || match cache {
-            Some(cache) => cache.digest(&self.weights),
-            None => sha256(&self.weights),
-        };
-        let weights_sha256 = known.map_or_else(digest, Ok).map_err(|cause| LoadError::Unreadable {
+        let digest = cache.map_or_else(|| sha256(&self.weights), |cache| cache.digest(&self.weights));
+        let weights_sha256 = digest.map_err(|cause| LoadError::Unreadable {
             path: self.weights.clone(),
             cause,
         })?;

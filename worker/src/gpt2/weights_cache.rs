@@ -54,15 +54,18 @@ impl WeightsCache {
     }
 
     /// SHA-256 of a file in hexadecimal, if it was told before.
-    pub(super) fn sha256(&self, file: &Path) -> Option<String> {
+    fn sha256(&self, file: &Path) -> Option<String> {
         let mut entry = self.slot(file, ENDINGS[1], String::new())?.open()?;
         let text = io::read_to_string(&mut entry).ok()?;
         let (digest, sum) = text.trim_end().split_once(' ')?;
         (sum == check(digest)).then(|| digest.to_owned())
     }
 
-    /// Digests a file and keeps what came out.
+    /// SHA-256 of a file in hexadecimal; reads it, and keeps what came out, unless it was told before.
     pub(super) fn digest(&self, file: &Path) -> io::Result<String> {
+        if let Some(digest) = self.sha256(file) {
+            return Ok(digest);
+        }
         // Before it is read: what is kept is of this state of the file, if it is still the same at the end.
         let slot = self.slot(file, ENDINGS[1], String::new());
         let digest = sha256(file)?;
@@ -202,6 +205,14 @@ fn check(digest: &str) -> String {
     format!("{:016x}", xxh3_64(digest.as_bytes()))
 }
 
+/// Makes a file one that was written a minute ago.
+#[cfg(test)]
+pub(super) fn age(path: &Path) {
+    let times = FileTimes::new().set_modified(SystemTime::now() - Duration::from_mins(1));
+    let file = File::options().write(true).open(path).unwrap();
+    file.set_times(times).unwrap();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -226,13 +237,7 @@ mod tests {
 
     fn write_long_ago(path: &Path, bytes: &[u8]) {
         std::fs::write(path, bytes).unwrap();
-        let times = FileTimes::new().set_modified(SystemTime::now() - Duration::from_mins(1));
-        File::options()
-            .write(true)
-            .open(path)
-            .unwrap()
-            .set_times(times)
-            .unwrap();
+        age(path);
     }
 
     fn entries(cache: &WeightsCache) -> Vec<PathBuf> {

@@ -282,13 +282,12 @@ impl Tensors<Cpu> for Keeping<'_, '_> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::FileTimes;
-    use std::path::{Path, PathBuf};
-    use std::time::{Duration, SystemTime};
+    use std::path::PathBuf;
 
     use claimcheck_common::config::WeightsCacheConfig;
 
     use super::*;
+    use crate::gpt2::weights_cache::age;
     use crate::gpt2::{Gpt2Runner, StepModel, StepRow, save_random};
 
     struct World {
@@ -318,16 +317,6 @@ mod tests {
         };
         let cache = WeightsCache::new(&config).unwrap();
         World { folder, files, cache }
-    }
-
-    fn age(path: &Path) {
-        let times = FileTimes::new().set_modified(SystemTime::now() - Duration::from_mins(1));
-        File::options()
-            .write(true)
-            .open(path)
-            .unwrap()
-            .set_times(times)
-            .unwrap();
     }
 
     impl World {
