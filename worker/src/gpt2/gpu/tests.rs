@@ -94,6 +94,26 @@ fn assert_close(ours: Floats, reference: Tensor<Flex, 2>) {
 
 const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
 
+/// Products of `x` with weights `[inputs, outputs]` drawn from a seed agree with plain Burn, in each dtype, with each epilogue.
+fn assert_products(x: &Floats, plain_x: &Tensor<Flex, 2>, seed: u64, [inputs, outputs]: [usize; 2]) {
+    let (bias, plain_bias) = random_row(seed + 200, outputs);
+    let (weight, plain_weight) = random(seed + 100, [inputs, outputs]);
+    for dtype in DTYPES {
+        let packed = Vulkan::pack(weight.clone(), dtype);
+        let plain_weight = rounded(&plain_weight, dtype);
+        for activation in [None, Some(Activation::GeluTanh), Some(Activation::GeluErf)] {
+            assert_close(
+                Vulkan::project(x, &packed, Some(&bias), activation),
+                plain_linear(plain_x, &plain_weight, Some(&plain_bias), activation),
+            );
+        }
+        assert_close(
+            Vulkan::project(x, &packed, None, None),
+            plain_linear(plain_x, &plain_weight, None, None),
+        );
+    }
+}
+
 #[test]
 fn the_packed_product_agrees_with_plain_burn_for_every_number_of_rows_and_columns() {
     // The last ones have wider panels.
@@ -108,22 +128,8 @@ fn the_packed_product_agrees_with_plain_burn_for_every_number_of_rows_and_column
     ];
     for (seed, (rows, inputs, outputs)) in shapes.into_iter().enumerate() {
         let seed = seed as u64;
-        let ((x, plain_x), (bias, plain_bias)) = (random(seed, [rows, inputs]), random_row(seed + 200, outputs));
-        let (weight, plain_weight) = random(seed + 100, [inputs, outputs]);
-        for dtype in DTYPES {
-            let packed = Vulkan::pack(weight.clone(), dtype);
-            let plain_weight = rounded(&plain_weight, dtype);
-            for activation in [None, Some(Activation::GeluTanh), Some(Activation::GeluErf)] {
-                assert_close(
-                    Vulkan::project(&x, &packed, Some(&bias), activation),
-                    plain_linear(&plain_x, &plain_weight, Some(&plain_bias), activation),
-                );
-            }
-            assert_close(
-                Vulkan::project(&x, &packed, None, None),
-                plain_linear(&plain_x, &plain_weight, None, None),
-            );
-        }
+        let (x, plain_x) = random(seed, [rows, inputs]);
+        assert_products(&x, &plain_x, seed, [inputs, outputs]);
     }
 }
 
@@ -143,22 +149,7 @@ fn the_product_of_many_rows_in_the_fast_order_agrees_with_plain_burn() {
         let seed = seed as u64;
         let plain_x = plain(numbers(seed, rows * inputs), [rows, inputs]);
         let x = Vulkan::floats(numbers(seed, rows * inputs), [rows, inputs], &fast);
-        let ((bias, plain_bias), (weight, plain_weight)) =
-            (random_row(seed + 200, outputs), random(seed + 100, [inputs, outputs]));
-        for dtype in DTYPES {
-            let packed = Vulkan::pack(weight.clone(), dtype);
-            let plain_weight = rounded(&plain_weight, dtype);
-            for activation in [None, Some(Activation::GeluTanh), Some(Activation::GeluErf)] {
-                assert_close(
-                    Vulkan::project(&x, &packed, Some(&bias), activation),
-                    plain_linear(&plain_x, &plain_weight, Some(&plain_bias), activation),
-                );
-            }
-            assert_close(
-                Vulkan::project(&x, &packed, None, None),
-                plain_linear(&plain_x, &plain_weight, None, None),
-            );
-        }
+        assert_products(&x, &plain_x, seed, [inputs, outputs]);
     }
 }
 
