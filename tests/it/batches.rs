@@ -17,7 +17,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::files::{content, upload};
+use crate::http_aliases::{NEXT, lead};
+use crate::http_completions::{choice, claim_all, finish};
 use crate::http_face::{MODEL, Session, announce, answer, code, with_api};
+use crate::http_operators::admin;
 use crate::identity_keys::make_key;
 use crate::policy::RULES;
 use crate::store::completion;
@@ -817,6 +820,29 @@ async fn a_key_that_is_limited_makes_batches_and_its_limits_hold_for_every_line(
             .map(|line| line["response"]["body"]["error"]["code"].as_str().unwrap())
             .collect();
         assert_eq!(said, ["max_tokens_not_allowed", "model_not_allowed"]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_names_its_model_by_an_alias() {
+    with_api(async |world, api| {
+        announce(world, NEXT).await;
+        let root = admin(world, api.user("root").await).await;
+        lead(&root, "prod", NEXT).await;
+        let ada = api.user("ada").await;
+        let worker = Worker::start(world, 10);
+        let body = json!({"prompt": "by its other name", "max_tokens": 4, "model": "prod"});
+        let line = json!({"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}).to_string();
+        let id = create(&ada, &upload(&ada, &line).await).await;
+        let key = claim_all(world, 1).await[0];
+        let job = ada.job(&key.id.to_string()).await;
+        assert_eq!((&job["model"], &job["requested_model"]), (&json!(NEXT), &json!("prod")));
+        finish(world, key, vec![choice(0, " it goes on", -1.0)]).await;
+        let batch = ended(&ada, &id, "completed").await;
+        let output = file(&ada, &batch, "output_file_id").await;
+        assert_eq!(output[0]["response"]["body"]["model"], NEXT, "{output:?}");
+        worker.stop().await;
     })
     .await;
 }

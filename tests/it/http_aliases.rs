@@ -6,10 +6,12 @@ use claimcheck_tests::World;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
+use crate::http_completions::{choice, claim_all, finish};
 use crate::http_face::{MODEL, Session, announce, answer, code, with_api};
 use crate::http_operators::{admin, complete};
 
-const NEXT: &str = "bytes-next";
+/// A second model, once it is announced.
+pub(crate) const NEXT: &str = "bytes-next";
 
 async fn set(session: &Session, name: &str, targets: Value) -> (StatusCode, Value) {
     let path = format!("/v1/admin/aliases/{name}");
@@ -17,7 +19,7 @@ async fn set(session: &Session, name: &str, targets: Value) -> (StatusCode, Valu
 }
 
 /// Lets a name lead to one model alone.
-async fn lead(session: &Session, name: &str, model: &str) {
+pub(crate) async fn lead(session: &Session, name: &str, model: &str) {
     let (status, body) = set(session, name, json!([{"model": model}])).await;
     assert_eq!(status, StatusCode::OK, "{body}");
 }
@@ -241,6 +243,28 @@ async fn a_key_for_some_models_may_use_them_by_any_name_and_what_its_own_names_l
             };
             assert_eq!(status, wanted, "{body}");
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_completion_is_asked_for_by_an_alias_and_answers_with_its_model() {
+    with_api(async |world, api| {
+        announce(world, NEXT).await;
+        let root = admin(world, api.user("root").await).await;
+        let ada = api.user("ada").await;
+        lead(&root, "prod", NEXT).await;
+        let request = ada.post("/v1/completions").json(&asking("prod"));
+        let asked = tokio::spawn(answer(request));
+        let key = claim_all(world, 1).await[0];
+        assert_eq!(names(&ada, &key.id.to_string()).await, (NEXT.to_owned(), json!("prod")));
+        finish(world, key, vec![choice(0, " there", -1.0)]).await;
+        let (status, completion) = asked.await.unwrap();
+        assert_eq!(
+            (status, &completion["model"]),
+            (StatusCode::OK, &json!(NEXT)),
+            "{completion}"
+        );
     })
     .await;
 }

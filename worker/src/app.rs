@@ -4,6 +4,7 @@
 //! Next: `generate.rs`, `maintenance/`, `webhooks/`.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use claimcheck_common::config::{
@@ -28,6 +29,7 @@ use crate::http;
 use crate::maintenance;
 use crate::roles::Role;
 use crate::served_model::ServeError;
+use crate::unloadable::Memory;
 use crate::webhooks::{ClientError, Dispatch};
 
 const CLOSE_LIMIT: Duration = Duration::from_secs(2);
@@ -201,6 +203,8 @@ impl WorkerApp {
             watch.await;
             Ok(())
         });
+        let limit = self.settings.worker.model_memory_mib;
+        let memory = limit.map(|mib| Arc::new(Memory::new(u64::from(mib) << 20)));
         for (at, model) in self.models.into_iter().enumerate() {
             let generate = Generate {
                 pool: self.pool.clone(),
@@ -210,6 +214,7 @@ impl WorkerApp {
                 delivery: self.settings.delivery.clone(),
                 config: self.settings.worker.clone(),
                 model,
+                memory: memory.clone(),
                 worker: WorkerId::new(),
                 health: self.health.of_model(at),
             };

@@ -31,6 +31,7 @@ use crate::heartbeat::Heartbeat;
 use crate::in_flight::InFlight;
 use crate::results::Results;
 use crate::served_model::{LoadedModel, ModelChoice, ServeError, ServedModel};
+use crate::unloadable::Memory;
 
 /// Events that wait for `results.rs`. More than two for each job in flight: the engine waits only for a lost database.
 const EVENTS: usize = 1024;
@@ -75,6 +76,8 @@ pub struct Generate {
     pub config: WorkerConfig,
     /// Which model.
     pub model: ModelSource,
+    /// What it shares with the other models of the process, if that is limited.
+    pub memory: Option<Arc<Memory>>,
     /// Who claims.
     pub worker: WorkerId,
     /// Hears how far it has come.
@@ -110,7 +113,7 @@ impl Generate {
 
     async fn load_and_serve(self, stop: CancellationToken) -> Result<(), GenerateError> {
         let Some(ServedModel { loaded, announced }) = stop
-            .run_until_cancelled(ModelChoice::of(self.model.clone(), &self.config).load_to_serve())
+            .run_until_cancelled(ModelChoice::of(self.model.clone(), &self.config).load_to_serve(self.memory.clone()))
             .await
             .transpose()?
         else {

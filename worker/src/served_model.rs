@@ -12,7 +12,11 @@ use claimcheck_common::tokenizer::{Tokenizer, TokenizerError};
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use crate::gpt2::{BLOCK, Device, DeviceError, LoadError, ModelFiles, StepModel, Weights, WeightsCache, hub};
+use crate::gpt2::{
+    BLOCK, Device, DeviceError, Gpt2Config, LoadError, ModelFiles, StepModel, Weights, WeightsCache, hub,
+};
+use crate::model_memory::TooLarge;
+use crate::unloadable::{Memory, Unloadable};
 
 /// Why there is nothing to serve.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +27,9 @@ pub enum ServeError {
     /// Its weights or its configuration.
     #[error("the model cannot be loaded")]
     Load(#[from] LoadError),
+    /// There is never room for it beside the limit.
+    #[error("the model `{0}` does not fit into memory: {1}")]
+    TooLarge(String, TooLarge),
     /// The device to compute on.
     #[error(transparent)]
     Device(#[from] DeviceError),
@@ -100,18 +107,18 @@ impl ModelChoice {
         }
     }
 
-    /// Loads what runs. Which weights they are is not looked into, for nobody is told.
+    /// Loads what runs, for good. Which weights they are is not looked into, for nobody is told.
     pub async fn load(self) -> Result<LoadedModel, ServeError> {
         on_a_thread(move || {
             let files = self.find()?;
-            Ok(load(&self, &files)?.0)
+            Ok(load(&self, &files, None)?.0)
         })
         .await
     }
 
-    /// Loads what runs, and finds out which weights they are.
-    pub async fn load_to_serve(self) -> Result<ServedModel, ServeError> {
-        on_a_thread(move || load_to_serve(self)).await
+    /// Loads what runs, for good or within the `memory` that it shares with others, and finds out which weights they are.
+    pub async fn load_to_serve(self, memory: Option<Arc<Memory>>) -> Result<ServedModel, ServeError> {
+        on_a_thread(move || load_to_serve(self, memory.as_ref())).await
     }
 
     fn find(&self) -> Result<ModelFiles, LoadError> {
@@ -141,14 +148,14 @@ pub fn find(source: &str, revision: Option<&str>, config: &HubConfig) -> Result<
     }
 }
 
-fn load_to_serve(choice: ModelChoice) -> Result<ServedModel, ServeError> {
+fn load_to_serve(choice: ModelChoice, memory: Option<&Arc<Memory>>) -> Result<ServedModel, ServeError> {
     let files = choice.find()?;
     // Beside each other: both read the whole file.
     let (loaded, identity) = std::thread::scope(|scope| {
         let cache = WeightsCache::new(&choice.weights_cache);
         let files = &files;
         let identity = scope.spawn(move || files.identity(cache.as_ref()));
-        (load(&choice, files), identity.join())
+        (load(&choice, files, memory), identity.join())
     });
     let (loaded, tokenizer) = loaded?;
     let identity = identity.map_err(|_| ServeError::Panicked)??;
@@ -168,13 +175,18 @@ fn load_to_serve(choice: ModelChoice) -> Result<ServedModel, ServeError> {
 }
 
 /// The model and the bytes of its tokenizer.
-fn load(choice: &ModelChoice, files: &ModelFiles) -> Result<(LoadedModel, Vec<u8>), ServeError> {
+fn load(
+    choice: &ModelChoice,
+    files: &ModelFiles,
+    memory: Option<&Arc<Memory>>,
+) -> Result<(LoadedModel, Vec<u8>), ServeError> {
     let device = Device::find(choice.device, choice.dtype)?.in_order(choice.order);
-    let cache = WeightsCache::new(&choice.weights_cache);
     let (model, tokenizer) = std::thread::scope(|scope| {
         let tokenizer = scope.spawn(|| read_tokenizer(files));
-        let blocks = |block_bytes, context_length| blocks(choice, block_bytes, context_length);
-        let model = device.load(Weights::Files(files, cache.as_ref()), choice.dtype, &blocks);
+        let model = match memory {
+            None => load_model(choice, files, &device).map_err(ServeError::from),
+            Some(memory) => load_unloadable(choice, files, &device, memory),
+        };
         (model, tokenizer.join())
     });
     let (model, (tokenizer, bytes)) = (model?, tokenizer.map_err(|_| ServeError::Panicked)??);
@@ -188,6 +200,44 @@ fn load(choice: &ModelChoice, files: &ModelFiles) -> Result<(LoadedModel, Vec<u8
     }
     let tokenizer = Arc::new(tokenizer);
     Ok((LoadedModel { model, tokenizer }, bytes))
+}
+
+fn load_model(choice: &ModelChoice, files: &ModelFiles, device: &Device) -> Result<Box<dyn StepModel>, LoadError> {
+    let cache = WeightsCache::new(&choice.weights_cache);
+    let weights = Weights::Files(files, cache.as_ref());
+    device.load(weights, choice.dtype, &|block_bytes, context_length| {
+        blocks(choice, block_bytes, context_length)
+    })
+}
+
+fn load_unloadable(
+    choice: &ModelChoice,
+    files: &ModelFiles,
+    device: &Device,
+    memory: &Arc<Memory>,
+) -> Result<Box<dyn StepModel>, ServeError> {
+    let config = Gpt2Config::read(&files.config)?;
+    let bytes = device.bytes(&config, choice.dtype, &|block_bytes, context_length| {
+        blocks(choice, block_bytes, context_length)
+    });
+    let name = choice.name.clone().unwrap_or_else(|| files.name.clone());
+    let (choice, files, device) = (choice.clone(), files.clone(), device.clone());
+    // What was announced is what runs, also after a return to memory.
+    let state = files.state()?;
+    let load = move || {
+        if files.state()? == state {
+            load_model(&choice, &files, &device)
+        } else {
+            Err(LoadError::Malformed {
+                path: files.weights.clone(),
+                complaint: "it was changed while the worker served it; start the worker again".to_owned(),
+            })
+        }
+    };
+    let place = memory
+        .place(bytes)
+        .map_err(|error| ServeError::TooLarge(name.clone(), error))?;
+    Ok(Box::new(Unloadable::load(name, place, Box::new(load))?))
 }
 
 fn read_tokenizer(files: &ModelFiles) -> Result<(Tokenizer, Vec<u8>), ServeError> {

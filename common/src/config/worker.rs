@@ -47,6 +47,10 @@ pub struct WorkerConfig {
     /// make room for each other. Never less than one sequence of full length needs, nor more than all slots can use.
     #[serde(default = "default_kv_cache_mib")]
     pub kv_cache_mib: u32,
+    /// `CLAIMCHECK_MODEL_MEMORY_MIB`: most memory for all models together, weights and the most that keys and values may take. Models
+    /// without work leave it for others, the least recently used first. Unset: all stay.
+    #[serde(default)]
+    pub model_memory_mib: Option<u32>,
     /// `CLAIMCHECK_STEP_LIMIT`: a step of the model that takes longer hangs, and the worker ends (1 min).
     #[serde(default = "default_step_limit", with = "humantime_serde")]
     pub step_limit: Duration,

@@ -63,6 +63,40 @@ async fn a_worker_serves_several_models_and_goes_on_with_one_when_the_other_is_d
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn models_that_do_not_fit_together_take_turns_and_all_jobs_end() {
+    in_world(async |world| {
+        let installation = Installation::of(world);
+        let api = installation.api().await;
+        let [models, names] = installation.serving_also("second");
+        // A model takes some 200 MiB, nearly all of it for keys and values.
+        let memory = ("CLAIMCHECK_MODEL_MEMORY_MIB", "300".to_owned());
+        let worker = installation.worker("worker", [models, names, memory]).await;
+        let caller = Caller::of(&api, "ada").await;
+        let mut ids = Vec::new();
+        for number in 0..JOBS / 2 {
+            let mut wanted = job(number, 12);
+            wanted["model"] = json!([TINY, "second"][number % 2]);
+            ids.push(caller.submit(&number.to_string(), &wanted).await);
+        }
+        for id in ids {
+            let ended = eventually("it ends", LIMIT, async || {
+                let job = caller.job(&id).await;
+                (!job["finished_at"].is_null()).then_some(job)
+            })
+            .await;
+            assert_eq!(
+                (&ended["status"], &ended["attempt"]),
+                (&json!("completed"), &json!(1)),
+                "{ended}"
+            );
+        }
+        let loads = worker.metric("claimcheck_model_loads_total").await;
+        assert!(loads > 2.0, "{loads} loads: there was room for both");
+    })
+    .await;
+}
+
 async fn lead(caller: &Caller, alias: &str, model: &str) {
     let path = format!("{}/v1/admin/aliases/{alias}", caller.base);
     let body = json!({"targets": [{"model": model}]});

@@ -41,6 +41,9 @@ pub(super) struct RunArgs {
     /// Most memory for keys and values of a model, in MiB [env: `CLAIMCHECK_KV_CACHE_MIB`]
     #[arg(long)]
     kv_cache_mib: Option<u32>,
+    /// Most memory for all models together, in MiB; models without work are unloaded for others [env: `CLAIMCHECK_MODEL_MEMORY_MIB`]
+    #[arg(long)]
+    model_memory_mib: Option<u32>,
     /// Where health and metrics are served [env: `CLAIMCHECK_WORKER_HTTP_ADDR`]
     #[arg(long)]
     http_addr: Option<SocketAddr>,
@@ -63,6 +66,7 @@ impl RunArgs {
         worker.order = self.order.unwrap_or(worker.order);
         worker.slots = self.slots.unwrap_or(worker.slots);
         worker.kv_cache_mib = self.kv_cache_mib.unwrap_or(worker.kv_cache_mib);
+        worker.model_memory_mib = self.model_memory_mib.or(worker.model_memory_mib);
         worker.worker_http_addr = self.http_addr.unwrap_or(worker.worker_http_addr);
         settings
     }

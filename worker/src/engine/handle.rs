@@ -177,8 +177,9 @@ impl EngineHandle {
 }
 
 impl Inbox {
-    /// The next arrival, or `None` when the engine should go on. Waits for one if the engine is `idle`.
-    pub(super) fn next(&mut self, idle: bool, waiting: usize) -> Option<Arrival> {
+    /// The next arrival, or `None` when the engine should go on. Waits for one if the engine is `idle`; one that is `closing` lets
+    /// nobody in before it is.
+    pub(super) fn next(&mut self, idle: bool, closing: bool, waiting: usize) -> Option<Arrival> {
         if idle {
             let arrival = self.jobs.blocking_recv();
             self.closed |= arrival.is_none();
@@ -186,7 +187,7 @@ impl Inbox {
         }
         // Asked first: who waits inside or at the door must not keep a thread that nobody wants any more.
         self.closed |= self.jobs.is_closed();
-        if self.closed || waiting >= self.capacity {
+        if self.closed || closing || waiting >= self.capacity {
             return None;
         }
         self.jobs.try_recv().ok()

@@ -22,6 +22,8 @@ mod sequence;
 #[cfg(test)]
 mod tests;
 mod text;
+#[cfg(test)]
+mod unloading;
 mod waiting;
 
 use std::collections::HashMap;
@@ -36,7 +38,7 @@ use tokio::sync::mpsc;
 pub use deltas::{Deltas, Followed};
 pub use handle::{Ending, EngineConfig, EngineEvent, EngineHandle, EngineJob, EngineStopped};
 
-use crate::gpt2::{Draw, StepModel, StepRow};
+use crate::gpt2::{Draw, StepModel, StepRow, Woken};
 use blocks::Blocks;
 use compute::RowOutcome;
 use handle::Inbox;
@@ -113,8 +115,11 @@ impl Engine {
     fn receive(&mut self) -> bool {
         if self.jobs.is_empty() {
             metrics::occupancy(&mut self.gauges, &mut self.scheduler);
+            self.model.rest();
         }
-        while let Some(arrival) = self.inbox.next(self.jobs.is_empty(), self.scheduler.waiting()) {
+        // Who is waited for finishes what it has.
+        let closing = self.model.is_wanted_out();
+        while let Some(arrival) = self.inbox.next(self.jobs.is_empty(), closing, self.scheduler.waiting()) {
             let (key, share, arrived) = (arrival.job.key, arrival.job.share, arrival.at);
             self.arriving = Some(key);
             match Job::new(
@@ -152,8 +157,22 @@ impl Engine {
         })
     }
 
-    /// One step. `false`: nobody reads the events.
+    /// One step, if the model is there. `false`: nobody reads the events, or there is no model any more.
     fn step(&mut self) -> bool {
+        if self.jobs.is_empty() {
+            return true;
+        }
+        match self.model.wake() {
+            Ok(Woken::AsItWas) => {}
+            Ok(Woken::Emptied) => self
+                .scheduler
+                .forget_cache(empty_cache(self.model.as_ref(), self.config)),
+            Ok(Woken::NotYet) => return true,
+            Err(error) => {
+                tracing::error!(%error, "the model cannot be brought back to memory");
+                return false;
+            }
+        }
         let plan = self.scheduler.schedule();
         metrics::occupancy(&mut self.gauges, &mut self.scheduler);
         if plan.is_empty() {
@@ -274,8 +293,11 @@ impl Engine {
 
 /// A scheduler over a cache that holds nothing.
 fn empty(model: &dyn StepModel, config: EngineConfig) -> Scheduler {
-    let blocks = Blocks::new(model.blocks(), config.prefix_cache);
-    Scheduler::new(config.slots, config.token_budget, blocks)
+    Scheduler::new(config.slots, config.token_budget, empty_cache(model, config))
+}
+
+fn empty_cache(model: &dyn StepModel, config: EngineConfig) -> Blocks {
+    Blocks::new(model.blocks(), config.prefix_cache)
 }
 
 fn numerical_error() -> JobError {

@@ -104,6 +104,12 @@ impl Scheduler {
         }
     }
 
+    /// Goes on with another cache, which is empty. Nobody may hold a slot.
+    pub(super) fn forget_cache(&mut self, blocks: Blocks) {
+        debug_assert!(self.running.is_empty(), "the cache of those who run is gone");
+        self.blocks = blocks;
+    }
+
     /// Sequences that hold a slot.
     pub(super) const fn running(&self) -> usize {
         self.order.len()

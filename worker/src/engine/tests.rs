@@ -17,11 +17,11 @@ use tokio::sync::mpsc;
 use super::{Ending, Engine, EngineConfig, EngineEvent, EngineHandle, EngineJob};
 use crate::gpt2::{Cpu, Gpt2, Gpt2Config, Gpt2Runner, StepError, StepModel, StepRow, byte_tokenizer_json};
 
-const LIMIT: Duration = Duration::from_mins(1);
+pub(super) const LIMIT: Duration = Duration::from_mins(1);
 pub(super) const VOCABULARY: usize = 260;
 pub(super) const CONTEXT: usize = 128;
 /// Blocks that are enough for what these tests run side by side.
-const PLENTY: usize = 400;
+pub(super) const PLENTY: usize = 400;
 
 /// One token for each byte; 256 ends a text.
 fn tokenizer() -> Arc<Tokenizer> {
@@ -29,7 +29,7 @@ fn tokenizer() -> Arc<Tokenizer> {
 }
 
 /// A cache of so many blocks of 32 tokens, and as many as one sequence needs at least.
-fn model(blocks: usize) -> Box<dyn StepModel> {
+pub(super) fn model(blocks: usize) -> Box<dyn StepModel> {
     let config = Gpt2Config {
         vocab_size: VOCABULARY,
         n_positions: CONTEXT,
@@ -48,7 +48,7 @@ fn start(model: Box<dyn StepModel>, slots: usize) -> (EngineHandle, mpsc::Receiv
     start_as(model, config(slots, 128))
 }
 
-fn start_as(model: Box<dyn StepModel>, config: EngineConfig) -> (EngineHandle, mpsc::Receiver<EngineEvent>) {
+pub(super) fn start_as(model: Box<dyn StepModel>, config: EngineConfig) -> (EngineHandle, mpsc::Receiver<EngineEvent>) {
     let (events, received) = mpsc::channel(8);
     (Engine::start(model, tokenizer(), config, events), received)
 }
@@ -99,7 +99,7 @@ pub(super) fn job(number: u64) -> EngineJob {
     }
 }
 
-async fn next_ending(events: &mut mpsc::Receiver<EngineEvent>) -> (JobKey, Ending) {
+pub(super) async fn next_ending(events: &mut mpsc::Receiver<EngineEvent>) -> (JobKey, Ending) {
     loop {
         match tokio::time::timeout(LIMIT, events.recv())
             .await
@@ -418,7 +418,7 @@ fn scripted() -> (std::sync::mpsc::Sender<()>, Box<Scripted>) {
     )
 }
 
-fn plain_job(token: u32, max_tokens: u32) -> EngineJob {
+pub(super) fn plain_job(token: u32, max_tokens: u32) -> EngineJob {
     let mut job = job(5);
     job.prompt = vec![token];
     job.params = GenerationParams {

@@ -11,7 +11,9 @@ mod vulkan;
 use burn::backend::flex::FlexDevice;
 use claimcheck_common::domain::{DeviceChoice, Dtype, Order};
 
-use super::{Cpu, Gpt2, Gpt2Backend, Gpt2Config, Gpt2Runner, LoadError, ModelFiles, StepModel, WeightsCache, cpu};
+use super::{
+    CacheShape, Cpu, Gpt2, Gpt2Backend, Gpt2Config, Gpt2Runner, LoadError, ModelFiles, StepModel, WeightsCache, cpu,
+};
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 use super::{Draw, Edit, StepRow};
 
@@ -134,6 +136,20 @@ impl Device {
             #[cfg(feature = "vulkan")]
             Self::Vulkan(_, _, order) => *order,
         }
+    }
+
+    /// Bytes that the model of `config` takes, with a cache of as many blocks as `blocks` says; what a step needs besides is not
+    /// counted.
+    pub fn bytes(&self, config: &Gpt2Config, dtype: Dtype, blocks: &dyn Fn(usize, usize) -> usize) -> u64 {
+        let shape = CacheShape::of(config, dtype, 1);
+        let of_block = match self {
+            Self::Cpu => Cpu::block_bytes(shape),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(..) => super::gpu::Cuda::block_bytes(shape),
+            #[cfg(feature = "vulkan")]
+            Self::Vulkan(..) => super::gpu::Vulkan::block_bytes(shape),
+        };
+        config.bytes(dtype) + (blocks(of_block, config.n_positions) * of_block) as u64
     }
 
     /// Loads a model onto the device, with a cache of as many blocks as `blocks` says for the bytes of a block and the context

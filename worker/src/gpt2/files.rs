@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::WeightsCache;
-use super::weights_cache::sha256;
+use super::weights_cache::{sha256, state};
 
 /// A model that cannot be loaded. Names the file, and the tensor where there is one.
 #[derive(Debug, thiserror::Error)]
@@ -101,6 +101,18 @@ impl ModelFiles {
             weights,
             tokenizer,
         })
+    }
+
+    /// What the system says of configuration and weights: another text where they may be others now.
+    pub fn state(&self) -> Result<String, LoadError> {
+        let state = |path: &PathBuf| match std::fs::metadata(path) {
+            Ok(metadata) => Ok(state(&metadata)),
+            Err(cause) => Err(LoadError::Unreadable {
+                path: path.clone(),
+                cause,
+            }),
+        };
+        Ok(format!("{} {}", state(&self.config)?, state(&self.weights)?))
     }
 
     /// Which weights these are; reads all of them unless the cache knows.

@@ -39,6 +39,18 @@ impl Gpt2Config {
     }
 }
 
+impl Gpt2Config {
+    /// Bytes of the weights in memory, matrices as `dtype`; what fills up panels and the scales of `int8` are not counted.
+    pub(super) fn bytes(&self, dtype: Dtype) -> u64 {
+        let bytes = |(name, shape): (String, Vec<usize>)| {
+            let is_matrix = shape.len() == 2 && name != "wpe.weight";
+            let of_number = if is_matrix { dtype } else { Dtype::F32 }.bytes();
+            (shape.iter().product::<usize>() * of_number) as u64
+        };
+        tensors(self).into_iter().map(bytes).sum()
+    }
+}
+
 impl<B: Gpt2Backend> Gpt2<B> {
     /// Loads the model in `files`, its matrices as `dtype`.
     pub fn load(files: &ModelFiles, dtype: Dtype, device: &B::Device) -> Result<Self, LoadError> {

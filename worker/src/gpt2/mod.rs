@@ -41,5 +41,5 @@ pub use model::Gpt2;
 pub use ops::{BLOCK, CacheShape, Gpt2Backend, Span};
 pub use runner::Gpt2Runner;
 pub use save::save_random;
-pub use step::{StepError, StepModel, StepRow};
+pub use step::{StepError, StepModel, StepRow, Woken};
 pub use weights_cache::WeightsCache;

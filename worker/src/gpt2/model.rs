@@ -68,13 +68,7 @@ impl<B: Gpt2Backend> Gpt2<B> {
     }
 
     const fn cache_shape(&self, blocks: usize) -> CacheShape {
-        CacheShape {
-            layers: self.config.n_layer,
-            blocks,
-            heads: self.config.n_head,
-            head_dim: self.config.head_dim(),
-            dtype: self.dtype,
-        }
+        CacheShape::of(&self.config, self.dtype, blocks)
     }
 
     /// Runs `tokens [T]`, the concatenation of `spans`, and answers the logits `[wanted.len(), vocab_size]` of the tokens

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use claimcheck_common::domain::Dtype;
 
-use super::{Activation, Draw, Drawn, StepError};
+use super::{Activation, Draw, Drawn, Gpt2Config, StepError};
 
 /// Tokens of a block, the unit in which the cache is given out: as many as a panel of the CPU's kernels has columns.
 pub const BLOCK: usize = 32;
@@ -36,6 +36,19 @@ pub struct CacheShape {
     pub head_dim: usize,
     /// What the weights are kept in; the cache of other weights than `f32` may be kept in 16 bits.
     pub dtype: Dtype,
+}
+
+impl CacheShape {
+    /// A cache of so many blocks for a model.
+    pub const fn of(config: &Gpt2Config, dtype: Dtype, blocks: usize) -> Self {
+        Self {
+            layers: config.n_layer,
+            blocks,
+            heads: config.n_head,
+            head_dim: config.head_dim(),
+            dtype,
+        }
+    }
 }
 
 /// A backend that GPT-2 runs on. `T` is the number of tokens of a step, all rows packed one after another.

@@ -26,6 +26,17 @@ pub enum StepError {
     Device(String),
 }
 
+/// What became of a model while it rested.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Woken {
+    /// Nothing: its cache holds what it held.
+    AsItWas,
+    /// It was unloaded and loaded again: its cache is empty.
+    Emptied,
+    /// It is not in memory yet, for others have the room. To be asked again.
+    NotYet,
+}
+
 /// A model that computes steps.
 pub trait StepModel: Send {
     /// Token ids are below this.
@@ -52,5 +63,18 @@ pub trait StepModel: Send {
         debug_assert_eq!(draws.len(), rows.iter().filter(|row| row.wants_logits).count());
         let logits = self.step(rows)?;
         Ok(Drawn::left(&logits, self.vocab_size()))
+    }
+
+    /// There is work. Brings it back from its [`Self::rest`], or fails if it cannot be brought back; may block for a while.
+    fn wake(&mut self) -> Result<Woken, StepError> {
+        Ok(Woken::AsItWas)
+    }
+
+    /// There is no work: until [`Self::wake`] it may be unloaded.
+    fn rest(&mut self) {}
+
+    /// Whether others wait for its memory, so that it should come to its rest.
+    fn is_wanted_out(&self) -> bool {
+        false
     }
 }

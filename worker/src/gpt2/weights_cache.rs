@@ -186,18 +186,19 @@ pub(super) fn sha256(path: &Path) -> io::Result<String> {
     Ok(hex::encode(hasher.finalize()))
 }
 
-/// The name of what is kept about a file in this state.
-fn name(metadata: &Metadata, about: &str, detail: &str) -> String {
+/// What the system says of a file: another text where it may hold something else.
+pub(super) fn state(metadata: &Metadata) -> String {
     let (changed, modified) = (
         (metadata.ctime(), metadata.ctime_nsec()),
         (metadata.mtime(), metadata.mtime_nsec()),
     );
-    let state = format!(
-        "{} {} {} {modified:?} {changed:?} {about} {detail}",
-        metadata.dev(),
-        metadata.ino(),
-        metadata.len()
-    );
+    let (device, number, len) = (metadata.dev(), metadata.ino(), metadata.len());
+    format!("{device} {number} {len} {modified:?} {changed:?}")
+}
+
+/// The name of what is kept about a file in this state.
+fn name(metadata: &Metadata, about: &str, detail: &str) -> String {
+    let state = format!("{} {about} {detail}", state(metadata));
     hex::encode(&Sha256::digest(state)[..16])
 }
 

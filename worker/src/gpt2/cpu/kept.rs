@@ -298,7 +298,7 @@ mod tests {
 
     /// A model of random weights, untied and of sizes that fill no panel, that was written a while ago.
     fn world() -> World {
-        let config = Gpt2Config {
+        world_of(&Gpt2Config {
             vocab_size: 61,
             n_positions: 40,
             n_embd: 36,
@@ -306,9 +306,12 @@ mod tests {
             n_head: 3,
             tie_word_embeddings: false,
             ..Gpt2Config::named("tiny").unwrap()
-        };
+        })
+    }
+
+    fn world_of(config: &Gpt2Config) -> World {
         let folder = tempfile::tempdir().unwrap();
-        save_random(&config, 7, folder.path()).unwrap();
+        save_random(config, 7, folder.path()).unwrap();
         let files = ModelFiles::open(folder.path()).unwrap();
         age(&files.weights);
         let config = WeightsCacheConfig {
@@ -356,6 +359,18 @@ mod tests {
             assert_eq!(world.load(dtype), without, "packed and kept");
             assert_eq!(world.read_entry(dtype).unwrap(), without, "kept");
             assert_eq!(world.load(dtype), without, "found");
+        }
+    }
+
+    #[test]
+    fn a_model_takes_the_memory_that_its_configuration_says() {
+        let config = Gpt2Config::named("tiny").unwrap();
+        for dtype in Dtype::ALL {
+            let world = world_of(&config);
+            world.load(dtype);
+            let kept = std::fs::metadata(world.entry()).unwrap().len() as f64;
+            let share = config.bytes(dtype) as f64 / kept;
+            assert!((0.93..=1.0).contains(&share), "{share} of the {dtype} weights");
         }
     }
 
