@@ -30,6 +30,8 @@ package_of() {
     rabbitmq) echo rabbitmq-server ;;
     redis) echo redis-server ;;
     vulkan) echo mesa-vulkan-drivers libvulkan1 ;;
+    # Without the symbols of the C library it does not start.
+    valgrind) echo valgrind libc6-dbg ;;
     cc) echo gcc libc6-dev ;;
     *) echo "$1" ;;
   esac
