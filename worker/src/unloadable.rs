@@ -81,6 +81,10 @@ impl StepModel for Unloadable {
         self.working()?.step(rows)
     }
 
+    fn waited(&self) -> Option<Duration> {
+        self.model.as_ref().and_then(|model| model.waited())
+    }
+
     fn draws(&self) -> bool {
         self.draws
     }

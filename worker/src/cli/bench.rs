@@ -2,7 +2,8 @@
 //!
 //! Drives the steps of a [`StepModel`] itself: no scheduler, no sampler (but for the likeliest token where the device draws),
 //! no server. Prompts are random ids and every new token is
-//! one as well, since the time of a step does not depend on which tokens it computes. With a file that says what to
+//! one as well, since the time of a step does not depend on which tokens it computes. `whole.rs` then runs the engine on rows of
+//! the same lengths and says what a step's time goes to. With a file that says what to
 //! measure, `spec.rs` does instead, and `scenarios.rs` measures the engine whole. On a processor the figures are held
 //! against what `machine.rs` finds that it can do.
 
@@ -10,6 +11,7 @@ mod launches;
 mod machine;
 mod scenarios;
 mod spec;
+mod whole;
 
 use std::fmt;
 use std::io::Write;
@@ -34,7 +36,8 @@ use crate::gpt2::{
 use crate::served_model;
 use launches::{Launches, counted};
 use machine::Machine;
-use scenarios::Scenario;
+use scenarios::{Scenario, Watched};
+use whole::Whole;
 
 /// Random weights and prompts are the same in every run.
 const SEED: u64 = 1;
@@ -113,6 +116,8 @@ struct Figures {
     decode_share_of_reads: Option<f64>,
     /// On a processor: what the matrices of the prompts multiply in a second, as a share of what the machine can multiply.
     prefill_share_of_operations: Option<f64>,
+    /// What the engine makes of it with scheduler, draws and text.
+    engine: Option<Whole>,
 }
 
 /// All that is printed as JSON.
@@ -177,6 +182,9 @@ impl fmt::Display for Figures {
         if let Some(launches) = self.launches {
             write!(formatter, "; {launches}")?;
         }
+        if let Some(engine) = &self.engine {
+            write!(formatter, "\n            {engine}")?;
+        }
         Ok(())
     }
 }
@@ -224,8 +232,9 @@ fn measure_all(args: &BenchArgs) -> anyhow::Result<()> {
     let (prompt, new) = (args.prompt_tokens as usize, args.new_tokens as usize);
     let of_sequence = (prompt + new).div_ceil(BLOCK);
     let chosen = Chosen::find(args)?;
-    let mut runner = chosen.load(args, usize::from(slots) * of_sequence)?;
-    let context = runner.context_length();
+    let tokenizer = Arc::new(chosen.tokenizer()?);
+    let mut model = Watched::new(chosen.load(args, usize::from(slots) * of_sequence)?);
+    let context = model.context_length();
     ensure!(
         prompt + new <= context,
         "--prompt-tokens {prompt} and --new-tokens {new} are more than the model's context of {context}"
@@ -245,7 +254,10 @@ fn measure_all(args: &BenchArgs) -> anyhow::Result<()> {
     }
     let mut batches = Vec::new();
     for batch in &args.batch {
-        let mut figures = measure(runner.as_mut(), usize::from(*batch), prompt, new, args.rounds as usize)?;
+        let (slots, rounds) = (usize::from(*batch), args.rounds as usize);
+        let mut figures = measure(&mut model, slots, prompt, new, rounds)?;
+        let whole = whole::measure(model.clone(), tokenizer.clone(), slots, (prompt, new), rounds);
+        figures.engine = Some(tokio::runtime::Handle::current().block_on(whole)?);
         if let Some(bounds) = bounds {
             let steps = figures.decode_tokens_per_second / f64::from(*batch);
             figures.decode_share_of_reads = Some(bounds.share_of_reads(steps));
@@ -365,6 +377,7 @@ fn measure(
         launches,
         decode_share_of_reads: None,
         prefill_share_of_operations: None,
+        engine: None,
     })
 }
 

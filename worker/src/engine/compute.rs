@@ -11,17 +11,17 @@ use crate::gpt2::{Draw, Drawn, StepModel, StepRow};
 
 /// What came of one row.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum RowOutcome {
+pub(super) enum RowOutcome<T> {
     /// Its tokens are in the cache; no logits were wanted.
     Prefilled,
-    /// The logits after its last token, or what was drawn from them.
-    Drawn(Drawn),
+    /// What was drawn after its last token, or is to be drawn from.
+    Drawn(T),
     /// It cannot be computed.
     Failed(JobError),
 }
 
 /// One outcome a row, in order. `draws` is empty, or has one for each row that wants logits.
-pub(super) fn run(model: &mut dyn StepModel, rows: &[StepRow], draws: &[Draw]) -> Vec<RowOutcome> {
+pub(super) fn run(model: &mut dyn StepModel, rows: &[StepRow], draws: &[Draw]) -> Vec<RowOutcome<Drawn>> {
     let vocab_size = model.vocab_size();
     let compute = || match draws {
         [] => model.step(rows).map(|logits| Drawn::left(&logits, vocab_size)),
@@ -46,7 +46,7 @@ pub(super) fn run(model: &mut dyn StepModel, rows: &[StepRow], draws: &[Draw]) -
     outcomes
 }
 
-fn sort(rows: &[StepRow], drawn: Vec<Drawn>) -> Vec<RowOutcome> {
+fn sort(rows: &[StepRow], drawn: Vec<Drawn>) -> Vec<RowOutcome<Drawn>> {
     let mut drawn = drawn.into_iter();
     let outcome = |row: &StepRow| {
         let drawn = row

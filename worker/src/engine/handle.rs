@@ -8,6 +8,7 @@ use claimcheck_common::domain::{Completion, GenerationParams, JobError, JobKey, 
 use tokio::sync::{mpsc, watch};
 
 use super::deltas::Deltas;
+use super::parts::StepParts;
 
 /// A job as the engine takes it.
 #[derive(Debug, Clone)]
@@ -49,7 +50,8 @@ pub enum Ending {
 pub struct EngineConfig {
     /// Most sequences side by side.
     pub slots: usize,
-    /// Most tokens of one step: what running rows leave of it is for prefill, so that a long prompt does not stall them.
+    /// Most tokens of one step, or four for each decoding row, if that is more: what these leave of it is for prefill, so that a
+    /// long prompt does not stall them.
     pub token_budget: usize,
     /// Whether keys and values that a tenant's sequence has left in the cache serve the next one that begins alike.
     pub prefix_cache: bool,
@@ -82,12 +84,16 @@ type Cancels = Arc<Mutex<HashSet<JobKey>>>;
 /// When the step that runs now began.
 type Pulse = Arc<Mutex<Option<Instant>>>;
 
+/// What all steps took so far.
+type Times = Arc<Mutex<StepParts>>;
+
 /// The way into a running engine. Cheap to clone; the thread ends when the last one is dropped.
 #[derive(Clone)]
 pub struct EngineHandle {
     jobs: mpsc::Sender<Arrival>,
     cancels: Cancels,
     pulse: Pulse,
+    times: Times,
     deltas: Arc<OnceLock<Deltas>>,
     slots: usize,
     alive: watch::Receiver<()>,
@@ -98,6 +104,7 @@ pub(super) struct Inbox {
     jobs: mpsc::Receiver<Arrival>,
     cancels: Cancels,
     pulse: Pulse,
+    times: Times,
     deltas: Arc<OnceLock<Deltas>>,
     /// Sequences that may wait inside; more wait in the channel.
     capacity: usize,
@@ -108,12 +115,13 @@ pub(super) fn spawn(slots: usize, run: impl FnOnce(Inbox) + Send + 'static) -> E
     let capacity = slots.max(1);
     let (jobs, receiver) = mpsc::channel(capacity);
     let (living, alive) = watch::channel(());
-    let (cancels, pulse) = (Cancels::default(), Pulse::default());
+    let (cancels, pulse, times) = (Cancels::default(), Pulse::default(), Times::default());
     let deltas = Arc::new(OnceLock::new());
     let inbox = Inbox {
         jobs: receiver,
         cancels: cancels.clone(),
         pulse: pulse.clone(),
+        times: times.clone(),
         deltas: deltas.clone(),
         capacity,
         closed: false,
@@ -128,6 +136,7 @@ pub(super) fn spawn(slots: usize, run: impl FnOnce(Inbox) + Send + 'static) -> E
         jobs,
         cancels,
         pulse,
+        times,
         deltas,
         slots,
         alive,
@@ -159,6 +168,11 @@ impl EngineHandle {
     /// Sequences that run side by side.
     pub const fn slots(&self) -> usize {
         self.slots
+    }
+
+    /// What the time of all steps so far went to.
+    pub fn step_parts(&self) -> StepParts {
+        *lock(&self.times)
     }
 
     /// Completes when a step has taken `limit` and goes on: the device hangs, and the thread with it.
@@ -201,6 +215,11 @@ impl Inbox {
     /// No step runs.
     pub(super) fn step_ended(&self) {
         *lock(&self.pulse) = None;
+    }
+
+    /// What a step took.
+    pub(super) fn note(&self, step: &StepParts) {
+        lock(&self.times).add(step);
     }
 
     /// Where running texts are told, if anywhere.

@@ -9,7 +9,7 @@ use claimcheck_common::tokenizer::Tokenizer;
 use super::EngineJob;
 use super::metrics;
 use super::scheduler::Drawn;
-use super::sequence::Sequence;
+use super::sequence::{Sequence, Token};
 use crate::gpt2;
 
 /// One choice of one job.
@@ -112,12 +112,17 @@ impl Job {
     }
 
     /// A choice's next token, or `None` if the logits are not numbers.
-    pub(super) fn sample(&mut self, choice: u32, drawn: gpt2::Drawn, tokenizer: &Tokenizer) -> Option<Drawn> {
+    pub(super) fn draw(&self, choice: u32, drawn: gpt2::Drawn) -> Option<Token> {
+        self.sequences[choice as usize].draw(drawn)
+    }
+
+    /// A choice goes on with its next token, or ends.
+    pub(super) fn take(&mut self, choice: u32, token: Token, tokenizer: &Tokenizer) -> Drawn {
         let sequence = &mut self.sequences[choice as usize];
-        let drawn = sequence.sample(drawn, tokenizer)?;
+        let drawn = sequence.take(token, tokenizer);
         metrics::token(sequence, self.arrived);
         self.note_token(Instant::now());
-        Some(drawn)
+        drawn
     }
 
     /// One of its choices.

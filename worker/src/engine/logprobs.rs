@@ -1,5 +1,6 @@
 //! How likely the model held a token: the logarithm of the softmax of its logits, as they came, in f64 and one fixed order.
 
+use super::weights::Weights;
 use crate::gpt2::Likely;
 
 /// A drawn token with the likeliest ones at its place.
@@ -14,11 +15,10 @@ pub(super) struct TokenLogprob {
 /// `token` must be an id of `logits`, which must be finite.
 pub(super) fn of_token(logits: &[f32], token: u32, top: usize) -> TokenLogprob {
     let greatest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weight = |logit: &f32| (f64::from(*logit) - f64::from(greatest)).exp();
     TokenLogprob::from(Likely {
         logit: logits[token as usize],
         greatest,
-        sum: logits.iter().map(weight).sum(),
+        sum: Weights::new(logits, greatest, 1.0).sum(),
         top: likeliest(logits, top),
     })
 }

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge, histogram};
 
+use super::parts::{Part, StepParts};
 use super::scheduler::Scheduler;
 use super::sequence::Sequence;
 use crate::gpt2::StepRow;
@@ -65,6 +66,13 @@ pub(super) fn timed_step<T>(rows: &[StepRow], step: impl FnOnce() -> T) -> (T, D
     histogram!("claimcheck_engine_step_tokens").record(rows.iter().map(|row| row.tokens.len()).sum::<usize>() as f64);
     histogram!("claimcheck_engine_step_duration_seconds").record(took);
     (outcome, took)
+}
+
+/// What a step's time went to.
+pub(super) fn parts(step: &StepParts) {
+    for part in Part::ALL {
+        histogram!("claimcheck_engine_step_part_seconds", "part" => part.as_str()).record(step.of(part));
+    }
 }
 
 pub(super) fn token(sequence: &mut Sequence, arrived: Instant) {

@@ -2,7 +2,8 @@
 //!
 //! `handle.rs` is its door (bounded channels), `scheduler.rs` and `waiting.rs` the pure policy, with `blocks.rs` and `prefix.rs`
 //! for the cache, `job.rs` and `sequence.rs` what runs,
-//! `sampler.rs` with `penalties.rs`, `logprobs.rs` and `text.rs` what becomes of logits. Must never touch the store or the broker. A sequence joins as soon
+//! `sampling.rs` with `sampler.rs`, `weights.rs`, `penalties.rs`, `logprobs.rs` and `text.rs` what becomes of logits,
+//! `parts.rs` what its time goes to. Must never touch the store or the broker. A sequence joins as soon
 //! as there is room and leaves the moment it stops. Next: `results.rs`.
 
 mod blocks;
@@ -14,9 +15,11 @@ mod logprobs;
 mod metrics;
 #[cfg(all(test, feature = "vulkan"))]
 mod on_gpu;
+mod parts;
 mod penalties;
 mod prefix;
 mod sampler;
+mod sampling;
 mod scheduler;
 mod sequence;
 #[cfg(test)]
@@ -25,6 +28,7 @@ mod text;
 #[cfg(test)]
 mod unloading;
 mod waiting;
+mod weights;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,15 +41,18 @@ use tokio::sync::mpsc;
 
 pub use deltas::{Deltas, Followed};
 pub use handle::{Ending, EngineConfig, EngineEvent, EngineHandle, EngineJob, EngineStopped};
+pub use parts::{Part, StepParts};
 
-use crate::gpt2::{Draw, StepModel, StepRow, Woken};
+use crate::gpt2::{Draw, Drawn, StepModel, StepRow, Woken};
 use blocks::Blocks;
 use compute::RowOutcome;
 use handle::Inbox;
 use job::{Job, SequenceId};
 use metrics::Gauges;
+use parts::Clock;
 use prefix::Prefix;
 use scheduler::{Planned, Scheduler};
+use sequence::Token;
 use waiting::Entry;
 
 /// Runs jobs on one model.
@@ -58,6 +65,7 @@ pub struct Engine {
     jobs: HashMap<JobKey, Job>,
     /// Taken from the door and not among the jobs yet.
     arriving: Option<JobKey>,
+    clock: Clock,
     inbox: Inbox,
     events: mpsc::Sender<EngineEvent>,
 }
@@ -83,6 +91,7 @@ impl Engine {
                 gauges,
                 jobs: HashMap::new(),
                 arriving: None,
+                clock: Clock::start(),
                 inbox,
                 events,
             };
@@ -120,6 +129,9 @@ impl Engine {
         // Who is waited for finishes what it has.
         let closing = self.model.is_wanted_out();
         while let Some(arrival) = self.inbox.next(self.jobs.is_empty(), closing, self.scheduler.waiting()) {
+            if self.jobs.is_empty() {
+                self.clock.restart();
+            }
             let (key, share, arrived) = (arrival.job.key, arrival.job.share, arrival.at);
             self.arriving = Some(key);
             match Job::new(
@@ -173,23 +185,41 @@ impl Engine {
                 return false;
             }
         }
+        self.clock.lap(Part::Other);
         let plan = self.scheduler.schedule();
         metrics::occupancy(&mut self.gauges, &mut self.scheduler);
+        self.clock.lap(Part::Schedule);
         if plan.is_empty() {
             return true;
         }
         if !self.announce_starts(&plan) {
             return false;
         }
+        self.clock.lap(Part::Other);
+        let outcomes = self.compute(&plan);
+        let outcomes = sampling::draw(&self.jobs, &plan, outcomes);
+        self.clock.lap(Part::Sample);
+        let read = plan
+            .iter()
+            .zip(outcomes)
+            .all(|(planned, outcome)| self.apply(planned, outcome));
+        let parts = self.clock.take_step();
+        metrics::parts(&parts);
+        self.inbox.note(&parts);
+        read
+    }
+
+    /// What the model makes of a plan, one outcome a row.
+    fn compute(&mut self, plan: &[Planned]) -> Vec<RowOutcome<Drawn>> {
         let rows: Vec<_> = plan.iter().map(|planned| self.row(planned)).collect();
-        let draws = self.draws(&plan);
+        let draws = self.draws(plan);
+        self.clock.lap(Part::Schedule);
         self.inbox.step_begins();
         let (outcomes, took) = metrics::timed_step(&rows, || compute::run(self.model.as_mut(), &rows, &draws));
         self.inbox.step_ended();
-        self.charge(&plan, took);
-        plan.iter()
-            .zip(outcomes)
-            .all(|(planned, outcome)| self.apply(planned, outcome))
+        self.clock.lap_of_model(self.model.waited());
+        self.charge(plan, took);
+        outcomes
     }
 
     fn announce_starts(&mut self, plan: &[Planned]) -> bool {
@@ -235,28 +265,29 @@ impl Engine {
         }
     }
 
-    /// Samples from a row's logits, or takes what was drawn from them, and lets its sequence go on or end.
-    fn apply(&mut self, planned: &Planned, outcome: RowOutcome) -> bool {
+    /// Lets a row's sequence go on or end with what was drawn.
+    fn apply(&mut self, planned: &Planned, outcome: RowOutcome<Token>) -> bool {
         let SequenceId { key, choice } = planned.id;
         // An earlier row of this step may have failed the job.
         let Some(job) = self.jobs.get_mut(&key) else {
             return true;
         };
-        let drawn = match outcome {
+        let token = match outcome {
             RowOutcome::Prefilled => {
                 self.scheduler.advance(planned, None);
                 return true;
             }
-            RowOutcome::Drawn(drawn) => drawn,
+            RowOutcome::Drawn(token) => token,
             RowOutcome::Failed(error) => return self.fail(planned.id, error),
         };
-        let Some(drawn) = job.sample(choice, drawn, &self.tokenizer) else {
-            return self.fail(planned.id, numerical_error());
-        };
+        self.clock.lap(Part::Other);
+        let drawn = job.take(choice, token, &self.tokenizer);
         if let Some(deltas) = self.inbox.deltas() {
             deltas.tell(key, choice, job.sequence(choice));
         }
+        self.clock.lap(Part::Text);
         self.scheduler.advance(planned, Some(drawn));
+        self.clock.lap(Part::Schedule);
         if job.is_complete()
             && let Some(job) = self.take(key)
         {
@@ -298,8 +329,4 @@ fn empty(model: &dyn StepModel, config: EngineConfig) -> Scheduler {
 
 fn empty_cache(model: &dyn StepModel, config: EngineConfig) -> Blocks {
     Blocks::new(model.blocks(), config.prefix_cache)
-}
-
-fn numerical_error() -> JobError {
-    JobError::server("numerical_error", "The model's output for this job was not a number.")
 }

@@ -79,7 +79,8 @@ fn compare(rows: &mut [Row], width: usize, times: usize) -> usize {
             .collect();
         let logits: Vec<f32> = rows.iter().flat_map(|row| row.logits.clone()).collect();
         for (row, drawn) in rows.iter_mut().zip(drawn_by_vulkan(&logits, width, &asks)) {
-            let wanted = row.here.sample(&row.logits).unwrap();
+            let wanted = row.here.draw(&row.logits).unwrap();
+            row.here.take(wanted);
             match drawn {
                 Drawn::Token(token, likely) => {
                     assert_eq!(token, wanted, "{:?}", row.params);
@@ -91,15 +92,15 @@ fn compare(rows: &mut [Row], width: usize, times: usize) -> usize {
                             &logprobs::of_token(&row.logits, token, top.min(width)),
                         );
                     }
-                    row.there.take(token);
                 }
                 Drawn::Logits(logits) => {
                     // As they were before the edits.
                     assert_eq!(logits, row.logits);
-                    assert_eq!(row.there.sample(&logits), Some(wanted));
+                    assert_eq!(row.there.draw(&logits), Some(wanted));
                     left += 1;
                 }
             }
+            row.there.take(wanted);
             row.logits.rotate_right(1);
         }
     }
@@ -220,8 +221,7 @@ fn a_row_that_is_not_a_number_is_left_to_the_sampler_and_spoils_no_other() {
             let Drawn::Logits(logits) = &after[2] else {
                 panic!("{:?}", after[2])
             };
-            let mut sampler = samplers.into_iter().nth(2).unwrap();
-            assert_eq!(sampler.sample(logits), None);
+            assert_eq!(samplers[2].draw(logits), None);
         }
     }
 }

@@ -3,7 +3,8 @@
 //! Each sequence has its own generator and draws one uniform a token, so that its stream depends on its seed, its choice
 //! and the token's place alone. The order is that of Hugging Face's `transformers`: penalties and bias (`penalties.rs`),
 //! temperature, top-k, top-p (nucleus sampling: Holtzman et al., "The Curious Case of Neural Text Degeneration", 2020),
-//! min-p (Nguyen et al., arXiv 2407.01082, 2024). Sums are taken in f64 in one fixed order. A device that draws by itself
+//! min-p (Nguyen et al., arXiv 2407.01082, 2024). Sums are taken in f64 in one fixed order (`weights.rs`). Drawing changes
+//! nothing, so that rows are drawn side by side; taking the token does. A device that draws by itself
 //! (`gpt2/draw.rs`) is asked for the same draw and answers the same token.
 
 use claimcheck_common::domain::GenerationParams;
@@ -11,6 +12,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::penalties::Penalties;
+use super::weights::{Weights, greatest};
 use crate::gpt2::{Draw, Method};
 
 pub(super) struct Sampler {
@@ -41,36 +43,36 @@ impl Sampler {
         }
     }
 
-    /// The next token, or `None` if some logit is not a finite number.
-    pub(super) fn sample(&mut self, logits: &[f32]) -> Option<u32> {
-        let uniform = uniform(self.method, &mut self.generator);
-        self.choose(logits, uniform)
+    /// The next token, or `None` if some logit is not a finite number. Nothing changes until it is taken.
+    pub(super) fn draw(&self, logits: &[f32]) -> Option<u32> {
+        self.choose(logits, self.next_uniform())
     }
 
-    /// The next draw, for who draws elsewhere. Nothing changes until its token is taken.
+    /// The same draw, for who draws elsewhere.
     pub(super) fn ask(&self, top: Option<usize>) -> Draw {
         Draw {
             method: self.method,
-            uniform: uniform(self.method, &mut self.generator.clone()),
+            uniform: self.next_uniform(),
             edits: self.penalties.edits(),
             top,
         }
     }
 
-    /// The token that came of [`Self::ask`].
+    /// The token that came of [`Self::draw`] or [`Self::ask`].
     pub(super) fn take(&mut self, token: u32) {
         uniform(self.method, &mut self.generator);
         self.penalties.note(token);
     }
 
+    fn next_uniform(&self) -> f64 {
+        uniform(self.method, &mut self.generator.clone())
+    }
+
     /// The token that a uniform from `[0, 1)` leads to.
-    fn choose(&mut self, logits: &[f32], uniform: f64) -> Option<u32> {
-        if !logits.iter().all(|logit| logit.is_finite()) {
-            return None;
-        }
-        let token = draw(self.method, &self.penalties.apply(logits), uniform)?;
-        self.penalties.note(token);
-        Some(token)
+    fn choose(&self, logits: &[f32], uniform: f64) -> Option<u32> {
+        // Asked of the model's own numbers, whatever a bias makes of them.
+        greatest(logits)?;
+        choose(self.method, &self.penalties.apply(logits), uniform)
     }
 }
 
@@ -82,8 +84,8 @@ fn uniform(method: Method, generator: &mut ChaCha8Rng) -> f64 {
     }
 }
 
-fn draw(method: Method, logits: &[f32], uniform: f64) -> Option<u32> {
-    let (likeliest, greatest) = greatest(logits)?;
+fn choose(method: Method, logits: &[f32], uniform: f64) -> Option<u32> {
+    let most = greatest(logits)?;
     let Method::Random {
         temperature,
         top_k,
@@ -91,62 +93,57 @@ fn draw(method: Method, logits: &[f32], uniform: f64) -> Option<u32> {
         min_p,
     } = method
     else {
-        return Some(likeliest);
+        return likeliest(logits, most);
     };
-    let weight = |logit: f32| ((f64::from(logit) - f64::from(greatest)) / temperature).exp();
+    let weights = Weights::new(logits, most, temperature);
     let whole = top_k.is_none_or(|k| k >= logits.len()) && top_p >= 1.0;
-    let mut kept = if whole {
-        logits.iter().map(|logit| weight(*logit)).zip(0..).collect()
+    let token = if whole {
+        // The likeliest token weighs 1.
+        let kept = weights.at_least(min_p);
+        kept.pick(uniform).or_else(|| kept.last())
     } else {
-        nucleus(logits, top_k, top_p, weight)
-    };
-    // The likeliest token weighs 1.
-    if min_p > 0.0 {
+        let mut kept = nucleus(weights, logits, top_k, top_p);
         kept.retain(|(weight, _)| *weight >= min_p);
-    }
-    let total = kept.iter().map(|(weight, _)| weight).sum::<f64>();
-    Some(pick(kept.into_iter(), uniform * total).unwrap_or(likeliest))
+        let total = kept.iter().map(|(weight, _)| weight).sum::<f64>();
+        pick(&kept, uniform * total)
+    };
+    token.or_else(|| likeliest(logits, most))
 }
 
-/// The greatest logit, of the lowest id where several are equal.
-fn greatest(logits: &[f32]) -> Option<(u32, f32)> {
-    let mut best = None;
-    for (id, logit) in (0..).zip(logits) {
-        if best.is_none_or(|(_, greatest)| *logit > greatest) {
-            best = Some((id, *logit));
-        }
-    }
-    best
+/// Of the greatest logits the one of the lowest id.
+fn likeliest(logits: &[f32], greatest: f32) -> Option<u32> {
+    let place = logits.iter().position(|logit| *logit >= greatest);
+    place.map(|place| place as u32)
 }
 
-/// The first token at which the running sum passes `target`.
-fn pick(weights: impl Iterator<Item = (f64, u32)>, target: f64) -> Option<u32> {
+/// The first token at which the running sum passes `target`, or the last one.
+fn pick(kept: &[(f64, u32)], target: f64) -> Option<u32> {
     let mut sum = 0.0;
-    let mut last = None;
-    for (weight, id) in weights {
+    let first = kept.iter().find(|(weight, _)| {
         sum += weight;
-        if weight > 0.0 {
-            last = Some(id);
-        }
-        if sum > target {
-            return Some(id);
-        }
-    }
-    last
+        sum > target
+    });
+    first
+        .or_else(|| kept.iter().rfind(|(weight, _)| *weight > 0.0))
+        .map(|(_, id)| *id)
 }
 
 /// The `top_k` likeliest tokens, cut where they hold `top_p` of their weight, likeliest first.
-fn nucleus(logits: &[f32], top_k: Option<usize>, top_p: f64, weight: impl Fn(f32) -> f64) -> Vec<(f64, u32)> {
+fn nucleus(weights: Weights<'_>, logits: &[f32], top_k: Option<usize>, top_p: f64) -> Vec<(f64, u32)> {
     let order = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
     let mut tokens: Vec<(f32, u32)> = logits.iter().copied().zip(0..).collect();
     let k = top_k.unwrap_or(tokens.len()).clamp(1, tokens.len());
-    if k < tokens.len() {
+    let total = if k < tokens.len() {
         tokens.select_nth_unstable_by(k - 1, order);
         tokens.truncate(k);
-    }
-    // Summed by id, so that the sum does not depend on how the selection left the order.
-    tokens.sort_unstable_by_key(|(_, id)| *id);
-    let wanted = top_p * tokens.iter().map(|(logit, _)| weight(*logit)).sum::<f64>();
+        // Summed by id, so that the sum does not depend on how the selection left the order.
+        tokens.sort_unstable_by_key(|(_, id)| *id);
+        let kept: Vec<f32> = tokens.iter().map(|(logit, _)| *logit).collect();
+        weights.with(&kept).sum()
+    } else {
+        weights.sum()
+    };
+    let wanted = top_p * total;
     // Sorting a whole vocabulary is rarely needed: look at the likeliest few, then at more.
     let mut some = 64.min(tokens.len());
     loop {
@@ -156,14 +153,14 @@ fn nucleus(logits: &[f32], top_k: Option<usize>, top_p: f64, weight: impl Fn(f32
         tokens[..some].sort_unstable_by(order);
         let mut sum = 0.0;
         let enough = tokens[..some].iter().position(|(logit, _)| {
-            sum += weight(*logit);
+            sum += weights.of(*logit);
             sum >= wanted
         });
         if enough.is_some() || some == tokens.len() {
             let count = enough.map_or(some, |last| last + 1);
             return tokens[..count]
                 .iter()
-                .map(|(logit, id)| (weight(*logit), *id))
+                .map(|(logit, id)| (weights.of(*logit), *id))
                 .collect();
         }
         some = (some * 8).min(tokens.len());
@@ -189,8 +186,16 @@ mod tests {
     }
 
     fn draws(params: &GenerationParams, logits: &[f32], count: usize) -> Vec<u32> {
-        let mut sampler = Sampler::new(params, 0, &[]);
-        (0..count).map(|_| sampler.sample(logits).unwrap()).collect()
+        draws_of(Sampler::new(params, 0, &[]), logits, count)
+    }
+
+    fn draws_of(mut sampler: Sampler, logits: &[f32], count: usize) -> Vec<u32> {
+        let next = |_| {
+            let token = sampler.draw(logits).unwrap();
+            sampler.take(token);
+            token
+        };
+        (0..count).map(next).collect()
     }
 
     const LOGITS: [f32; 8] = [0.3, -1.0, 2.0, 1.4, 0.0, -3.0, 1.0, 0.9];
@@ -337,6 +342,7 @@ mod tests {
             for (place, step) in case.steps.iter().enumerate() {
                 let token = sampler.choose(&step.logits, step.uniform);
                 assert_eq!(token, Some(step.token), "{}, step {place}", case.name);
+                sampler.take(step.token);
             }
         }
     }
@@ -375,22 +381,15 @@ mod tests {
     fn equal_seeds_draw_equal_tokens_and_choices_differ() {
         let params = params(1.0, None, 0.9, 11);
         assert_eq!(draws(&params, &LOGITS, 50), draws(&params, &LOGITS, 50));
-        let mut other = Sampler::new(&params, 1, &[]);
-        let others: Vec<_> = (0..50).map(|_| other.sample(&LOGITS).unwrap()).collect();
+        let others = draws_of(Sampler::new(&params, 1, &[]), &LOGITS, 50);
         assert_ne!(draws(&params, &LOGITS, 50), others);
     }
 
     #[test]
     fn logits_that_are_not_numbers_are_refused() {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            assert_eq!(
-                Sampler::new(&params(0.7, None, 1.0, 1), 0, &[]).sample(&[0.0, bad]),
-                None
-            );
-            assert_eq!(
-                Sampler::new(&params(0.0, None, 1.0, 1), 0, &[]).sample(&[0.0, bad]),
-                None
-            );
+            assert_eq!(Sampler::new(&params(0.7, None, 1.0, 1), 0, &[]).draw(&[0.0, bad]), None);
+            assert_eq!(Sampler::new(&params(0.0, None, 1.0, 1), 0, &[]).draw(&[0.0, bad]), None);
         }
     }
 
@@ -401,11 +400,12 @@ mod tests {
             top_k in prop::option::of(1..1000_usize),
             top_p in 0.01..1.0_f64,
         ) {
-            let weight = |logit: f32| f64::from(logit).exp();
+            let weights = Weights::new(&logits, greatest(&logits).unwrap(), 1.0);
+            let weight = |logit: f32| weights.of(logit);
             let mut sorted: Vec<(f32, u32)> = logits.iter().copied().zip(0..).collect();
             sorted.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
             sorted.truncate(top_k.unwrap_or(usize::MAX));
-            let kept = nucleus(&logits, top_k, top_p, weight);
+            let kept = nucleus(weights, &logits, top_k, top_p);
             let ids: Vec<u32> = sorted.iter().map(|(_, id)| *id).collect();
             prop_assert_eq!(kept.iter().map(|(_, id)| *id).collect::<Vec<_>>(), &ids[..kept.len()]);
             let total: f64 = sorted.iter().map(|(logit, _)| weight(*logit)).sum();

@@ -26,6 +26,14 @@ pub(super) struct Sequence {
     told: Told,
 }
 
+/// A token that was drawn and not taken yet.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Token {
+    id: u32,
+    /// If it is to be listed.
+    logprob: Option<TokenLogprob>,
+}
+
 /// How far this choice was told to whoever follows it.
 #[derive(Default)]
 struct Told {
@@ -62,26 +70,34 @@ impl Sequence {
         self.sampler.ask(self.top)
     }
 
-    /// Takes the token that the device drew or draws one, or answers `None` if the logits are not numbers.
-    pub(super) fn sample(&mut self, drawn: gpt2::Drawn, tokenizer: &Tokenizer) -> Option<Drawn> {
-        let (token, found) = match drawn {
+    /// The token that the device drew, or one drawn here; `None` if the logits are not numbers. Nothing changes until it is
+    /// taken.
+    pub(super) fn draw(&self, drawn: gpt2::Drawn) -> Option<Token> {
+        Some(match drawn {
             gpt2::Drawn::Logits(logits) => {
-                let token = self.sampler.sample(&logits)?;
-                (token, self.top.map(|top| logprobs::of_token(&logits, token, top)))
+                let id = self.sampler.draw(&logits)?;
+                let logprob = self.top.map(|top| logprobs::of_token(&logits, id, top));
+                Token { id, logprob }
             }
-            gpt2::Drawn::Token(token, likely) => {
-                self.sampler.take(token);
-                (token, likely.map(TokenLogprob::from))
-            }
-        };
-        if let Some(found) = found {
-            self.note_logprobs(found, token, tokenizer);
+            gpt2::Drawn::Token(id, likely) => Token {
+                id,
+                logprob: likely.map(TokenLogprob::from),
+            },
+        })
+    }
+
+    /// Goes on with a token that was drawn for it, or ends.
+    pub(super) fn take(&mut self, token: Token, tokenizer: &Tokenizer) -> Drawn {
+        let Token { id, logprob } = token;
+        self.sampler.take(id);
+        if let Some(logprob) = logprob {
+            self.note_logprobs(logprob, id, tokenizer);
         }
-        self.tokens.push(token);
-        self.finish_reason = if tokenizer.end_of_text() == Some(token) || self.stop_ids.contains(&token) {
+        self.tokens.push(id);
+        self.finish_reason = if tokenizer.end_of_text() == Some(id) || self.stop_ids.contains(&id) {
             self.text.finish();
             Some(FinishReason::Stop)
-        } else if self.text.push(tokenizer.token_bytes(token)) {
+        } else if self.text.push(tokenizer.token_bytes(id)) {
             Some(FinishReason::Stop)
         } else if self.tokens.len() >= self.most {
             self.text.finish();
@@ -89,10 +105,10 @@ impl Sequence {
         } else {
             None
         };
-        Some(match self.finish_reason {
+        match self.finish_reason {
             Some(_) => Drawn::Last,
-            None => Drawn::Next(token),
-        })
+            None => Drawn::Next(id),
+        }
     }
 
     fn note_logprobs(&mut self, found: TokenLogprob, token: u32, tokenizer: &Tokenizer) {

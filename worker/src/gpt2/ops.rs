@@ -66,6 +66,9 @@ pub trait Gpt2Backend: 'static {
     /// Keys and values of all layers and blocks.
     type Cache: Send;
 
+    /// Whether operations are only told to a device, which computes them while the host goes on until it reads something back.
+    const QUEUES: bool = false;
+
     /// Brings numbers `[rows, columns]` to the device.
     fn floats(values: Vec<f32>, shape: [usize; 2], device: &Self::Device) -> Self::Floats;
 

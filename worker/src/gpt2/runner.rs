@@ -1,6 +1,7 @@
 //! A model with its cache: the one place that owns tensors between steps.
 
 use std::collections::HashSet;
+use std::time::{Duration, Instant};
 
 use super::{BLOCK, Draw, Drawn, Gpt2, Gpt2Backend, Span, StepError, StepModel, StepRow};
 
@@ -9,6 +10,8 @@ pub struct Gpt2Runner<B: Gpt2Backend> {
     model: Gpt2<B>,
     cache: B::Cache,
     blocks: usize,
+    /// How long the last step waited for the device, if it is not the processor.
+    waited: Option<Duration>,
 }
 
 impl<B: Gpt2Backend> Gpt2Runner<B> {
@@ -16,7 +19,13 @@ impl<B: Gpt2Backend> Gpt2Runner<B> {
     pub fn new(model: Gpt2<B>, blocks: usize) -> Self {
         let blocks = blocks.max(model.config().n_positions.div_ceil(BLOCK));
         let cache = model.new_cache(blocks);
-        Self { model, cache, blocks }
+        let waited = None;
+        Self {
+            model,
+            cache,
+            blocks,
+            waited,
+        }
     }
 
     fn check(&self, row: &StepRow) -> Result<(), StepError> {
@@ -77,6 +86,18 @@ impl<B: Gpt2Backend> Gpt2Runner<B> {
         let logits = self.model.forward(&tokens, &spans, &wanted, &mut self.cache);
         Ok((!nobody).then_some(logits))
     }
+
+    /// Reads back what `read` makes of a step's logits; nothing, if no row wants any.
+    fn read<T>(
+        &mut self,
+        logits: Option<B::Floats>,
+        read: impl FnOnce(B::Floats) -> Result<Vec<T>, StepError>,
+    ) -> Result<Vec<T>, StepError> {
+        let began = Instant::now();
+        let answer = logits.map_or_else(|| Ok(Vec::new()), read);
+        self.waited = B::QUEUES.then(|| began.elapsed());
+        answer
+    }
 }
 
 impl<B: Gpt2Backend> StepModel for Gpt2Runner<B>
@@ -96,7 +117,12 @@ where
     }
 
     fn step(&mut self, rows: &[StepRow]) -> Result<Vec<f32>, StepError> {
-        self.compute(rows)?.map_or_else(|| Ok(Vec::new()), B::values)
+        let logits = self.compute(rows)?;
+        self.read(logits, B::values)
+    }
+
+    fn waited(&self) -> Option<Duration> {
+        self.waited
     }
 
     fn draws(&self) -> bool {
@@ -114,7 +140,7 @@ where
         if !draws.iter().all(known) {
             return Err(StepError::OutOfBounds(format!("an edit of a token beyond {vocab}")));
         }
-        self.compute(rows)?
-            .map_or_else(|| Ok(Vec::new()), |logits| B::draw(logits, draws))
+        let logits = self.compute(rows)?;
+        self.read(logits, |logits| B::draw(logits, draws))
     }
 }

@@ -1,5 +1,7 @@
 //! What the engine asks of a model, and gets.
 
+use std::time::Duration;
+
 use super::{Draw, Drawn};
 
 /// One row of a step: some consecutive tokens of one sequence.
@@ -52,6 +54,11 @@ pub trait StepModel: Send {
     /// Computes one step and writes the cache. Answers `[rows that want logits, vocab_size]`, row-major, in the order of
     /// those rows.
     fn step(&mut self, rows: &[StepRow]) -> Result<Vec<f32>, StepError>;
+
+    /// How long the last step waited for what a device beside the processor computed; `None` where the processor computes.
+    fn waited(&self) -> Option<Duration> {
+        None
+    }
 
     /// Whether [`Self::draw`] draws tokens itself, so that it is worth asking.
     fn draws(&self) -> bool {

@@ -85,7 +85,7 @@ struct Step {
 
 /// A model that several can drive one after the other, and that notes its steps.
 #[derive(Clone)]
-struct Watched {
+pub(super) struct Watched {
     model: Arc<Mutex<Box<dyn StepModel>>>,
     steps: Arc<Mutex<Vec<Step>>>,
     pause: Arc<Mutex<Option<Pause>>>,
@@ -98,7 +98,7 @@ struct Pause {
 }
 
 impl Watched {
-    fn new(model: Box<dyn StepModel>) -> Self {
+    pub(super) fn new(model: Box<dyn StepModel>) -> Self {
         Self {
             model: Arc::new(Mutex::new(model)),
             steps: Arc::default(),
@@ -169,6 +169,10 @@ impl StepModel for Watched {
         self.watch(rows, |model| model.step(rows))
     }
 
+    fn waited(&self) -> Option<Duration> {
+        lock(&self.model).waited()
+    }
+
     fn draws(&self) -> bool {
         lock(&self.model).draws()
     }
@@ -187,7 +191,7 @@ pub(super) fn blocks(scenario: Scenario, slots: usize, prompt: usize) -> usize {
 }
 
 /// An engine with its random requests.
-struct Bench {
+pub(super) struct Bench {
     model: Watched,
     tokenizer: Arc<Tokenizer>,
     config: EngineConfig,
@@ -195,7 +199,16 @@ struct Bench {
 }
 
 impl Bench {
-    fn start(&self) -> (EngineHandle, mpsc::Receiver<EngineEvent>) {
+    pub(super) fn new(model: Watched, tokenizer: Arc<Tokenizer>, config: EngineConfig) -> Self {
+        Self {
+            model,
+            tokenizer,
+            config,
+            random: ChaCha8Rng::seed_from_u64(SEED),
+        }
+    }
+
+    pub(super) fn start(&self) -> (EngineHandle, mpsc::Receiver<EngineEvent>) {
         let (sender, events) = mpsc::channel(64);
         let model = Box::new(self.model.clone());
         (
@@ -205,7 +218,7 @@ impl Bench {
     }
 
     /// A greedy job of exactly `new` tokens.
-    fn job(&mut self, prompt: usize, new: usize) -> EngineJob {
+    pub(super) fn job(&mut self, prompt: usize, new: usize) -> EngineJob {
         let vocabulary = self.model.vocab_size() as u32;
         let never = self.tokenizer.end_of_text().map(|token| (token, -100.0));
         EngineJob {
@@ -232,15 +245,6 @@ impl Bench {
     }
 }
 
-fn bench(model: Box<dyn StepModel>, tokenizer: Arc<Tokenizer>, config: EngineConfig) -> Bench {
-    Bench {
-        model: Watched::new(model),
-        tokenizer,
-        config,
-        random: ChaCha8Rng::seed_from_u64(SEED),
-    }
-}
-
 /// Measures `lengths` with `config.slots` slots and prompts of `prompt` tokens.
 pub(super) async fn lengths(
     model: Box<dyn StepModel>,
@@ -253,7 +257,7 @@ pub(super) async fn lengths(
         prompt + LONGEST <= model.context_length(),
         "--prompt-tokens {prompt} and {LONGEST} new tokens are more than the model's context"
     );
-    let mut bench = bench(model, tokenizer, config);
+    let mut bench = Bench::new(Watched::new(model), tokenizer, config);
     let lengths: Vec<usize> = (0..REQUESTS * slots).map(|_| bench.length()).collect();
     let jobs: Vec<_> = lengths.iter().map(|new| bench.job(prompt, *new)).collect();
     let tokens: usize = lengths.iter().sum();
@@ -332,7 +336,7 @@ pub(super) async fn long_prompt(
         "the model's context is too short for this"
     );
     let slots = config.slots.max(BESIDE + 1);
-    let mut bench = bench(model, tokenizer, EngineConfig { slots, ..config });
+    let mut bench = Bench::new(Watched::new(model), tokenizer, EngineConfig { slots, ..config });
     let (warm, pause) = bench.model.pause();
     let (engine, mut events) = bench.start();
     for _ in 0..BESIDE {
@@ -370,7 +374,7 @@ pub(super) async fn long_prompt(
 }
 
 /// Waits until so many jobs have completed.
-async fn endings(events: &mut mpsc::Receiver<EngineEvent>, count: usize) -> anyhow::Result<()> {
+pub(super) async fn endings(events: &mut mpsc::Receiver<EngineEvent>, count: usize) -> anyhow::Result<()> {
     let mut left = count;
     while left > 0 {
         match events.recv().await.context("the engine stopped")? {
@@ -383,14 +387,14 @@ async fn endings(events: &mut mpsc::Receiver<EngineEvent>, count: usize) -> anyh
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use burn::backend::flex::FlexDevice;
     use claimcheck_common::domain::Dtype;
 
     use super::*;
     use crate::gpt2::{Cpu, Gpt2, Gpt2Config, Gpt2Runner, byte_tokenizer_json};
 
-    fn small(scenario: Scenario, slots: usize) -> (Box<dyn StepModel>, Arc<Tokenizer>) {
+    pub(in super::super) fn small(scenario: Scenario, slots: usize) -> (Box<dyn StepModel>, Arc<Tokenizer>) {
         let config = Gpt2Config {
             n_positions: 1024,
             ..Gpt2Config::named("tiny").unwrap()

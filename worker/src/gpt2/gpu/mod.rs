@@ -69,6 +69,8 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
     type Matrix = Matrix<R>;
     type Cache = Cache<R>;
 
+    const QUEUES: bool = true;
+
     fn floats(values: Vec<f32>, shape: [usize; 2], device: &Self::Device) -> Self::Floats {
         Numbers::floats(&Site::new(device), values, shape)
     }
