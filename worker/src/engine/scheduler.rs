@@ -3,7 +3,8 @@
 //! Every sequence has some tokens known and some of them in the cache; a step lets sequences catch up within a token
 //! budget. Running ones come first, those that decode (one token behind) before those that prefill; then those that wait
 //! are admitted in the order that `waiting.rs` knows, while slots, blocks and budget last. The budget is greater than the
-//! number of slots, so a decoding sequence gets its token in every step, however long its neighbours' prompts are.
+//! number of slots, so a decoding sequence gets its token in every step, however long its neighbours' prompts are. It
+//! grows with those that decode: what makes a step of few rows three times as long is less to a step of many.
 //!
 //! A sequence that needs one block more than there are takes the blocks of the one that was admitted last. That one waits,
 //! before all others, and computes its tokens anew: the first in the order of admission is never made to wait, so that all
@@ -19,6 +20,10 @@ use super::job::SequenceId;
 use super::prefix::{BlockHash, Prefix};
 use super::waiting::{Entry, Waiting};
 use crate::gpt2::BLOCK;
+
+/// A step may have so many times the tokens of its decoding rows, if that is more than the budget: on a processor it then
+/// takes about three times as long as without prompts (`docs/benchmarks/engine-cpu.md`).
+const STRETCH: usize = 4;
 
 /// One row of the next step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -135,7 +140,7 @@ impl Scheduler {
         self.waiting.push(entry);
     }
 
-    /// The rows of the next step, of at most the budget's tokens together. Each is to be followed by [`Self::advance`].
+    /// The rows of the next step, of at most the budget's tokens together, or [`STRETCH`] for each that decodes. Each is to be followed by [`Self::advance`].
     pub(super) fn schedule(&mut self) -> Vec<Planned> {
         let mut left = self.budget;
         let mut plan = Vec::with_capacity(self.order.len());
@@ -144,6 +149,8 @@ impl Scheduler {
                 plan.extend(self.take(id, &mut left));
             }
         }
+        let decoding = plan.len();
+        left = left.max((STRETCH - 1) * decoding);
         for id in &self.order {
             if self.running[id].behind() > 1 {
                 plan.extend(self.take(*id, &mut left));

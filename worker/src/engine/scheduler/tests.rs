@@ -156,7 +156,8 @@ proptest! {
             let first = scheduler.order.first().copied();
             let decoding: Vec<_> = scheduler.order.iter().copied().filter(|id| scheduler.running[id].behind() == 1).collect();
             let plan = scheduler.schedule();
-            prop_assert!(plan.iter().map(|row| row.tokens.len()).sum::<usize>() <= budget);
+            let decoded = plan.iter().filter(|row| decoding.contains(&row.id)).count();
+            prop_assert!(plan.iter().map(|row| row.tokens.len()).sum::<usize>() <= budget.max(STRETCH * decoded));
             prop_assert!(scheduler.running() <= slots);
             prop_assert!(live.is_empty() || !plan.is_empty(), "work waits and nothing runs");
             for id in decoding {
@@ -248,6 +249,24 @@ fn a_long_prompt_is_prefilled_in_chunks_beside_running_rows() {
             "the running row comes first"
         );
         assert_eq!((plan[1].id, plan[1].tokens.clone()), (id(1), expected));
+        advance(&mut scheduler, &plan, 7);
+    }
+}
+
+#[test]
+fn beside_many_running_rows_more_of_a_prompt_is_read_in_a_step() {
+    let mut scheduler = plain(8, 24);
+    for number in 0..7 {
+        scheduler.add(entry(number, 0, &prompt(number, 1)));
+    }
+    let plan = scheduler.schedule();
+    advance(&mut scheduler, &plan, 7);
+    scheduler.add(entry(7, 0, &prompt(7, 50)));
+    // Four tokens for each that decodes are more than the budget.
+    for expected in [0..21, 21..42, 42..50] {
+        let plan = scheduler.schedule();
+        assert_eq!(plan.len(), 8);
+        assert_eq!((plan[7].id, plan[7].tokens.clone()), (id(7), expected));
         advance(&mut scheduler, &plan, 7);
     }
 }
