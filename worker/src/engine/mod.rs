@@ -43,9 +43,9 @@ pub use deltas::{Deltas, Followed};
 pub use handle::{Ending, EngineConfig, EngineEvent, EngineHandle, EngineJob, EngineStopped};
 pub use parts::{Part, StepParts};
 
-use crate::gpt2::{Draw, Drawn, StepModel, StepRow, Woken};
+use crate::gpt2::{Draw, StepModel, StepRow, Woken};
 use blocks::Blocks;
-use compute::RowOutcome;
+use compute::{Computed, RowOutcome};
 use handle::Inbox;
 use job::{Job, SequenceId};
 use metrics::Gauges;
@@ -176,10 +176,15 @@ impl Engine {
         }
         match self.model.wake() {
             Ok(Woken::AsItWas) => {}
-            Ok(Woken::Emptied) => self
-                .scheduler
-                .forget_cache(empty_cache(self.model.as_ref(), self.config)),
-            Ok(Woken::NotYet) => return true,
+            Ok(Woken::Emptied) => {
+                self.clock.restart();
+                let cache = empty_cache(self.model.as_ref(), self.config);
+                self.scheduler.forget_cache(cache);
+            }
+            Ok(Woken::NotYet) => {
+                self.clock.restart();
+                return true;
+            }
             Err(error) => {
                 tracing::error!(%error, "the model cannot be brought back to memory");
                 return false;
@@ -196,30 +201,39 @@ impl Engine {
             return false;
         }
         self.clock.lap(Part::Other);
-        let outcomes = self.compute(&plan);
-        let outcomes = sampling::draw(&self.jobs, &plan, outcomes);
+        let computed = self.compute(&plan);
+        let room = computed.room();
+        let outcomes = sampling::draw(&self.jobs, &plan, computed.outcomes);
         self.clock.lap(Part::Sample);
         let read = plan
             .iter()
             .zip(outcomes)
             .all(|(planned, outcome)| self.apply(planned, outcome));
+        if let Some(rows) = room {
+            tracing::warn!(
+                rows,
+                of = plan.len(),
+                "the device has no room for larger steps; fewer jobs run side by side for a while"
+            );
+            self.scheduler.narrow(rows);
+        }
         let parts = self.clock.take_step();
         metrics::parts(&parts);
         self.inbox.note(&parts);
         read
     }
 
-    /// What the model makes of a plan, one outcome a row.
-    fn compute(&mut self, plan: &[Planned]) -> Vec<RowOutcome<Drawn>> {
+    /// What the model makes of a plan.
+    fn compute(&mut self, plan: &[Planned]) -> Computed {
         let rows: Vec<_> = plan.iter().map(|planned| self.row(planned)).collect();
         let draws = self.draws(plan);
         self.clock.lap(Part::Schedule);
         self.inbox.step_begins();
-        let (outcomes, took) = metrics::timed_step(&rows, || compute::run(self.model.as_mut(), &rows, &draws));
+        let (computed, took) = metrics::timed_step(&rows, || compute::run(self.model.as_mut(), &rows, &draws));
         self.inbox.step_ended();
         self.clock.lap_of_model(self.model.waited());
         self.charge(plan, took);
-        outcomes
+        computed
     }
 
     fn announce_starts(&mut self, plan: &[Planned]) -> bool {

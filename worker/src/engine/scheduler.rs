@@ -78,8 +78,15 @@ impl Running {
     }
 }
 
+/// After so many steps without trouble one more sequence may run beside the others again.
+const CALM: usize = 64;
+
 pub(super) struct Scheduler {
     slots: usize,
+    /// Most sequences that run side by side for now: the slots, or fewer since the device had no room for all.
+    side_by_side: usize,
+    /// Steps since that changed.
+    calm: usize,
     budget: usize,
     blocks: Blocks,
     waiting: Waiting,
@@ -98,6 +105,8 @@ impl Scheduler {
     pub(super) fn new(slots: usize, budget: usize, blocks: Blocks) -> Self {
         Self {
             slots,
+            side_by_side: slots,
+            calm: 0,
             budget: budget.max(slots + 16),
             blocks,
             waiting: Waiting::default(),
@@ -140,8 +149,28 @@ impl Scheduler {
         self.waiting.push(entry);
     }
 
-    /// The rows of the next step, of at most the budget's tokens together, or [`STRETCH`] for each that decodes. Each is to be followed by [`Self::advance`].
+    /// The device had room for a step of so many rows and for no more: so many run side by side from now on, and those that came
+    /// last wait. Bit by bit there are more again.
+    pub(super) fn narrow(&mut self, rows: usize) {
+        self.side_by_side = rows.clamp(1, self.side_by_side);
+        self.calm = 0;
+        while self.order.len() > self.side_by_side {
+            self.preempt(self.order[self.order.len() - 1]);
+        }
+    }
+
+    fn widen(&mut self) {
+        self.calm += 1;
+        if self.calm == CALM {
+            self.calm = 0;
+            self.side_by_side = self.slots.min(self.side_by_side + 1);
+        }
+    }
+
+    /// The rows of the next step, of at most the budget's tokens together, or [`STRETCH`] for each that decodes. Each is to be
+    /// followed by [`Self::advance`].
     pub(super) fn schedule(&mut self) -> Vec<Planned> {
+        self.widen();
         let mut left = self.budget;
         let mut plan = Vec::with_capacity(self.order.len());
         for id in self.order.clone() {
@@ -157,7 +186,7 @@ impl Scheduler {
             }
         }
         while left > 0
-            && self.running.len() < self.slots
+            && self.running.len() < self.side_by_side
             && let Some(id) = self.admit()
         {
             plan.extend(self.take(id, &mut left));

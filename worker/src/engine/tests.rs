@@ -222,6 +222,49 @@ async fn sixty_jobs_give_the_same_output_alone_in_company_after_preemption_and_w
     }
 }
 
+/// A device that has no room for steps of more than three rows.
+struct Small {
+    inner: Box<dyn StepModel>,
+    refused: Arc<AtomicUsize>,
+}
+
+impl StepModel for Small {
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab_size()
+    }
+
+    fn context_length(&self) -> usize {
+        self.inner.context_length()
+    }
+
+    fn blocks(&self) -> usize {
+        self.inner.blocks()
+    }
+
+    fn step(&mut self, rows: &[StepRow]) -> Result<Vec<f32>, StepError> {
+        if rows.len() > 3 {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(StepError::Device("out of memory".to_owned()));
+        }
+        self.inner.step(rows)
+    }
+}
+
+#[tokio::test]
+async fn a_device_without_room_for_all_gets_smaller_steps_and_all_jobs_the_same_answers() {
+    let jobs: Vec<_> = (0..40).map(job).collect();
+    let expected = run_all(&jobs, 16).await;
+    let refused = Arc::<AtomicUsize>::default();
+    let small = Small {
+        inner: model(PLENTY),
+        refused: refused.clone(),
+    };
+    assert_eq!(run_all_on(Box::new(small), &jobs, config(16, 128)).await, expected);
+    // Some hundreds of steps: a few find out, and one of many tries again.
+    let refused = refused.load(Ordering::Relaxed);
+    assert!((1..20).contains(&refused), "{refused} steps were refused");
+}
+
 #[tokio::test]
 async fn choices_are_drawn_from_one_prefill() {
     let mut job = plain_job(1, 2);

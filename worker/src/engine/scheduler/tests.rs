@@ -359,3 +359,28 @@ fn what_a_spoiled_sequence_computed_is_not_found_again() {
     assert_eq!(scheduler.schedule()[0].tokens, 0..100);
     assert_eq!(scheduler.take_counts().hit_tokens, 0);
 }
+
+#[test]
+fn after_a_step_that_had_no_room_fewer_run_side_by_side_and_bit_by_bit_all_again() {
+    let mut scheduler = plain(8, 100);
+    for number in 0..8 {
+        scheduler.add(entry(number, 1, &prompt(number, 3)));
+    }
+    let plan = scheduler.schedule();
+    assert_eq!(plan.len(), 8);
+    advance(&mut scheduler, &plan, 7);
+    scheduler.narrow(3);
+    assert_eq!((scheduler.running(), scheduler.waiting()), (3, 5));
+    let mut widths = Vec::new();
+    for _ in 0..6 * CALM {
+        let plan = scheduler.schedule();
+        widths.push(plan.len());
+        advance(&mut scheduler, &plan, 7);
+    }
+    assert_eq!(widths[0], 3);
+    assert!(widths.is_sorted(), "{widths:?}");
+    assert!(widths.windows(2).all(|pair| pair[1] <= pair[0] + 1), "{widths:?}");
+    assert_eq!((widths[4 * CALM], widths[6 * CALM - 1]), (7, 8));
+    scheduler.narrow(0);
+    assert_eq!(scheduler.schedule().len(), 1, "one always runs");
+}
