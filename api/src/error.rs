@@ -27,6 +27,12 @@ pub const RETRY_AFTER_OUTAGE: u32 = 2;
 /// Seconds after which a tenant whose quota is full may have room again.
 const RETRY_AFTER_QUOTA: u32 = 5;
 
+/// The code of a 409 whose first request is still at work.
+pub const IN_FLIGHT: &str = "idempotency_key_in_flight";
+
+/// Seconds after which the first request under a key has most likely been answered.
+const RETRY_AFTER_IN_FLIGHT: u32 = 1;
+
 type Cause = Box<dyn StdError + Send + Sync>;
 
 /// Everything that a request can fail with.
@@ -314,6 +320,7 @@ impl IntoResponse for ApiError {
             Self::Unavailable { retry_after, .. } | Self::RateLimited { retry_after, .. } => Some(*retry_after),
             Self::TooMany(_) => Some(RETRY_AFTER_QUOTA),
             Self::OverBudget { retry_after, .. } => *retry_after,
+            Self::Conflict(problem) if problem.code == IN_FLIGHT => Some(RETRY_AFTER_IN_FLIGHT),
             _ => None,
         };
         let standing = match &self {

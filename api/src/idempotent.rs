@@ -11,7 +11,7 @@ use claimcheck_common::store::selection::Chunk;
 use sha2::{Digest, Sha256};
 
 use crate::app::AppState;
-use crate::error::{ApiError, Problem};
+use crate::error::{ApiError, IN_FLIGHT, Problem};
 use crate::extract::Caller;
 use crate::validate::idempotency::{self as validate, HEADER};
 use crate::view::BulkBody;
@@ -81,7 +81,7 @@ pub fn answered_before(before: Before) -> Result<Response, ApiError> {
         )),
         Before::InFlight => Err(ApiError::Conflict(
             Problem::new(
-                "idempotency_key_in_flight",
+                IN_FLIGHT,
                 "The first request with this Idempotency-Key is still being processed; wait for its answer.",
             )
             .at(HEADER),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use sqlx::{PgConnection, PgExecutor};
 use uuid::Uuid;
 
+use super::pool::rehearsal;
 use super::rescue::CHUNK;
 use super::row::column;
 use super::{Pool, StoreResult, cancels, transaction};
@@ -74,29 +75,33 @@ pub struct Abandoned {
 
 /// Cancels one chunk of jobs that nobody attends any more.
 pub async fn cancel_abandoned(pool: &Pool) -> StoreResult<Abandoned> {
-    transaction(pool, |connection| {
-        Box::pin(async move {
-            let lapsed: Vec<Uuid> = sqlx::query_scalar(
-                "DELETE FROM attended_jobs WHERE job_id IN (
-                     SELECT job_id FROM attended_jobs WHERE attended_until <= now()
-                     ORDER BY attended_until LIMIT $1 FOR UPDATE SKIP LOCKED)
-                 RETURNING job_id",
-            )
-            .bind(CHUNK)
-            .fetch_all(&mut *connection)
-            .await?;
-            let count = lapsed.len() as u64;
-            let rows = sqlx::query(
-                "SELECT id, status, fence FROM jobs WHERE id = ANY($1) AND finished_at IS NULL ORDER BY id FOR UPDATE",
-            )
-            .bind(lapsed)
-            .fetch_all(&mut *connection)
-            .await?;
-            Ok(Abandoned {
-                lapsed: count,
-                cancelled: cancels::cancel_locked(connection, &rows, "service").await?,
-            })
-        })
+    transaction(pool, |connection| Box::pin(abandon(connection))).await
+}
+
+/// Does the same to a chunk and takes it all back: fails where the database takes no writes, though it may be read.
+pub async fn rehearse(pool: &Pool) -> StoreResult<()> {
+    rehearsal(pool, |connection| Box::pin(abandon(connection))).await
+}
+
+async fn abandon(connection: &mut PgConnection) -> StoreResult<Abandoned> {
+    let lapsed: Vec<Uuid> = sqlx::query_scalar(
+        "DELETE FROM attended_jobs WHERE job_id IN (
+             SELECT job_id FROM attended_jobs WHERE attended_until <= now()
+             ORDER BY attended_until LIMIT $1 FOR UPDATE SKIP LOCKED)
+         RETURNING job_id",
+    )
+    .bind(CHUNK)
+    .fetch_all(&mut *connection)
+    .await?;
+    let count = lapsed.len() as u64;
+    let rows = sqlx::query(
+        "SELECT id, status, fence FROM jobs WHERE id = ANY($1) AND finished_at IS NULL ORDER BY id FOR UPDATE",
+    )
+    .bind(lapsed)
+    .fetch_all(&mut *connection)
+    .await?;
+    Ok(Abandoned {
+        lapsed: count,
+        cancelled: cancels::cancel_locked(connection, &rows, "service").await?,
     })
-    .await
 }

@@ -48,6 +48,11 @@ impl StoreError {
         matches!(cause.code().as_deref(), Some("57014" | "55P03"))
     }
 
+    /// Whether nobody answered: the connection failed, and of the database nothing is known.
+    pub const fn is_silence(&self) -> bool {
+        matches!(self, Self::Unavailable(cause) if !matches!(cause, sqlx::Error::Database(_)))
+    }
+
     /// Whether waiting and repeating can help.
     pub const fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_) | Self::Retry(_))

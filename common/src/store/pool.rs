@@ -150,6 +150,21 @@ where
         .unwrap_or_else(|panicked| Err(StoreError::contradiction(panicked)))
 }
 
+/// Does `work` in a transaction and takes it all back: fails where the database takes no writes, though it may be read.
+pub(super) async fn rehearsal<T: Send + 'static>(
+    pool: &Pool,
+    work: for<'c> fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>>,
+) -> StoreResult<()> {
+    transaction(pool, move |connection| {
+        Box::pin(async move {
+            let mut rehearsal = connection.begin().await?;
+            work(&mut rehearsal).await?;
+            Ok(rehearsal.rollback().await?)
+        })
+    })
+    .await
+}
+
 async fn attempt<T, F>(pool: &Pool, begin: &'static str, limit: Duration, work: &F) -> StoreResult<T>
 where
     F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>>,

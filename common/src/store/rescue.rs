@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use sqlx::postgres::PgRow;
-use sqlx::{Connection, PgConnection, PgExecutor};
+use sqlx::{PgConnection, PgExecutor};
 
+use super::pool::rehearsal;
 use super::row::{get, parse, unsigned};
 use super::settle::{Settlement, settle};
 use super::{Pool, StoreResult, transaction};
@@ -58,14 +59,7 @@ pub async fn rescue_lapsed(pool: &Pool) -> StoreResult<Rescued> {
 
 /// Does the same to a chunk and takes it all back: fails where the database takes no writes, though it may be read.
 pub async fn rehearse(pool: &Pool) -> StoreResult<()> {
-    transaction(pool, |connection| {
-        Box::pin(async move {
-            let mut rehearsal = connection.begin().await?;
-            rescue(&mut rehearsal).await?;
-            Ok(rehearsal.rollback().await?)
-        })
-    })
-    .await
+    rehearsal(pool, |connection| Box::pin(rescue(connection))).await
 }
 
 async fn rescue(connection: &mut PgConnection) -> StoreResult<Rescued> {

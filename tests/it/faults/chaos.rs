@@ -104,18 +104,19 @@ struct Victims<'a> {
     wires: Wires,
     api: Process,
     workers: [Process; 2],
-    /// When a worker died or fell asleep.
-    losses: Vec<OffsetDateTime>,
-    /// When Postgres died: nobody is rescued until it has been back for a lease.
-    outages: Vec<OffsetDateTime>,
+    /// What was done to them, and when it began.
+    suffered: Vec<(OffsetDateTime, Blow)>,
 }
 
 impl Victims<'_> {
     async fn suffer(&mut self, blow: Blow) {
+        if let Blow::Freeze(number) = blow {
+            self.workers[number].answers("/readyz").await;
+        }
+        self.suffered.push((OffsetDateTime::now_utc(), blow));
         match blow {
             Blow::Worker(number) => {
                 self.workers[number].kill();
-                self.losses.push(OffsetDateTime::now_utc());
                 self.workers[number].start();
             }
             Blow::Api => {
@@ -124,16 +125,11 @@ impl Victims<'_> {
             }
             Blow::Server(server) => {
                 self.stack.kill(server).await;
-                if server == Server::Postgres {
-                    self.outages.push(OffsetDateTime::now_utc());
-                }
                 self.stack.start(server).await;
             }
             Blow::Freeze(number) => {
-                self.workers[number].answers("/readyz").await;
                 self.workers[number].signal("STOP");
                 let asleep = OffsetDateTime::now_utc();
-                self.losses.push(asleep);
                 eventually("its leases have run out", LIMIT, async || {
                     (OffsetDateTime::now_utc() - asleep > self.world.delivery.lease * 2).then_some(())
                 })
@@ -146,6 +142,21 @@ impl Victims<'_> {
             }
             Blow::Purge => eventually("the queue is purged", LIMIT, async || self.purge().await.ok()).await,
         }
+    }
+
+    /// From the latest silence of a worker to a claim, in seconds, with the blows from that silence on; `None` where Postgres
+    /// was away: nobody is rescued until it has been back for a lease.
+    fn recovery(&self, claimed: OffsetDateTime) -> Option<(f64, Vec<Blow>)> {
+        let before = self.suffered.partition_point(|(time, _)| *time < claimed);
+        let silences = |(_, blow): &(OffsetDateTime, Blow)| matches!(blow, Blow::Worker(_) | Blow::Freeze(_));
+        let silence = self.suffered[..before].iter().rposition(silences)?;
+        let (since, _) = self.suffered[silence];
+        let outage = |(time, blow): &(OffsetDateTime, Blow)| {
+            *blow == Blow::Server(Server::Postgres) && *time > since - self.world.delivery.lease * 3
+        };
+        let blows = self.suffered[silence..before].iter().map(|(_, blow)| *blow).collect();
+        let away = self.suffered[..before].iter().any(outage);
+        (!away).then(|| ((claimed - since).as_seconds_f64(), blows))
     }
 
     async fn purge(&self) -> Result<(), Box<dyn std::error::Error>> {
@@ -220,8 +231,7 @@ async fn run(plan: &Plan) {
             wires,
             api,
             workers,
-            losses: Vec::new(),
-            outages: Vec::new(),
+            suffered: Vec::new(),
         };
         let (open, accepted) = (watch::Sender::new(plan.share()), AtomicUsize::new(0));
         let shares = callers
@@ -305,24 +315,16 @@ async fn report(victims: &Victims<'_>, plan: &Plan, began: Instant) {
         .fetch_all(&world.pool)
         .await
         .unwrap();
-    let mut recoveries: Vec<f64> = again
-        .iter()
-        .filter_map(|claimed| {
-            let silence = victims.losses.iter().filter(|time| *time < claimed).max()?;
-            let meanwhile = |time: &OffsetDateTime| *time > *silence - world.delivery.lease * 3 && time < claimed;
-            if victims.outages.iter().any(meanwhile) {
-                return None;
-            }
-            Some((*claimed - *silence).as_seconds_f64())
-        })
-        .collect();
-    recoveries.sort_by(f64::total_cmp);
+    let mut recoveries: Vec<_> = again.iter().filter_map(|claimed| victims.recovery(*claimed)).collect();
+    recoveries.sort_by(|one, other| f64::total_cmp(&one.0, &other.0));
     let quantile = |share: f64| {
         let place = (recoveries.len() as f64 * share) as usize;
         recoveries
             .get(place.min(recoveries.len().saturating_sub(1)))
-            .map_or("-".to_owned(), |seconds| format!("{seconds:.1} s"))
+            .map_or("-".to_owned(), |(seconds, _)| format!("{seconds:.1} s"))
     };
+    let target = world.delivery.lease.as_secs_f64() + 2.0;
+    let late = recoveries.iter().filter(|(seconds, _)| *seconds > target);
     eprintln!("| accepted | {} |", plan.jobs);
     eprintln!("|---|---|");
     eprintln!("| blows | {} |", plan.blows.len());
@@ -343,6 +345,9 @@ async fn report(victims: &Victims<'_>, plan: &Plan, began: Instant) {
         quantile(0.99),
         quantile(1.0)
     );
+    for (seconds, blows) in late {
+        eprintln!("| later than {target} s: {seconds:.1} s | {blows:?} |");
+    }
     eprintln!("| time | {:.0} s |", began.elapsed().as_secs_f64());
 }
 

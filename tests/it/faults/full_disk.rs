@@ -1,11 +1,13 @@
 //! Postgres without room (SQLSTATE 53100). A trigger gives the server's own answer for a while: the disk of a shared machine is
 //! not ours to fill.
 
+use std::time::Duration;
+
 use claimcheck_tests::{Installation, Process, World, in_world};
 use reqwest::StatusCode;
 use reqwest::header::RETRY_AFTER;
 
-use super::{COMPLETED, Caller, assert_each_settled_once, count, hurry, job, until_count};
+use super::{COMPLETED, Caller, LIMIT, assert_each_settled_once, count, hurry, job, until_count};
 
 const JOBS: usize = 40;
 
@@ -14,17 +16,19 @@ async fn fill(world: &World) {
     fill_until(world, "false").await;
 }
 
-/// The same until a condition in SQL holds; `rescues` counts the rows that somebody tried to take from their workers.
+/// The same until a condition in SQL holds; `rescues` counts the rows that somebody tried to take from their workers, `cancels`
+/// those that somebody tried to cancel.
 async fn fill_until(world: &World, room: &str) {
     world
         .execute_as_owner(&format!(
             "CREATE SEQUENCE refusals;
              CREATE SEQUENCE rescues MINVALUE 0 START 0;
-             SELECT nextval('rescues');
-             GRANT USAGE, SELECT ON refusals, rescues TO PUBLIC;
-             CREATE FUNCTION count_rescue() RETURNS trigger LANGUAGE plpgsql AS $$
+             CREATE SEQUENCE cancels MINVALUE 0 START 0;
+             SELECT nextval('rescues'), nextval('cancels');
+             GRANT USAGE, SELECT ON refusals, rescues, cancels TO PUBLIC;
+             CREATE FUNCTION count_try() RETURNS trigger LANGUAGE plpgsql AS $$
              BEGIN
-                 PERFORM nextval('rescues');
+                 PERFORM nextval(TG_ARGV[0]);
                  RETURN NEW;
              END $$;
              CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -36,8 +40,11 @@ async fn fill_until(world: &World, room: &str) {
                  RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100';
              END $$;
              CREATE TRIGGER count_rescue BEFORE UPDATE ON jobs FOR EACH ROW
-                 WHEN (NEW.lapses > OLD.lapses) EXECUTE FUNCTION count_rescue();
+                 WHEN (NEW.lapses > OLD.lapses) EXECUTE FUNCTION count_try('rescues');
+             CREATE TRIGGER count_cancel BEFORE UPDATE ON jobs FOR EACH ROW
+                 WHEN (NEW.status = 'cancelled') EXECUTE FUNCTION count_try('cancels');
              CREATE TRIGGER full_disk BEFORE INSERT OR UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION refuse();
+             CREATE TRIGGER full_disk BEFORE INSERT OR UPDATE ON attended_jobs FOR EACH ROW EXECUTE FUNCTION refuse();
              CREATE TRIGGER full_disk BEFORE INSERT ON job_outputs FOR EACH ROW EXECUTE FUNCTION refuse();
              CREATE TRIGGER full_disk BEFORE INSERT OR UPDATE ON workers FOR EACH ROW EXECUTE FUNCTION refuse()"
         ))
@@ -95,6 +102,30 @@ async fn room_that_comes_back_just_as_lapsed_leases_are_looked_at_costs_no_attem
         fill_until(world, "(SELECT last_value FROM rescues) > 1").await;
         until_count(world, 2, "SELECT least(last_value, 2) FROM rescues").await;
         assert_all_done_at_the_first_attempt(world).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn room_that_comes_back_just_as_callers_seem_to_have_hung_up_cancels_no_job() {
+    in_world(async |world| {
+        hurry(world);
+        world.delivery.hangup_grace = Duration::from_secs(3);
+        let installation = Installation::of(world);
+        let api = installation.api().await;
+        drop(installation.generator("first", []).await);
+        let _maintainer = installation.maintainer().await;
+        let caller = Caller::of(&api, "ada").await;
+        let asking = caller.post("/v1/completions").timeout(LIMIT).json(&job(0, 4)).send();
+        let asking = tokio::spawn(asking);
+        until_count(world, 1, "SELECT count(*) FROM attended_jobs").await;
+        // The first look at lapsed attendances meets the full disk; the next one has room, before the API could say again that
+        // its caller is there.
+        fill_until(world, "(SELECT last_value FROM cancels) > 1").await;
+        until_count(world, 2, "SELECT least(last_value, 2) FROM cancels").await;
+        let _generator = installation.generator("second", []).await;
+        let answer = asking.await.unwrap().unwrap();
+        assert_eq!(answer.status(), StatusCode::OK, "{}", answer.text().await.unwrap());
     })
     .await;
 }

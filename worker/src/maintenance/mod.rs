@@ -5,6 +5,7 @@
 
 mod abandoned;
 mod reap_clock;
+mod reaper;
 mod reemit;
 mod rescue;
 mod retention;
@@ -19,9 +20,8 @@ use claimcheck_common::store::{Pool, StoreError};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use self::abandoned::CancelAbandoned;
+use self::reaper::Reaper;
 use self::reemit::Reemit;
-use self::rescue::Rescue;
 use self::retention::Retention;
 use self::sweep::Sweep;
 
@@ -53,8 +53,9 @@ trait Task: Send + 'static {
 /// Runs all tasks until `stop`. The delivery log of webhooks goes back for `keep_log`.
 pub async fn run(pool: Pool, broker: Broker, config: DeliveryConfig, keep_log: Duration, stop: CancellationToken) {
     let mut tasks = JoinSet::new();
-    tasks.spawn(repeat(Rescue::new(pool.clone(), &config), stop.clone()));
-    tasks.spawn(repeat(CancelAbandoned::new(pool.clone(), &config), stop.clone()));
+    for reaper in Reaper::all(&pool, &config) {
+        tasks.spawn(repeat(reaper, stop.clone()));
+    }
     for sweep in Sweep::all(&pool, &config) {
         tasks.spawn(repeat(sweep, stop.clone()));
     }

@@ -3,6 +3,9 @@
 //! A lease lapses because its worker is gone, or because nobody could beat: the database was away, or this very process
 //! (its network, its whole machine) was. Only the first is a reason to run a job again. So nothing is reaped until this
 //! rescuer has seen the database without a gap for one full lease: by then every worker that lives has beaten.
+//!
+//! A look that nobody answers (a cut connection) is no look, and no more of a gap than the time without one: the next look tells
+//! by the database's uptime whether it was away. One that the database refuses (a full disk) ends the series.
 
 use std::time::{Duration, Instant};
 
@@ -19,15 +22,15 @@ impl ReapClock {
         Self { lease, series: None }
     }
 
-    /// A look at the database failed: the series is broken.
-    pub(super) const fn failed(&mut self) {
+    /// The database refused a look, and beats as well then: the series is broken.
+    pub(super) const fn refused(&mut self) {
         self.series = None;
     }
 
     /// A look at `now` succeeded and found the database up for `uptime`. Answers whether lapsed leases may be reaped.
     pub(super) fn succeeded(&mut self, now: Instant, uptime: Duration) -> bool {
         let since = match self.series {
-            // A pause of half a lease is a pause in which beats may have been missed as well (a suspended machine).
+            // A longer pause than half a lease is one in which beats may have been missed as well (a suspended machine).
             Some((since, last)) if now.duration_since(last) <= self.lease / 2 => since,
             _ => now,
         };
@@ -58,10 +61,20 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_of_the_database_starts_the_wait_anew() {
+    fn looks_that_nobody_answers_count_as_none() {
         let (mut clock, start) = (ReapClock::new(LEASE), Instant::now());
         assert!(look(&mut clock, start, 0, 20));
-        clock.failed();
+        // From 21 to 24 the connection was cut; at 25 it is back, and then it is gone for 26 to 30.
+        assert!(look(&mut clock, start, 25, 25), "half a lease without a look");
+        assert!(!look(&mut clock, start, 31, 40), "more than that");
+        assert!(look(&mut clock, start, 41, 41));
+    }
+
+    #[test]
+    fn a_refusal_of_the_database_starts_the_wait_anew() {
+        let (mut clock, start) = (ReapClock::new(LEASE), Instant::now());
+        assert!(look(&mut clock, start, 0, 20));
+        clock.refused();
         assert!(!look(&mut clock, start, 21, 30));
         assert!(look(&mut clock, start, 31, 31));
     }
