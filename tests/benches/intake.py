@@ -100,7 +100,7 @@ async def fill(db: asyncpg.Connection, rows: int) -> None:
 class Watch:
     """Looks at the database while a load runs."""
 
-    RELEASED = "SELECT count(*) FROM jobs WHERE status = 'queued' AND dispatched_at IS NOT NULL"
+    RELEASED = "SELECT count(*) FROM released"
     UNFINISHED = "SELECT count(*) FROM jobs WHERE finished_at IS NULL"
 
     def __init__(self, db: asyncpg.Connection):

@@ -124,7 +124,11 @@ async fn a_key_in_flight_tells_libraries_not_to_retry() {
         let refused = keyed(&ada, "k", BODY).send().await.unwrap();
         assert_eq!(refused.status(), StatusCode::CONFLICT);
         assert_eq!(refused.headers()["x-should-retry"], "false");
-        assert_eq!(refused.headers()["retry-after"], "1", "for callers who wait for its answer");
+        assert_eq!(
+            refused.headers()["retry-after"],
+            "1",
+            "for callers who wait for its answer"
+        );
     })
     .await;
 }

@@ -290,7 +290,7 @@ async fn rates_shrink_while_the_queue_is_old_and_grow_again() {
             assert_eq!(submit(&ada).await.status(), StatusCode::ACCEPTED);
             eventually("the job is released", LIMIT, async || {
                 let done = sqlx::query(
-                    "UPDATE jobs SET available_at = now() - interval '1 minute' WHERE dispatched_at IS NOT NULL",
+                    "UPDATE jobs SET available_at = now() - interval '1 minute' WHERE id IN (SELECT job_id FROM released)",
                 )
                 .execute(&world.pool)
                 .await

@@ -78,9 +78,12 @@ async fn running(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
     let claimed = claim::claim(pool, worker, ids(first).collect(), LEASE).await.unwrap();
     assert_eq!(claimed.len() as u64, GROUP);
     let next: Vec<_> = ids(first + GROUP).collect();
+    explainer
+        .explain("claim 20 jobs: lock", "AS late", &array(&next), GROUP)
+        .await;
     let arguments = format!("{}, '{}', '10 seconds'", array(&next), worker.uuid());
     explainer
-        .explain("claim 20 jobs", "claimed AS", &arguments, GROUP)
+        .explain("claim 20 jobs: begin", "claimed AS", &arguments, GROUP)
         .await;
 
     let keys: Vec<_> = ids(jobs - GROUP + 1).map(|id| JobKey { id, fence: 1 }).collect();
@@ -194,7 +197,7 @@ async fn relaying(explainer: &mut Explainer, pool: &Pool) {
     let arguments = format!("'{MODEL}', 'interactive', {window}, {TAKEN}");
     let taken = rows.len() as u64;
     explainer
-        .explain("relay: take 100 rows", "released AS", &arguments, taken)
+        .explain("relay: take 100 rows", "inside AS", &arguments, taken)
         .await;
 
     let ids: Vec<_> = rows.iter().map(|row| row.id).collect();

@@ -639,7 +639,7 @@ async fn messages_that_the_broker_lost_are_emitted_again_and_no_more_than_are_mi
             "nothing is overdue yet"
         );
         world
-            .execute_as_owner("UPDATE jobs SET dispatched_at = dispatched_at - interval '1 min'")
+            .execute_as_owner("UPDATE released SET released_at = released_at - interval '1 min'")
             .await;
         let overdue = rescue::overdue_queues(pool, LEASE).await.unwrap();
         assert_eq!(
@@ -657,13 +657,44 @@ async fn messages_that_the_broker_lost_are_emitted_again_and_no_more_than_are_mi
         );
         relay_everything(world).await;
         world
-            .execute_as_owner("UPDATE jobs SET dispatched_at = dispatched_at - interval '15 s'")
+            .execute_as_owner("UPDATE released SET released_at = released_at - interval '15 s'")
             .await;
         assert_eq!(
             rescue::reemit(pool, queue(), 20, LEASE).await.unwrap(),
             0,
             "the interval doubled to 20 s"
         );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_processes_of_the_release_before_release_and_claim_is_known_to_all() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let released = "SELECT count(*) FROM released";
+        for (theirs, known) in [
+            ("dispatched_at = now(), dispatches = dispatches + 1", 1),
+            (
+                "status = 'in_progress', dispatched_at = NULL, lease_expires_at = now()",
+                0,
+            ),
+            ("status = 'queued', dispatched_at = NULL, lease_expires_at = NULL", 0),
+            ("dispatched_at = now()", 1),
+            ("dispatched_at = NULL", 0),
+        ] {
+            if known == 1 {
+                submitted(pool).await;
+            }
+            world.execute_as_owner(&format!("UPDATE jobs SET {theirs}")).await;
+            assert_eq!(count(pool, released).await > 0, known == 1, "{theirs}");
+        }
+        // One that was released by a process of today, and claimed by one of theirs.
+        relay_everything(world).await;
+        assert_eq!(count(pool, released).await, 2);
+        let claimed = "UPDATE jobs SET status = 'in_progress', dispatched_at = NULL, lease_expires_at = now()";
+        world.execute_as_owner(claimed).await;
+        assert_eq!(count(pool, released).await, 0);
     })
     .await;
 }

@@ -95,7 +95,7 @@ async fn without_the_status_check_of_the_claim_two_workers_have_one_job() {
         without(
             world,
             "CREATE FUNCTION doctored() RETURNS trigger LANGUAGE plpgsql AS
-             'BEGIN NEW.status := ''queued''; NEW.lease_expires_at := NULL; NEW.dispatched_at := now(); RETURN NEW; END';
+             'BEGIN NEW.status := ''queued''; NEW.lease_expires_at := NULL; RETURN NEW; END';
              CREATE TRIGGER doctored BEFORE UPDATE ON jobs FOR EACH ROW
                  WHEN (NEW.status = 'in_progress') EXECUTE FUNCTION doctored()",
         )

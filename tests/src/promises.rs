@@ -9,7 +9,7 @@ use claimcheck_common::store::Pool;
 use crate::World;
 
 /// A promise, and the query for the jobs that break it.
-const PROMISES: [(&str, &str); 8] = [
+const PROMISES: [(&str, &str); 9] = [
     (
         "an ended job has one event and one audit row of its ending, an unfinished one has none",
         "SELECT j.id::text FROM jobs j
@@ -24,8 +24,13 @@ const PROMISES: [(&str, &str); 8] = [
     ),
     (
         "a queued job is in the outbox or with the broker",
-        "SELECT id::text FROM jobs j WHERE status = 'queued' AND dispatched_at IS NULL
-             AND NOT EXISTS (SELECT FROM outbox o WHERE o.job_id = j.id)",
+        "SELECT id::text FROM jobs j WHERE status = 'queued'
+             AND NOT EXISTS (SELECT FROM outbox o WHERE o.job_id = j.id)
+             AND NOT EXISTS (SELECT FROM released r WHERE r.job_id = j.id)",
+    ),
+    (
+        "what is noted as released is queued",
+        "SELECT r.job_id::text FROM released r LEFT JOIN jobs j ON j.id = r.job_id WHERE j.status IS DISTINCT FROM 'queued'",
     ),
     (
         "every attempt but the newest has ended by a failure or a rescue",

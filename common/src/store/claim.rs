@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use sqlx::PgConnection;
 use sqlx::postgres::PgRow;
+use uuid::Uuid;
 
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{get, json, parse, present, unsigned};
-use super::{Pool, StoreResult, notify};
+use super::{Pool, StoreResult, notify, outbox};
 use crate::domain::{GenerationParams, Id, JobId, JobKey, Prompt, Share, WorkerId};
 
 /// A job that is now this worker's until its lease ends.
@@ -27,46 +29,98 @@ pub struct ClaimedJob {
 /// Claims those of `ids` that wait. An id that is not in the answer is a duplicate or has ended: its message can go.
 ///
 /// A job that is queued but must not run yet (its time has not come, or it is paused) gets its outbox row back in the same
-/// statement, so that dropping its message loses nothing.
+/// transaction, so that dropping its message loses nothing.
 pub async fn claim(pool: &Pool, worker: WorkerId, ids: Vec<JobId>, lease: Duration) -> StoreResult<Vec<ClaimedJob>> {
     transaction_begun_by(pool, BEGIN_WITH_KEPT_PLANS, ANSWER_LIMIT, move |connection| {
         let ids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
         Box::pin(async move {
-            let rows = sqlx::query(
-                // Locked in id order. No SKIP LOCKED: a row that is skipped would look like a duplicate.
-                "WITH waiting AS MATERIALIZED (
-                     SELECT id, available_at <= now() AND NOT is_paused(model, class, tenant_id) AS due,
-                         coalesce(least(deadline_at, CASE WHEN fence = 0 THEN start_by END) <= now(), false) AS late
-                     FROM jobs WHERE id = ANY($1) AND status = 'queued' ORDER BY id FOR UPDATE
-                 ), early AS (
-                     UPDATE jobs j SET dispatched_at = NULL FROM waiting w WHERE j.id = w.id AND NOT w.due
-                     RETURNING j.*
-                 ), returned AS (
-                     INSERT INTO outbox (job_id, model, class, available_at, tenant_id, priority, deadline_at)
-                     SELECT id, model, class, available_at, tenant_id, priority, deadline_at
-                     FROM early e WHERE NOT EXISTS (SELECT FROM outbox o WHERE o.job_id = e.id)
-                 ), claimed AS (
-                     UPDATE jobs j SET status = 'in_progress', attempt = attempt + 1, fence = fence + 1,
-                         worker_id = $2, lease_expires_at = now() + $3::interval, dispatched_at = NULL,
-                         claimed_at = now()
-                     -- What is late is left to expire: it costs no step.
-                     FROM waiting w WHERE j.id = w.id AND w.due AND NOT w.late
-                     RETURNING j.id, j.fence, j.class, j.lapses, j.tenant_id, j.priority, j.deadline_at
-                 )
-                 SELECT c.*, i.prompt, i.parameters FROM claimed c JOIN job_inputs i ON i.job_id = c.id ORDER BY c.id",
-            )
-            .bind(ids)
-            .bind(worker.uuid())
-            .bind(lease)
-            .fetch_all(&mut *connection)
-            .await?;
-            let claimed = rows.iter().map(job).collect::<StoreResult<Vec<_>>>()?;
+            let Waiting { due, early } = lock(connection, ids).await?;
+            let claimed = begin(connection, due, worker, lease).await?;
+            send_back(connection, early).await?;
             let changed: Vec<_> = claimed.iter().map(|job| job.key.id).collect();
             notify::jobs_changed(connection, &changed).await?;
             Ok(claimed)
         })
     })
     .await
+}
+
+/// Locked jobs that wait. What is late is in neither list: it is left to expire and costs no step.
+#[derive(Default)]
+struct Waiting {
+    due: Vec<Uuid>,
+    early: Vec<Uuid>,
+}
+
+/// Locks those of `ids` that wait.
+///
+/// A statement of its own: the relay may hold a job to note its release, which a statement that began before does not see.
+async fn lock(connection: &mut PgConnection, ids: Vec<Uuid>) -> StoreResult<Waiting> {
+    let rows = sqlx::query(
+        // Locked in id order. No SKIP LOCKED: a row that is skipped would look like a duplicate.
+        "SELECT id, available_at <= now() AND NOT is_paused(model, class, tenant_id) AS due,
+             coalesce(least(deadline_at, CASE WHEN fence = 0 THEN start_by END) <= now(), false) AS late
+         FROM jobs WHERE id = ANY($1) AND status = 'queued' ORDER BY id FOR UPDATE",
+    )
+    .bind(ids)
+    .fetch_all(connection)
+    .await?;
+    let mut waiting = Waiting::default();
+    for row in &rows {
+        let id = get(row, "id")?;
+        match (get(row, "due")?, get(row, "late")?) {
+            (false, _) => waiting.early.push(id),
+            (true, false) => waiting.due.push(id),
+            (true, true) => {}
+        }
+    }
+    Ok(waiting)
+}
+
+/// Makes attempts of locked jobs.
+async fn begin(
+    connection: &mut PgConnection,
+    ids: Vec<Uuid>,
+    worker: WorkerId,
+    lease: Duration,
+) -> StoreResult<Vec<ClaimedJob>> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query(
+        "WITH recalled AS (
+             DELETE FROM released WHERE job_id = ANY($1)
+         ), claimed AS (
+             UPDATE jobs SET status = 'in_progress', attempt = attempt + 1, fence = fence + 1, worker_id = $2,
+                 lease_expires_at = now() + $3::interval, claimed_at = now()
+             WHERE id = ANY($1) AND status = 'queued'
+             RETURNING id, fence, class, lapses, tenant_id, priority, deadline_at
+         )
+         SELECT c.*, i.prompt, i.parameters FROM claimed c JOIN job_inputs i ON i.job_id = c.id ORDER BY c.id",
+    )
+    .bind(ids)
+    .bind(worker.uuid())
+    .bind(lease)
+    .fetch_all(connection)
+    .await?;
+    rows.iter().map(job).collect()
+}
+
+/// Gives locked jobs that must not run yet their outbox row back.
+async fn send_back(connection: &mut PgConnection, ids: Vec<Uuid>) -> StoreResult<()> {
+    if ids.is_empty() {
+        return Ok(());
+    }
+    outbox::recall(connection, &ids).await?;
+    sqlx::query(
+        "INSERT INTO outbox (job_id, model, class, available_at, tenant_id, priority, deadline_at)
+         SELECT id, model, class, available_at, tenant_id, priority, deadline_at FROM jobs j
+         WHERE id = ANY($1) AND NOT EXISTS (SELECT FROM outbox o WHERE o.job_id = j.id)",
+    )
+    .bind(ids)
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 fn job(row: &PgRow) -> StoreResult<ClaimedJob> {

@@ -118,7 +118,7 @@ pub async fn release(pool: &Pool, keys: Vec<JobKey>) -> StoreResult<u64> {
                      WHERE j.status = 'in_progress' ORDER BY j.id FOR UPDATE OF j
                  ), released AS (
                      UPDATE jobs j SET status = 'queued', attempt = attempt - 1, worker_id = NULL,
-                         lease_expires_at = NULL, available_at = now(), dispatched_at = NULL, dispatches = 0
+                         lease_expires_at = NULL, available_at = now(), dispatches = 0
                      FROM held WHERE j.id = held.id RETURNING j.*
                  )
                  INSERT INTO outbox (job_id, model, class, tenant_id, priority, deadline_at)

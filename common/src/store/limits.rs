@@ -24,8 +24,7 @@ pub async fn queue_age(executor: impl PgExecutor<'_>) -> StoreResult<Duration> {
     // The release window bounds how many there are.
     let seconds: Option<f64> = sqlx::query_scalar(
         "SELECT extract(epoch FROM now() - available_at)::float8 FROM (
-             SELECT * FROM jobs WHERE status = 'queued' AND dispatched_at IS NOT NULL AND class = 'interactive'
-             ORDER BY available_at
+             SELECT j.* FROM released r JOIN jobs j ON j.id = r.job_id WHERE r.class = 'interactive' ORDER BY j.available_at
          ) released WHERE NOT is_paused(model, class, tenant_id) LIMIT 1",
     )
     .fetch_optional(executor)

@@ -4,6 +4,7 @@
 //! back by itself.
 
 use sqlx::{PgConnection, Postgres, Row, Transaction};
+use uuid::Uuid;
 
 use super::row::{get, parse};
 use super::{Pool, StoreResult};
@@ -55,7 +56,7 @@ pub async fn queues(pool: &Pool) -> StoreResult<Vec<QueueName>> {
 
 /// Takes at most `most` due rows while the queue's window has room, and locks them until the transaction ends.
 ///
-/// The window is counted from the jobs themselves (released and not yet claimed) and shared out between tenants: whoever has
+/// The window is counted from rows (what is released and not yet claimed) and shared out between tenants: whoever has
 /// the fewest jobs in it is next, so that one with 50,000 rows stands behind another's single one. Within a tenant
 /// priority counts, then the deadline, then the job's age: what is rescued or tried again has its old place. What is paused, or beyond its tenant's `max_running`, stays. One relay at a
 /// time serves a queue, so that two of them do not fill the same room twice; an empty answer also means that another one is at
@@ -84,17 +85,16 @@ pub async fn take(
                  SELECT o.tenant_id FROM outbox o
                  WHERE o.model = $1 AND o.class = $2 AND o.tenant_id > tenant.tenant_id ORDER BY o.tenant_id LIMIT 1
              ) next
-         ), released AS MATERIALIZED (
-             SELECT tenant_id, count(*) AS jobs FROM jobs
-             WHERE status = 'queued' AND dispatched_at IS NOT NULL AND model = $1 AND class = $2 GROUP BY tenant_id
+         ), inside AS MATERIALIZED (
+             SELECT tenant_id, count(*) AS jobs FROM released WHERE model = $1 AND class = $2 GROUP BY tenant_id
          ), room AS MATERIALIZED (
-             SELECT greatest(least($3 - coalesce(sum(jobs), 0), $4), 0)::bigint AS jobs FROM released
+             SELECT greatest(least($3 - coalesce(sum(jobs), 0), $4), 0)::bigint AS jobs FROM inside
          ), share AS MATERIALIZED (
-             SELECT tenant.tenant_id, coalesce(released.jobs, 0) AS jobs,
+             SELECT tenant.tenant_id, coalesce(inside.jobs, 0) AS jobs,
                  CASE WHEN limits.max_running IS NOT NULL THEN limits.max_running - (
                      SELECT count(*) FROM jobs j
                      WHERE j.status IN ('in_progress', 'cancelling') AND j.tenant_id = tenant.tenant_id) END AS most
-             FROM tenant LEFT JOIN released USING (tenant_id) LEFT JOIN tenant_limits limits USING (tenant_id)
+             FROM tenant LEFT JOIN inside USING (tenant_id) LEFT JOIN tenant_limits limits USING (tenant_id)
              WHERE NOT is_paused($1, $2, tenant.tenant_id)
          ), turn AS MATERIALIZED (
              SELECT next.*, share.jobs + next.place AS turn
@@ -135,20 +135,36 @@ pub async fn take(
         .collect()
 }
 
-/// Deletes rows whose messages were confirmed and not returned, and notes the release on jobs that still wait.
+/// Deletes rows whose messages were confirmed and not returned, and notes the release of jobs that still wait.
+///
+/// Their rows are locked but not written: a claim that comes now waits, and finds what is noted here by a statement that begins
+/// when it has the lock ([`super::claim`]).
 pub async fn confirm(connection: &mut PgConnection, rows: &[i64]) -> StoreResult<()> {
     sqlx::query(
         "WITH sent AS (
              DELETE FROM outbox WHERE id = ANY($1) RETURNING job_id
          ), waiting AS MATERIALIZED (
-             SELECT j.id FROM jobs j WHERE j.id IN (SELECT job_id FROM sent) AND j.status = 'queued'
-             ORDER BY j.id FOR NO KEY UPDATE OF j
+             SELECT j.id, j.model, j.class, j.tenant_id, j.lapses > 0 AS rescued FROM jobs j
+             WHERE j.id IN (SELECT job_id FROM sent) AND j.status = 'queued' ORDER BY j.id FOR NO KEY UPDATE OF j
          )
-         UPDATE jobs j SET dispatched_at = now(), dispatches = dispatches + 1 FROM waiting WHERE j.id = waiting.id",
+         INSERT INTO released (job_id, model, class, tenant_id, rescued)
+         SELECT id, model, class, tenant_id, rescued FROM waiting
+         ON CONFLICT (job_id) DO UPDATE SET released_at = excluded.released_at",
     )
     .bind(rows)
     .execute(connection)
     .await?;
+    Ok(())
+}
+
+/// Forgets within the caller's transaction that these jobs were released. Their rows are locked, by a statement before.
+pub(super) async fn recall(connection: &mut PgConnection, ids: &[Uuid]) -> StoreResult<()> {
+    if !ids.is_empty() {
+        sqlx::query("DELETE FROM released WHERE job_id = ANY($1)")
+            .bind(ids)
+            .execute(connection)
+            .await?;
+    }
     Ok(())
 }
 

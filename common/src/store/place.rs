@@ -81,14 +81,13 @@ pub async fn find(pool: &Pool, project: ProjectId, id: JobId) -> StoreResult<Opt
 async fn ahead(connection: &mut PgConnection, id: Uuid) -> StoreResult<(u64, bool)> {
     let row = sqlx::query(
         "WITH RECURSIVE me AS MATERIALIZED (
-             SELECT j.model, j.class, j.tenant_id, j.dispatched_at, o.id AS outbox_id
-             FROM jobs j LEFT JOIN outbox o ON o.job_id = j.id WHERE j.id = $1 LIMIT 1
-         ), released AS MATERIALIZED (
-             SELECT j.tenant_id, count(*) AS jobs,
-                 count(*) FILTER (WHERE me.dispatched_at IS NULL OR j.dispatched_at < me.dispatched_at) AS earlier
-             FROM jobs j, me
-             WHERE j.status = 'queued' AND j.dispatched_at IS NOT NULL AND j.model = me.model AND j.class = me.class
-             GROUP BY j.tenant_id
+             SELECT j.model, j.class, j.tenant_id, r.released_at, o.id AS outbox_id
+             FROM jobs j LEFT JOIN released r ON r.job_id = j.id LEFT JOIN outbox o ON o.job_id = j.id
+             WHERE j.id = $1 LIMIT 1
+         ), inside AS MATERIALIZED (
+             SELECT r.tenant_id, count(*) AS jobs,
+                 count(*) FILTER (WHERE me.released_at IS NULL OR r.released_at < me.released_at) AS earlier
+             FROM released r, me WHERE r.model = me.model AND r.class = me.class GROUP BY r.tenant_id
          ), own AS MATERIALIZED (
              -- The place in the tenant's own list, in the relay's order.
              SELECT count(*) AS looked, coalesce(max(place) FILTER (WHERE id = outbox_id), $2 + 1) AS place FROM (
@@ -100,7 +99,7 @@ async fn ahead(connection: &mut PgConnection, id: Uuid) -> StoreResult<(u64, boo
                  ) o
              ) list
          ), turn AS MATERIALIZED (
-             SELECT own.place + coalesce((SELECT jobs FROM released WHERE tenant_id = me.tenant_id), 0) AS turn FROM own, me
+             SELECT own.place + coalesce((SELECT jobs FROM inside WHERE tenant_id = me.tenant_id), 0) AS turn FROM own, me
          ), tenant AS (
              (SELECT o.tenant_id FROM outbox o, me WHERE o.model = me.model AND o.class = me.class
               ORDER BY o.tenant_id LIMIT 1)
@@ -113,19 +112,19 @@ async fn ahead(connection: &mut PgConnection, id: Uuid) -> StoreResult<(u64, boo
          ), others AS (
              -- Each other tenant gets as many turns as this job has to wait for, if it has so many jobs.
              SELECT sum(list.jobs) AS jobs FROM tenant CROSS JOIN me CROSS JOIN turn
-             LEFT JOIN released ON released.tenant_id = tenant.tenant_id
+             LEFT JOIN inside ON inside.tenant_id = tenant.tenant_id
              CROSS JOIN LATERAL (
                  SELECT count(*) AS jobs FROM (
                      SELECT FROM outbox o
                      WHERE o.model = me.model AND o.class = me.class AND o.tenant_id = tenant.tenant_id
-                     LIMIT greatest(turn.turn - 1 - coalesce(released.jobs, 0), 0)
+                     LIMIT greatest(turn.turn - 1 - coalesce(inside.jobs, 0), 0)
                  ) counted
              ) list
              WHERE tenant.tenant_id <> me.tenant_id
          )
-         SELECT (coalesce((SELECT sum(earlier) FROM released), 0)
-                 + CASE WHEN me.dispatched_at IS NULL THEN own.place - 1 + coalesce(others.jobs, 0) ELSE 0 END)::int8 AS ahead,
-             me.dispatched_at IS NOT NULL OR own.place <= $2 AS exact
+         SELECT (coalesce((SELECT sum(earlier) FROM inside), 0)
+                 + CASE WHEN me.released_at IS NULL THEN own.place - 1 + coalesce(others.jobs, 0) ELSE 0 END)::int8 AS ahead,
+             me.released_at IS NOT NULL OR own.place <= $2 AS exact
          FROM me, own, others",
     )
     .bind(id)

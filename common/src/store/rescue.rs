@@ -85,7 +85,7 @@ async fn rescue(connection: &mut PgConnection) -> StoreResult<Rescued> {
     let done = sqlx::query(
         "WITH requeued AS (
              UPDATE jobs SET status = 'queued', lapses = lapses + 1, worker_id = NULL, lease_expires_at = NULL,
-                 available_at = now(), dispatched_at = NULL, dispatches = 0
+                 available_at = now(), dispatches = 0
              WHERE id = ANY($1) RETURNING *
          ), audit AS (
              INSERT INTO audit_log (tenant_id, actor, action, subject)
@@ -132,14 +132,18 @@ pub struct ReleasedQueue {
     pub released: u64,
 }
 
+/// The message of a job that was rescued is overdue after this part of the time: as like as not it went to the very worker that is
+/// silent, if nobody has closed that worker's connection.
+const SOONER_IF_RESCUED: u32 = 100;
+
 /// The queues where some job was released longer than `after` ago and still waits: there a message may be lost.
 pub async fn overdue_queues(executor: impl PgExecutor<'_>, after: Duration) -> StoreResult<Vec<ReleasedQueue>> {
     let rows = sqlx::query(
-        "SELECT model, class, count(*)::int AS released FROM jobs
-         WHERE status = 'queued' AND dispatched_at IS NOT NULL
-         GROUP BY model, class HAVING min(dispatched_at) < now() - $1::interval",
+        "SELECT model, class, count(*)::int AS released FROM released GROUP BY model, class
+         HAVING bool_or(released_at < now() - CASE WHEN rescued THEN $2::interval ELSE $1::interval END)",
     )
     .bind(after)
+    .bind(after / SOONER_IF_RESCUED)
     .fetch_all(executor)
     .await?;
     rows.iter()
@@ -156,25 +160,27 @@ pub async fn overdue_queues(executor: impl PgExecutor<'_>, after: Duration) -> S
         .collect()
 }
 
-/// Writes new outbox rows for at most `missing` jobs of a queue, the longest dispatched first. The interval doubles with
-/// every dispatch, so that a queue which is only long is not doubled again and again. Answers how many were written.
+/// Writes new outbox rows for at most `missing` jobs of a queue, the longest released first. The interval doubles each time, so
+/// that a queue which is only long is not doubled again and again. Answers how many were written.
 pub async fn reemit(pool: &Pool, queue: QueueName, missing: u64, after: Duration) -> StoreResult<u64> {
     transaction(pool, move |connection| {
         let queue = queue.clone();
         Box::pin(async move {
             let done = sqlx::query(
                 "WITH overdue AS MATERIALIZED (
-                     SELECT id FROM jobs j
-                     WHERE status = 'queued' AND model = $1 AND class = $2
-                         AND dispatched_at < now() - $3::interval * power(2, least(dispatches, 8) - 1)
+                     SELECT j.id FROM released r JOIN jobs j ON j.id = r.job_id
+                     WHERE r.model = $1 AND r.class = $2
+                         AND r.released_at < now() - CASE WHEN r.rescued THEN $5::interval ELSE $3::interval END
+                             * power(2, least(j.dispatches, 7))
                          AND NOT EXISTS (SELECT FROM outbox o WHERE o.job_id = j.id)
-                     ORDER BY dispatched_at LIMIT $4
+                     ORDER BY r.released_at LIMIT $4
                  ), locked AS MATERIALIZED (
                      SELECT j.id FROM jobs j JOIN overdue USING (id) WHERE j.status = 'queued'
                      ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
+                 ), recalled AS (
+                     DELETE FROM released r USING locked l WHERE r.job_id = l.id
                  ), again AS (
-                     UPDATE jobs j SET dispatched_at = NULL FROM locked WHERE j.id = locked.id
-                     RETURNING j.*
+                     UPDATE jobs j SET dispatches = dispatches + 1 FROM locked WHERE j.id = locked.id RETURNING j.*
                  )
                  INSERT INTO outbox (job_id, model, class, tenant_id, priority, deadline_at)
                  SELECT id, model, class, tenant_id, priority, deadline_at FROM again",
@@ -183,6 +189,7 @@ pub async fn reemit(pool: &Pool, queue: QueueName, missing: u64, after: Duration
             .bind(queue.class.as_str())
             .bind(after)
             .bind(missing.cast_signed())
+            .bind(after / SOONER_IF_RESCUED)
             .execute(connection)
             .await?;
             Ok(done.rows_affected())

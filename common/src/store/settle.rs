@@ -3,7 +3,7 @@
 //! State, output, audit row, event, dead letter and budgets change in one transaction. It is guarded twice: by the fence (a newer claim owns the
 //! job) and by the legal transitions of [`JobStatus`]. A key that is not in the answer was refused: discard its result.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use super::audit::{self, By};
 use super::lease::columns;
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{get, parse};
-use super::{Pool, StoreError, StoreResult, budgets, events, notify};
+use super::{Pool, StoreError, StoreResult, budgets, events, notify, outbox};
 use crate::domain::{Choice, Completion, EventId, Id, JobError, JobId, JobKey, JobStatus, Runtime, Spent};
 use crate::policy::Hit;
 
@@ -213,8 +213,16 @@ pub async fn settle(
 ) -> StoreResult<Vec<Settled>> {
     let by = &by.into();
     let locked = lock(connection, group).await?;
+    let waiting: HashSet<_> = locked
+        .iter()
+        .filter(|(_, job)| job.waits())
+        .map(|(key, _)| *key)
+        .collect();
     let verdicts = verdicts(locked, group);
     let (again, ended): (Vec<_>, Vec<_>) = verdicts.into_iter().partition(|(one, _)| one.again);
+    let waited = ended.iter().filter(|(one, _)| waiting.contains(&one.key));
+    let waited: Vec<_> = waited.map(|(one, _)| one.key.id.uuid()).collect();
+    outbox::recall(connection, &waited).await?;
     end(connection, ended.iter().map(|(one, _)| one), by).await?;
     audit::record_hits(connection, by, hits(&ended)).await?;
     try_again(connection, again.iter().map(|(one, _)| one), by).await?;
@@ -256,7 +264,7 @@ async fn end(
                  AS ending (id, fence, status, choices, completion_tokens, error, event_id, started_ago, tokens, measured)
          ), settled AS (
              UPDATE jobs j SET status = e.status, error = e.error, completion_tokens = e.completion_tokens,
-                 finished_at = now(), lease_expires_at = NULL, dispatched_at = NULL,
+                 finished_at = now(), lease_expires_at = NULL,
                  started_at = coalesce(started_at, now() - make_interval(secs => e.started_ago)),
                  cancel_requested_at = CASE e.status WHEN 'cancelled' THEN coalesce(cancel_requested_at, now()) END,
                  erase_at = now() + coalesce(ttl, CASE WHEN NOT store THEN $9::interval END)
@@ -354,7 +362,7 @@ async fn try_again(
              UPDATE jobs j SET status = 'queued', last_error = f.error, worker_id = NULL, lease_expires_at = NULL,
                  available_at = now() + interval '1 second' * least(300, power(2, attempt - 1)) * (0.5 + random()),
                  started_at = coalesce(started_at, now() - make_interval(secs => f.started_ago)),
-                 dispatched_at = NULL, dispatches = 0
+                 dispatches = 0
              FROM failure f WHERE j.id = f.id AND j.fence = f.fence
              RETURNING j.*, f.started_ago
          ), ",
@@ -387,6 +395,12 @@ struct Locked {
     attempts_left: bool,
     late: bool,
     cancel_latency: Option<Duration>,
+}
+
+impl Locked {
+    const fn waits(&self) -> bool {
+        matches!(self.status, JobStatus::Scheduled | JobStatus::Queued)
+    }
 }
 
 /// Locks the group's jobs, as far as their claims are the newest ones.
@@ -441,10 +455,9 @@ fn verdicts(mut locked: HashMap<JobKey, Locked>, group: &[Settlement]) -> Vec<(S
 
 /// The ending that `wanted` means for a job as it stands, if the diagram has it.
 fn verdict(job: &Locked, wanted: &Settlement) -> Option<Settlement> {
-    let waits = matches!(job.status, JobStatus::Scheduled | JobStatus::Queued);
     let without_attempt =
         matches!(wanted.status, JobStatus::Cancelled | JobStatus::Expired) && wanted.choices.is_none();
-    if waits && !without_attempt {
+    if job.waits() && !without_attempt {
         // The fence is still that of its last claim, whose worker was given up: what it brings comes from no attempt.
         return None;
     }

@@ -1,11 +1,13 @@
 //! Work that is interrupted on its way: a broker that forgets, and a worker that is told to stop.
 
+use std::time::{Duration, Instant};
+
 use claimcheck_common::domain::{Class, QueueName};
 use claimcheck_tests::{Installation, TINY, World, eventually, in_world};
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions};
 use lapin::types::FieldTable;
 
-use super::{COMPLETED, Caller, LIMIT, LONG, assert_each_settled_once, count, hurry, job, until_count};
+use super::{COMPLETED, Caller, LIMIT, LONG, RUNNING, assert_each_settled_once, count, hurry, job, until_count};
 
 const JOBS: usize = 200;
 
@@ -26,7 +28,7 @@ async fn jobs_whose_messages_the_broker_lost_are_sent_again_and_completed() {
         for number in 0..JOBS {
             caller.submit(&format!("job-{number}"), &job(number, 4)).await;
         }
-        until_count(world, JOBS, "SELECT count(*) FROM jobs WHERE dispatched_at IS NOT NULL").await;
+        until_count(world, JOBS, "SELECT count(*) FROM released").await;
         let connection = world.broker().connect("test").await.unwrap();
         let channel = connection.create_channel().await.unwrap();
         let name = queue(world, Class::Interactive);
@@ -123,6 +125,37 @@ async fn a_queue_that_the_broker_cannot_serve_holds_up_no_other() {
         .await;
         caller.submit("job", &job(1, 4)).await;
         until_count(world, 1, COMPLETED).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rescued_jobs_that_are_sent_to_the_silent_worker_again_soon_go_to_another() {
+    in_world(async |world| {
+        hurry(world);
+        // Others whose messages are missing have to wait for a minute, which is longer than this test may take.
+        world.delivery.reemit_after = Duration::from_mins(1);
+        let installation = Installation::of(world);
+        let api = installation.api().await;
+        let _maintainer = installation.maintainer().await;
+        let caller = Caller::of(&api, "ada").await;
+        let silent = installation.generator("silent", []).await;
+        for number in 0..8 {
+            caller.submit(&format!("job-{number}"), &job(number, 1200)).await;
+        }
+        until_count(world, 8, RUNNING).await;
+        let other = installation.generator("other", []).await;
+        // Its connections stand, and the broker takes turns.
+        silent.signal("STOP");
+        let began = Instant::now();
+        until_count(
+            world,
+            8,
+            "SELECT count(*) FROM jobs WHERE claimed_at IS NOT NULL AND attempt = 2",
+        )
+        .await;
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        assert!(other.metric("claimcheck_jobs_claimed_total").await >= 8.0);
     })
     .await;
 }

@@ -53,7 +53,7 @@ pub(super) async fn fill(world: &World, jobs: u64) -> ProjectId {
         ))
         .await;
     world
-        .execute_as_owner("VACUUM ANALYZE jobs, job_inputs, job_outputs, outbox")
+        .execute_as_owner("VACUUM ANALYZE jobs, job_inputs, job_outputs, outbox, released")
         .await;
     ours.project_id
 }
@@ -81,18 +81,20 @@ fn statements(jobs: u64, ours: &Account, theirs: &Account) -> String {
                  now() - ({jobs} - n) * interval '1 second' AS created_at
              FROM generate_series(1, {jobs}) n;
          INSERT INTO jobs (id, tenant_id, project_id, user_id, model, model_revision, class, status, attempt, fence,
-                 worker_id, lease_expires_at, available_at, dispatched_at, dispatches, prompt_tokens,
+                 worker_id, lease_expires_at, available_at, prompt_tokens,
                  completion_tokens, created_at, started_at, finished_at)
              SELECT m.id, CASE WHEN n % 2 = 0 THEN '{ours}' ELSE '{theirs}' END::uuid,
                  CASE WHEN n % 2 = 0 THEN '{our_project}' ELSE '{their_project}' END::uuid, s.user_id, m.model,
                  s.model_revision, s.class, m.status, (m.status <> 'queued')::int, (m.status <> 'queued')::int,
                  CASE WHEN m.status <> 'queued' THEN s.worker_id END,
                  CASE m.status WHEN 'in_progress' THEN now() + interval '1 hour' END, m.created_at,
-                 CASE WHEN n >= {released_from} AND n < {claimed_from} THEN now() END, (n >= {released_from})::int,
                  s.prompt_tokens, s.completion_tokens, m.created_at,
                  CASE WHEN m.status <> 'queued' THEN m.created_at END,
                  CASE WHEN n < {waiting_from} THEN m.created_at END
              FROM made m CROSS JOIN sample s ORDER BY n;
+         INSERT INTO released (job_id, model, class, tenant_id)
+             SELECT id, model, class, tenant_id FROM jobs WHERE id IN (SELECT id FROM made
+                 WHERE n >= {released_from} AND n < {claimed_from}) ORDER BY id;
          INSERT INTO job_inputs SELECT m.id, s.prompt, s.parameters, s.metadata FROM made m CROSS JOIN sample s ORDER BY n;
          INSERT INTO job_outputs SELECT m.id, s.choices FROM made m CROSS JOIN sample s
              WHERE m.status = 'completed' ORDER BY n;

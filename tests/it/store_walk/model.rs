@@ -37,7 +37,7 @@ pub(crate) struct Job {
     pub start_by: Option<i32>,
     /// When each of its outbox rows is due.
     pub outbox: Vec<i32>,
-    pub dispatched_at: Option<i32>,
+    pub released_at: Option<i32>,
     pub dispatches: i32,
     pub store: bool,
     pub ttl: bool,
@@ -292,8 +292,7 @@ impl Model {
             if recorded {
                 job.outbox.retain(|at| *at > now);
                 if job.status == JobStatus::Queued {
-                    job.dispatched_at = Some(now);
-                    job.dispatches += 1;
+                    job.released_at = Some(now);
                 }
             }
         }
@@ -315,7 +314,7 @@ impl Model {
             return Outcome::Claimed(None);
         }
         if paused || job.available_at > now {
-            job.dispatched_at = None;
+            job.released_at = None;
             if job.outbox.is_empty() {
                 job.outbox.push(job.available_at);
             }
@@ -329,7 +328,7 @@ impl Model {
         job.fence += 1;
         job.claimed_at = now;
         job.leased_until = now + LEASE;
-        job.dispatched_at = None;
+        job.released_at = None;
         self.claims.push((place, job.fence));
         Outcome::Claimed(Some(job.fence))
     }
@@ -485,15 +484,15 @@ impl Model {
     fn reemit(&mut self) -> u64 {
         let now = self.now;
         let lost = self.all(|job| {
-            let waited = job.dispatched_at.map_or(0, |at| now - at);
-            // 40 minutes, doubled with every dispatch.
-            job.status == JobStatus::Queued
-                && job.outbox.is_empty()
-                && waited * 60 > 40 << (job.dispatches.clamp(1, 8) - 1)
+            let waited = job.released_at.map_or(0, |at| now - at);
+            // 40 minutes, doubled each time; of what was rescued not one.
+            let overdue = waited * 60 > 40 << job.dispatches.min(7) || waited > 0 && job.lapses > 0;
+            job.status == JobStatus::Queued && job.outbox.is_empty() && overdue
         });
         for place in &lost {
             let job = &mut self.jobs[*place];
-            job.dispatched_at = None;
+            job.released_at = None;
+            job.dispatches += 1;
             job.outbox.push(now);
         }
         lost.len() as u64
@@ -528,7 +527,7 @@ impl Job {
             deadline: at(order.deadline_in),
             start_by: at(order.start_in),
             outbox: if scheduled { Vec::new() } else { vec![now] },
-            dispatched_at: None,
+            released_at: None,
             dispatches: 0,
             store: order.store,
             ttl: order.ttl,
@@ -583,7 +582,7 @@ impl Job {
         self.status = JobStatus::Queued;
         self.available_at = due;
         self.outbox.push(due);
-        self.dispatched_at = None;
+        self.released_at = None;
         self.dispatches = 0;
     }
 
@@ -592,7 +591,7 @@ impl Job {
         self.status = status;
         self.error = error.map(str::to_owned);
         self.output = output;
-        self.dispatched_at = None;
+        self.released_at = None;
         self.erase_at = if self.ttl {
             Some(now + TTL)
         } else {

@@ -71,7 +71,7 @@ struct Seen {
     lapses: i32,
     leased: bool,
     outbox: i64,
-    dispatched: bool,
+    released: bool,
     dispatches: i32,
     erased: bool,
     to_be_erased: bool,
@@ -85,7 +85,7 @@ struct Seen {
 
 const SEEN: &str = "
     SELECT j.id, j.status, j.attempt, j.fence, j.lapses, j.lease_expires_at IS NOT NULL AS leased,
-        (SELECT count(*) FROM outbox o WHERE o.job_id = j.id) AS outbox, j.dispatched_at IS NOT NULL AS dispatched,
+        (SELECT count(*) FROM outbox o WHERE o.job_id = j.id) AS outbox, EXISTS (SELECT FROM released r WHERE r.job_id = j.id) AS released,
         j.dispatches, j.erased_at IS NOT NULL AS erased, j.erase_at IS NOT NULL AS to_be_erased, j.error ->> 'code' AS error,
         j.last_error ->> 'code' AS last_error, o.choices -> 0 ->> 'text' AS output, j.retry_of, d.reason, d.redriven_as
     FROM jobs j LEFT JOIN job_outputs o ON o.job_id = j.id LEFT JOIN dead_letters d ON d.job_id = j.id ORDER BY j.id";
@@ -95,7 +95,7 @@ impl<'a> Walker<'a> {
     pub(crate) async fn begin(world: &'a World) -> Self {
         world
             .execute_as_owner(
-                "TRUNCATE jobs, job_history, outbox, events, audit_log, idempotency_keys, pauses, tenant_limits, budgets, receipts
+                "TRUNCATE jobs, job_history, outbox, released, events, audit_log, idempotency_keys, pauses, tenant_limits, budgets, receipts
                      CASCADE",
             )
             .await;
@@ -240,7 +240,7 @@ impl<'a> Walker<'a> {
             lapses: job.lapses.cast_signed(),
             leased: job.runs(),
             outbox: job.outbox.len() as i64,
-            dispatched: job.dispatched_at.is_some(),
+            released: job.released_at.is_some(),
             dispatches: job.dispatches,
             erased: job.erased,
             to_be_erased: job.erase_at.is_some(),
@@ -529,9 +529,10 @@ impl<'a> Walker<'a> {
     async fn pass(&self, hours: i32) {
         let sql = format!(
             "UPDATE jobs SET available_at = available_at - step, deadline_at = deadline_at - step, start_by = start_by - step,
-                 lease_expires_at = lease_expires_at - step, claimed_at = claimed_at - step, dispatched_at = dispatched_at - step
+                 lease_expires_at = lease_expires_at - step, claimed_at = claimed_at - step
                  FROM make_interval(hours => {hours}) AS step WHERE finished_at IS NULL;
              UPDATE jobs SET erase_at = erase_at - make_interval(hours => {hours}) WHERE erase_at IS NOT NULL;
+             UPDATE released SET released_at = released_at - make_interval(hours => {hours});
              UPDATE outbox SET available_at = available_at - make_interval(hours => {hours});
              UPDATE idempotency_keys SET expires_at = expires_at - make_interval(hours => {hours})"
         );

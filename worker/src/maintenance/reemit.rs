@@ -2,6 +2,7 @@
 //!
 //! Never more than are missing: what was released and not claimed, less what is ready in the queue. A message that is
 //! on its way to a worker counts as missing for that moment; the doubled one finds nothing to claim.
+//! So does one that a silent worker holds whose connection stands: what was rescued from it may have been sent to it again.
 
 use std::time::Duration;
 
@@ -21,12 +22,11 @@ pub(super) struct Reemit {
 
 impl Reemit {
     pub(super) fn new(pool: Pool, broker: Broker, config: &DeliveryConfig) -> Self {
-        let period = (config.reemit_after / 4).max(config.maintenance_interval);
         Self {
             pool,
             broker,
             after: config.reemit_after,
-            period,
+            period: config.maintenance_interval,
         }
     }
 }
