@@ -10,7 +10,7 @@ use rand_distr::{Distribution, StandardNormal};
 use super::logprobs::{self, TokenLogprob};
 use super::sampler::Sampler;
 use super::tests::{self, config, job, run_all_on};
-use crate::gpt2::{Device, Drawn, Gpt2Config, StepError, StepModel, StepRow, Weights, drawn_by_vulkan};
+use crate::gpt2::{Device, Draw, Drawn, Gpt2Config, Method, StepError, StepModel, StepRow, Weights, drawn_by_vulkan};
 
 /// One row: its logits, and two samplers in the same state.
 struct Row {
@@ -176,6 +176,114 @@ fn a_whole_vocabulary_is_drawn_from_where_the_logits_are() {
 }
 
 #[test]
+fn the_likeliest_tokens_are_found_however_many_are_alike() {
+    let (width, mut random) = (5000, ChaCha8Rng::seed_from_u64(4));
+    let mut left = |top_k, top_p, heaps: &[(usize, f32)]| {
+        let params = |seed| GenerationParams {
+            temperature: 1.0,
+            top_k,
+            top_p,
+            seed,
+            ..GenerationParams::default()
+        };
+        let mut logits = vec![-30.0_f32; width];
+        let mut place = 0;
+        for (count, logit) in heaps {
+            for _ in 0..*count {
+                // All over the vocabulary, close to one another and each its own.
+                place = (place + 1237) % width;
+                logits[place] = logit + random.random_range(0.0..0.01_f32);
+            }
+        }
+        let row = |seed| Row {
+            logits: logits.clone(),
+            here: Sampler::new(&params(seed), 0, &[]),
+            there: Sampler::new(&params(seed), 0, &[]),
+            params: params(seed),
+        };
+        let mut rows: Vec<_> = (0..8).map(row).collect();
+        compare(&mut rows, width, 2)
+    };
+    // Few, then more alike than can be sorted.
+    assert_eq!(left(Some(50), 1.0, &[(20, 5.0), (100, 4.0)]), 0);
+    assert_eq!(left(Some(50), 1.0, &[(20, 5.0), (2000, 4.0)]), 0);
+    assert_eq!(left(Some(1024), 0.9, &[(3000, 4.0)]), 0);
+    // Far below the greatest.
+    assert_eq!(left(Some(50), 1.0, &[(20, 5.0), (2000, -20.0)]), 0);
+    // The nucleus has 976 tokens, all of the first heap and some of the second, with which there are too many to be sorted.
+    assert_eq!(left(None, 0.9, &[(600, 5.0), (500, 4.8)]), 0);
+    // It has more than can be sorted: the sampler's.
+    assert_eq!(left(None, 0.97, &[(600, 5.0), (500, 4.8)]), 16);
+}
+
+/// A draw by chance of these truncations, and that uniform.
+fn by_chance(top_k: Option<usize>, top_p: f64, min_p: f64, uniform: f64) -> Draw {
+    Draw {
+        method: Method::Random {
+            temperature: 1.0,
+            top_k,
+            top_p,
+            min_p,
+        },
+        uniform,
+        ..Draw::GREEDY
+    }
+}
+
+#[test]
+fn what_the_order_of_a_sum_might_decide_is_left_to_the_sampler() {
+    // Four weigh the same, and the rest nothing: each has a quarter.
+    let mut logits = vec![-200.0_f32; 70];
+    for place in [3, 21, 22, 69] {
+        logits[place] = 1.5;
+    }
+    let token = |draw| match &drawn_by_vulkan(&logits, 70, &[draw])[..] {
+        [Drawn::Token(token, _)] => Some(*token),
+        _ => None,
+    };
+    assert_eq!(token(by_chance(None, 1.0, 0.0, 0.49)), Some(21));
+    assert_eq!(token(by_chance(None, 1.0, 0.0, 0.51)), Some(22));
+    // Between two tokens of all, and of some.
+    assert_eq!(token(by_chance(None, 1.0, 0.0, 0.5)), None);
+    assert_eq!(token(by_chance(Some(4), 1.0, 0.0, 0.5)), None);
+    // Top-p: just so many, or one more.
+    assert_eq!(token(by_chance(None, 0.4, 0.0, 0.1)), Some(3));
+    assert_eq!(token(by_chance(None, 0.5, 0.0, 0.1)), None);
+    // Min-p: just as likely as has to be.
+    assert_eq!(token(by_chance(None, 1.0, 0.5, 0.1)), Some(3));
+    assert_eq!(token(by_chance(None, 1.0, 1.0, 0.1)), None);
+    assert_eq!(token(by_chance(Some(4), 1.0, 1.0, 0.1)), None);
+    // Another token than the drawn one is just as likely: in f64 its weight is off by less than 1e-11 of the least.
+    let (distance, least) = (0.500_652_13_f32, 0.606_135_25_f32);
+    let mut uneven = vec![-200.0_f32; 70];
+    (uneven[3], uneven[69]) = (0.0, -distance);
+    let drawn = drawn_by_vulkan(&uneven, 70, &[by_chance(None, 1.0, f64::from(least), 0.1)]);
+    assert_eq!(drawn, [Drawn::Logits(uneven)]);
+    // More likely tokens than are told.
+    let told = |top| {
+        let greedy = Draw { top, ..Draw::GREEDY };
+        token(greedy)
+    };
+    assert_eq!((told(Some(5)), told(Some(6))), (Some(3), None));
+}
+
+#[test]
+fn a_row_draws_alone_what_it_draws_in_any_company_to_the_last_bit() {
+    let width = 3000;
+    let mut random = ChaCha8Rng::seed_from_u64(5);
+    let rows: Vec<_> = (0..40).map(|_| row(&mut random, width)).collect();
+    let asks: Vec<_> = rows.iter().map(|row| row.there.ask(Some(5))).collect();
+    let logits = |rows: &[Row]| -> Vec<f32> { rows.iter().flat_map(|row| row.logits.clone()).collect() };
+    let together = drawn_by_vulkan(&logits(&rows), width, &asks);
+    assert!(together.iter().any(|one| matches!(one, Drawn::Token(_, Some(_)))));
+    for (from, count) in [(0, 1), (39, 1), (3, 2), (7, 16), (12, 1)] {
+        let some = from..from + count;
+        let alone = drawn_by_vulkan(&logits(&rows[some.clone()]), width, &asks[some.clone()]);
+        assert_eq!(alone, together[some]);
+    }
+}
+
+#[test]
 fn greedy_is_exact_and_takes_the_lowest_of_equal_ids() {
     let width = 2000;
     for places in [&[0_usize, 1999][..], &[1999, 3, 700], &[256, 255, 257], &[1999]] {
@@ -192,7 +300,7 @@ fn greedy_is_exact_and_takes_the_lowest_of_equal_ids() {
         assert_eq!(drawn_by_vulkan(&logits, width, &[ask]), [Drawn::Token(lowest, None)]);
     }
     // Plus and minus zero are equal.
-    let ask = crate::gpt2::Draw::GREEDY;
+    let ask = Draw::GREEDY;
     assert_eq!(drawn_by_vulkan(&[-1.0, -0.0, 0.0], 3, &[ask]), [Drawn::Token(1, None)]);
 }
 

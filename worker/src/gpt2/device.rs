@@ -15,7 +15,7 @@ use super::{
     CacheShape, Cpu, Gpt2, Gpt2Backend, Gpt2Config, Gpt2Runner, LoadError, ModelFiles, StepModel, WeightsCache, cpu,
 };
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
-use super::{Draw, Edit, StepRow};
+use super::{Draw, Edit, Method, StepRow};
 
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -164,11 +164,15 @@ impl Device {
             Self::Cpu => Ok(with_cache(load_cpu(weights, dtype)?, blocks)),
             #[cfg(feature = "cuda")]
             Self::Cuda(device, _, order) => {
-                load::<super::gpu::Cuda>(weights, dtype, &(device.clone(), *order), blocks).and_then(warmed)
+                let site = (device.clone(), *order);
+                super::gpu::Cuda::tell_order(&site, dtype);
+                load::<super::gpu::Cuda>(weights, dtype, &site, blocks).and_then(warmed)
             }
             #[cfg(feature = "vulkan")]
             Self::Vulkan(device, _, order) => {
-                load::<super::gpu::Vulkan>(weights, dtype, &(device.clone(), *order), blocks).and_then(warmed)
+                let site = (device.clone(), *order);
+                super::gpu::Vulkan::tell_order(&site, dtype);
+                load::<super::gpu::Vulkan>(weights, dtype, &site, blocks).and_then(warmed)
             }
         }
     }
@@ -229,8 +233,14 @@ fn warmed(mut model: Box<dyn StepModel>) -> Result<Box<dyn StepModel>, LoadError
             .map_err(|error| LoadError::Device(error.to_string()))?;
     }
     if model.draws() {
-        // An edit and likely tokens, for the kernels that most draws do without.
+        // An edit, a cut and likely tokens, for the kernels that most draws do without.
         let draw = Draw {
+            method: Method::Random {
+                temperature: 1.0,
+                top_k: None,
+                top_p: 0.5,
+                min_p: 0.0,
+            },
             edits: vec![Edit {
                 token: 0,
                 repetition: Some(2.0),

@@ -16,7 +16,7 @@ use super::linear::{Epilogue, Plan};
 pub(super) use draw::{draw, draws};
 
 use super::sums::UNITS;
-use super::{attention, linear, norm, rows, tiles};
+use super::{attention, linear, norm, rows, tensor, tiles};
 
 /// The way to a device, and what is allowed there.
 pub(in crate::gpt2) struct Site<R: Runtime> {
@@ -297,9 +297,29 @@ impl<R: Runtime> Matrix<R> {
         y
     }
 
-    /// [`Self::project`] into `y`, in another order.
+    /// [`Self::project`] into `y`, in another order: on tensor cores where there are some for such weights.
     fn project_tiles(&self, x: &Numbers<R>, bias: Option<&Numbers<R>>, y: &Numbers<R>, epilogue: Epilogue) {
         count_launch();
+        if tensor::fits(&x.site.client, self.plan.word) {
+            // SAFETY: as for `project`, whose arguments were checked; `fits` says that the device has what the kernel needs.
+            unsafe {
+                tensor::project::launch_unchecked::<R>(
+                    &x.site.client,
+                    grid(self.outputs.div_ceil(tensor::COLUMNS), x.rows.div_ceil(tensor::ROWS)),
+                    units(),
+                    x.array(),
+                    self.packed.array(),
+                    bias.unwrap_or(x).array(),
+                    y.array(),
+                    x.rows,
+                    self.inputs,
+                    self.outputs,
+                    self.plan,
+                    epilogue,
+                );
+            }
+            return;
+        }
         // SAFETY: as for `project`, whose arguments were checked.
         unsafe {
             tiles::project::launch_unchecked::<R>(

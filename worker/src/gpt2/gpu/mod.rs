@@ -2,18 +2,21 @@
 //!
 //! `words.rs` says how numbers lie in memory, `sums.rs` adds up over a cube, `linear.rs`, `norm.rs`, `attention.rs`, `rows.rs` and
 //! `draw/` are the kernels, `launch.rs` starts them. Must never let a row's result depend on its company: every element is reduced in
-//! one order, whatever the number of rows; `tiles.rs` alone, which `--order fast` allows, has another. Built with the feature `cuda` or `vulkan` alone.
+//! one order, whatever the number of rows; `tiles.rs` and `tensor.rs` alone, which `--order fast` allows, have another. Built with the feature `cuda` or `vulkan` alone.
 
 // What is decided when a kernel is built stands apart from what is decided when it runs, and a kernel is one function.
 #![allow(clippy::collapsible_if, clippy::too_many_lines)]
 
 mod attention;
+#[cfg(all(test, feature = "cuda"))]
+mod cuda_tests;
 mod draw;
 mod launch;
 mod linear;
 mod norm;
 mod rows;
 mod sums;
+mod tensor;
 #[cfg(all(test, feature = "vulkan"))]
 mod tests;
 mod tiles;
@@ -173,6 +176,22 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
             return Ok(Drawn::left(&Self::values(logits)?, width));
         }
         launch::draw(&logits, draws).map_err(StepError::Device)
+    }
+}
+
+impl<R: Runtime> Gpu<R> {
+    /// Logs what `--order fast` brings on this device with such weights.
+    pub(super) fn tell_order((device, order): &(R::Device, Order), dtype: Dtype) {
+        if *order == Order::Fast {
+            if tensor::fits(&R::client(device), Word::of(dtype)) {
+                tracing::info!("many rows at once are multiplied on tensor cores");
+            } else {
+                tracing::info!(
+                    %dtype,
+                    "there are no tensor cores for such weights here: many rows at once are multiplied in plain tiles"
+                );
+            }
+        }
     }
 }
 

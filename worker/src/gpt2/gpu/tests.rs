@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use super::*;
 use crate::gpt2::reference::{PlainCache, plain_attend, plain_linear, plain_norm};
-use crate::gpt2::{Cpu, Device, Edit, Gpt2, Gpt2Config, Gpt2Runner, ModelFiles, StepModel, StepRow};
+use crate::gpt2::{Cpu, Device, Edit, Gpt2, Gpt2Config, Gpt2Runner, Method, ModelFiles, StepModel, StepRow};
 
 type Floats = <Vulkan as Gpt2Backend>::Floats;
 
@@ -393,7 +393,8 @@ fn the_whole_model_computes_what_it_computes_on_the_processor() {
 #[test]
 fn logits_are_bit_equal_alone_and_in_any_company_blocks_and_chunking() {
     let sequence = |which: usize| -> Vec<u32> {
-        let len = [70, 5, 33, 64, 12][which];
+        // The second one's last token is decoded, as are all of that step: its keys and values are written by who attends.
+        let len = [70, 8, 33, 64, 12][which];
         (0..len)
             .map(|at| ((at * 13 + which * 29) % VOCABULARY) as u32)
             .collect()
@@ -444,7 +445,7 @@ fn counted(work: impl FnOnce()) -> String {
 }
 
 #[test]
-fn a_decode_step_starts_seven_kernels_a_layer_and_four_besides_and_is_read_back_once() {
+fn a_decode_step_starts_seven_kernels_a_layer_and_five_besides_and_is_read_back_once() {
     let mut model = model(Dtype::Bf16, 2);
     let step = |position| [row(0..1, position, &[1]), row(1..2, position, &[2])];
     let of_model = 7 * config().n_layer + 3;
@@ -463,7 +464,24 @@ fn a_decode_step_starts_seven_kernels_a_layer_and_four_besides_and_is_read_back_
         let drawn = model.draw(&step(2), &[Draw::GREEDY, Draw::GREEDY]).unwrap();
         assert!(drawn.iter().all(|one| matches!(one, Drawn::Token(_, None))));
     });
-    assert_counts(&told, of_model + 1, 1);
+    assert_counts(&told, of_model + 2, 1);
+    // By chance from all tokens, then from the likeliest.
+    for (position, top_p, kernels) in [(3, 1.0, 3), (4, 0.5, 4)] {
+        let by_chance = Draw {
+            method: Method::Random {
+                temperature: 1.0,
+                top_k: None,
+                top_p,
+                min_p: 0.0,
+            },
+            uniform: 0.3,
+            ..Draw::GREEDY
+        };
+        let told = counted(|| {
+            model.draw(&step(position), &[Draw::GREEDY, by_chance]).unwrap();
+        });
+        assert_counts(&told, of_model + kernels, 1);
+    }
     // Edits are made and taken back, and likely tokens told.
     let everything = Draw {
         edits: vec![Edit {
@@ -476,9 +494,9 @@ fn a_decode_step_starts_seven_kernels_a_layer_and_four_besides_and_is_read_back_
         ..Draw::GREEDY
     };
     let told = counted(|| {
-        model.draw(&step(3), &[Draw::GREEDY, everything]).unwrap();
+        model.draw(&step(5), &[Draw::GREEDY, everything]).unwrap();
     });
-    assert_counts(&told, of_model + 4, 1);
+    assert_counts(&told, of_model + 6, 1);
 }
 
 #[test]

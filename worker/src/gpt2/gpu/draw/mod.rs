@@ -1,28 +1,36 @@
-//! A token of each row of logits, drawn where the logits are: a cube a row.
+//! A token of each row of logits, drawn where the logits are.
 //!
 //! The sampler's own arithmetic (`engine/sampler.rs`), in f64 as there, its sums in another order. Wherever a sum comes so
 //! near to what it is compared with that the order might decide ([`DOUBT`]), and wherever more than [`CANDIDATES`] tokens
 //! would have to be sorted, the row is left to the sampler: a token that is answered is the token it would have drawn.
-//! `shared.rs` has what the units of a cube do together, `nucleus.rs` sorts and cuts, `likely.rs` tells how likely tokens were.
+//!
+//! One cube a row would leave most of a card idle while few rows decode, so a row is cut into [`PARTS`] runs with a cube
+//! each (`parts.rs`), and one cube puts together what they found ([`choose`]). Where the runs lie, and the order in which
+//! they are put together, depend on the width of a row alone: a row's draw is the same in any company. Going through a whole
+//! vocabulary is the runs' work; what is left for one cube is a run, or the likeliest tokens, which `nucleus.rs` sorts and
+//! cuts. That takes two kernels if all draws are greedy, three if some go by chance, four if some of these are cut by
+//! top-k or top-p. `shared.rs` has what the units of a cube do together, `likely.rs` tells how likely tokens were.
 
 // What `#[cube]` reads is not what runs here: its functions take their arguments by value.
 #![allow(clippy::needless_pass_by_value)]
 
 mod likely;
 mod nucleus;
+mod parts;
 mod shared;
 
 use cubecl::prelude::*;
 
-pub(super) use likely::{TOP, tell};
+pub(super) use likely::{OF_SHORTLIST, TOP, survey, tell};
 pub(super) use nucleus::CANDIDATES;
+pub(super) use parts::{OF_BINS, OF_PART, PARTS, collect, scout, weigh};
+use parts::{run, summit, weigh_run};
 pub(super) use shared::UNITS;
-use shared::{greatest, scan, weight};
+use shared::{scan, weight};
 
-/// Numbers that ask for a row: how, the candidates, whether they hold all that counts, the least power of two that is not
-/// below their number, temperature, top-p, min-p, the high 32 bits of the uniform and the low 21, and one more than the number
-/// of likely tokens that are wanted.
-pub(super) const OF_ASK: usize = 10;
+/// Numbers that ask for a row: how, the candidates, whether they hold all that counts, temperature, top-p, min-p, the high 32
+/// bits of the uniform and the low 21, and one more than the number of likely tokens that are wanted.
+pub(super) const OF_ASK: usize = 9;
 /// The greatest logit.
 pub(super) const GREEDY: u32 = 0;
 /// From all tokens, in the order of their ids.
@@ -83,12 +91,23 @@ pub(super) fn restore(logits: &mut Array<f32>, edits: &Array<u32>, before: &Arra
     }
 }
 
-/// Draws a token of each row of `logits [rows, width]`. `drawn` has `of_row` numbers a row and gets the first two of each.
+/// Draws a token of each row of `logits [rows, width]` from what its runs have left. `drawn` has `of_row` numbers a row and
+/// gets the first two of each. `of_parts` are the runs' sums, `bins` and `likeliest` what [`collect`] left.
 #[cube(launch_unchecked)]
-pub(super) fn draw(logits: &Array<f32>, asks: &Array<u32>, drawn: &mut Array<u32>, width: usize, of_row: usize) {
+pub(super) fn choose(
+    logits: &Array<f32>,
+    asks: &Array<u32>,
+    parts: &Array<u32>,
+    of_parts: &Array<f64>,
+    bins: &Array<u32>,
+    likeliest: &Array<u32>,
+    drawn: &mut Array<u32>,
+    width: usize,
+    of_row: usize,
+) {
     let unit = UNIT_POS as usize;
     let row = CUBE_POS_X as usize;
-    let (start, ask) = (row * width, row * OF_ASK);
+    let ask = row * OF_ASK;
     let how = asks[ask];
     let mut values = SharedMemory::<f32>::new(UNITS);
     let mut places = SharedMemory::<u32>::new(UNITS);
@@ -97,31 +116,8 @@ pub(super) fn draw(logits: &Array<f32>, asks: &Array<u32>, drawn: &mut Array<u32
     if unit == 0 {
         found[0] = 0u32;
         found[1] = 0u32;
-        found[2] = 0u32;
     }
-    sync_cube();
-
-    let mut most = f32::new(f32::MIN);
-    let mut place = width as u32;
-    let mut at = unit;
-    while at < width {
-        let value = logits[start + at];
-        if (u32::reinterpret(value) & 0x7F80_0000u32) == 0x7F80_0000u32 {
-            found[2] = 1u32;
-        }
-        if value > most {
-            most = value;
-            place = at as u32;
-        }
-        at += UNITS;
-    }
-    values[unit] = most;
-    places[unit] = place;
-    greatest(&mut values, &mut places);
-    let (most, place) = (values[0], places[0]);
-    let finite = found[2] == 0u32 && (place as usize) < width;
-    sync_cube();
-
+    let (most, place, finite) = summit(parts, &mut values, &mut places, &mut found, row, width);
     if finite {
         if how == GREEDY {
             if unit == 0 {
@@ -130,20 +126,39 @@ pub(super) fn draw(logits: &Array<f32>, asks: &Array<u32>, drawn: &mut Array<u32
             }
         } else {
             let mut sums = SharedMemory::<f64>::new(UNITS);
-            let temperature = f64::cast_from(f32::reinterpret(asks[ask + 4]));
-            let inverse = 1.0f64 / temperature;
+            let mut sum = 0.0f64;
+            if unit < PARTS {
+                sum = of_parts[row * PARTS + unit];
+                if parts[(row * PARTS + unit) * OF_PART + 3] == 1u32 {
+                    found[2] = 1u32;
+                }
+            }
+            sums[unit] = sum;
+            scan(&mut sums);
+            let inverse = 1.0f64 / f64::cast_from(f32::reinterpret(asks[ask + 3]));
             if how == WHOLE {
-                whole(logits, asks, &mut found, &mut sums, start, width, ask, most, inverse);
-            } else {
-                nucleus::nucleus(
+                whole(
                     logits,
                     asks,
                     &mut found,
                     &mut sums,
                     &mut places,
-                    start,
+                    row,
                     width,
-                    ask,
+                    most,
+                    inverse,
+                );
+            } else {
+                nucleus::nucleus(
+                    logits,
+                    asks,
+                    bins,
+                    likeliest,
+                    &mut found,
+                    &mut sums,
+                    &mut places,
+                    row,
+                    width,
                     most,
                     inverse,
                 );
@@ -160,68 +175,74 @@ pub(super) fn draw(logits: &Array<f32>, asks: &Array<u32>, drawn: &mut Array<u32
 /// The uniform that a row was given.
 #[cube]
 fn uniform(asks: &Array<u32>, ask: usize) -> f64 {
-    let (high, low) = (f64::cast_from(asks[ask + 7]), f64::cast_from(asks[ask + 8]));
+    let (high, low) = (f64::cast_from(asks[ask + 6]), f64::cast_from(asks[ask + 7]));
     // 2^-32 and 2^-53.
     high * 2.328_306_436_538_696_3e-10f64 + low * 1.110_223_024_625_156_5e-16f64
 }
 
-/// The token at which the running sum over all tokens passes the uniform's share of it. Each unit has a run of tokens.
+/// The token at which the running sum over all tokens passes the uniform's share of it: first the run, by the runs' `sums`,
+/// then the token in it.
 #[cube]
 fn whole(
     logits: &Array<f32>,
     asks: &Array<u32>,
     found: &mut SharedMemory<u32>,
     sums: &mut SharedMemory<f64>,
-    start: usize,
+    place: &mut SharedMemory<u32>,
+    row: usize,
     width: usize,
-    ask: usize,
     most: f32,
     inverse: f64,
 ) {
     let unit = UNIT_POS as usize;
-    let least = f64::cast_from(f32::reinterpret(asks[ask + 6]));
-    let of_unit = width.div_ceil(UNITS);
-    let first = min(unit * of_unit, width);
-    let end = min(first + of_unit, width);
+    let ask = row * OF_ASK;
+    let least = f64::cast_from(f32::reinterpret(asks[ask + 5]));
     let greatest = f64::cast_from(most);
-    let mut sum = 0.0f64;
-    let mut at = first;
-    while at < end {
-        let one = weight((f64::cast_from(logits[start + at]) - greatest) * inverse);
-        if one >= least {
-            sum += one;
-        }
-        if least > 0.0f64 && (one - least).abs() < DOUBT * least {
-            found[2] = 1u32;
-        }
-        at += 1;
-    }
-    sums[unit] = sum;
-    scan(sums);
     let total = sums[UNITS - 1];
     let target = uniform(asks, ask) * total;
-    let mut running = 0.0f64;
+    let mut before = 0.0f64;
     if unit > 0 {
-        running = sums[unit - 1];
+        before = sums[unit - 1];
     }
-    if running <= target && target < sums[unit] {
-        at = first;
-        let mut searching = true;
-        while searching && at < end {
-            let one = weight((f64::cast_from(logits[start + at]) - greatest) * inverse);
-            let mut next = running;
-            if one >= least {
-                next += one;
-            }
-            if next > target {
-                searching = false;
-                if next - target >= DOUBT * total && target - running >= DOUBT * total {
-                    found[0] = at as u32;
-                    found[1] = 1u32;
+    if unit == 0 {
+        place[0] = PARTS as u32;
+    }
+    sync_cube();
+    if before <= target && target < sums[unit] {
+        place[0] = unit as u32;
+    }
+    sync_cube();
+    let part = place[0] as usize;
+    if part < PARTS {
+        before = 0.0f64;
+        if part > 0 {
+            before = sums[part - 1];
+        }
+        let (begin, end) = run(width, part);
+        let (first, end) = weigh_run(logits, sums, found, row * width, begin, end, least, greatest, inverse);
+        let mut running = before;
+        if unit > 0 {
+            running = before + sums[unit - 1];
+        }
+        if running <= target && target < before + sums[unit] {
+            let mut at = first;
+            let mut searching = true;
+            while searching && at < end {
+                let one = weight((f64::cast_from(logits[row * width + at]) - greatest) * inverse);
+                let mut next = running;
+                if one >= least {
+                    next += one;
                 }
+                if next > target {
+                    searching = false;
+                    if next - target >= DOUBT * total && target - running >= DOUBT * total {
+                        found[0] = at as u32;
+                        found[1] = 1u32;
+                    }
+                }
+                running = next;
+                at += 1;
             }
-            running = next;
-            at += 1;
         }
     }
     sync_cube();

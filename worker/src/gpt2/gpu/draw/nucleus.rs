@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::shared::{UNITS, scan, scan_counts, weight};
-use super::{DOUBT, uniform};
+use super::{DOUBT, OF_ASK, OF_BINS, uniform};
 
 /// Most tokens that are sorted: a draw that might need more is the sampler's.
 pub(in super::super) const CANDIDATES: usize = 1024;
@@ -17,77 +17,105 @@ const ROUNDS: u32 = 11;
 /// Units that count one digit together.
 const LANES: usize = UNITS / DIGITS;
 
-/// Draws from the likeliest tokens.
+/// Draws from the likeliest tokens: those that [`super::collect`] has left, or, where it left none or too few, those that this
+/// cube finds by itself. `sums` are those of the runs.
 #[cube]
 pub(super) fn nucleus(
     logits: &Array<f32>,
     asks: &Array<u32>,
+    bins: &Array<u32>,
+    likeliest: &Array<u32>,
     found: &mut SharedMemory<u32>,
     sums: &mut SharedMemory<f64>,
     counts: &mut SharedMemory<u32>,
-    start: usize,
+    row: usize,
     width: usize,
-    ask: usize,
     most: f32,
     inverse: f64,
 ) {
     let unit = UNIT_POS as usize;
-    let (wanted, limited) = (asks[ask + 1] as usize, asks[ask + 2] == 1u32);
+    let (start, ask) = (row * width, row * OF_ASK);
+    let (asked, limited) = (asks[ask + 1] as usize, asks[ask + 2] == 1u32);
+    let collected = bins[row * OF_BINS + UNITS] as usize;
     // First the counts of digits, then keys and, behind them, ids.
     let mut words = SharedMemory::<u32>::new(comptime!(2 * CANDIDATES));
-    let (least, equals) = threshold(logits, &mut words, start, width, wanted);
-    gather(logits, &mut words, counts, start, width, wanted, least, equals);
-    sort(&mut words, wanted, asks[ask + 3] as usize);
-
     let mut upto = SharedMemory::<f64>::new(CANDIDATES);
+    let min_p = f64::cast_from(f32::reinterpret(asks[ask + 5]));
+    let top_p = f64::cast_from(f32::reinterpret(asks[ask + 4]));
     let greatest = f64::cast_from(most);
-    // Cuts: what top-p leaves, and min-p.
-    let mut cuts = SharedMemory::<u32>::new(2usize);
-    if unit == 0 {
-        cuts[0] = wanted as u32;
-        cuts[1] = wanted as u32;
-    }
-    let min_p = f64::cast_from(f32::reinterpret(asks[ask + 6]));
-    let mut sum = 0.0f64;
-    let mut kept = 0u32;
-    #[unroll]
-    for step in 0..OF_UNIT {
-        let at = unit * OF_UNIT + step;
-        if at < wanted {
-            let one = weight((f64::cast_from(of_key(words[at])) - greatest) * inverse);
-            sum += one;
-            if one >= min_p {
-                kept += 1u32;
+    // Of all tokens, if there is no limit; else it is known once they are sorted.
+    let mut total = sums[UNITS - 1];
+    let mut wanted = asked;
+    let mut kept_by_min_p = 0u32;
+    let mut is_collected = collected > 0;
+    let mut sorting = true;
+    while sorting {
+        sorting = false;
+        let mut there = asked;
+        sync_cube();
+        if is_collected {
+            there = collected;
+            wanted = min(asked, collected);
+            let mut at = unit;
+            while at < collected {
+                let from = row * 2 * CANDIDATES + at;
+                words[at] = likeliest[from];
+                words[at + CANDIDATES] = likeliest[from + CANDIDATES];
+                at += UNITS;
             }
-            if min_p > 0.0f64 && (one - min_p).abs() < DOUBT * min_p {
-                found[2] = 1u32;
-            }
+        } else {
+            wanted = asked;
+            let (least, equals) = threshold(logits, &mut words, start, width, wanted);
+            gather(logits, &mut words, counts, start, width, wanted, least, equals);
         }
-        upto[at] = sum;
-    }
-    sums[unit] = sum;
-    counts[unit] = kept;
-    scan(sums);
-    scan_counts(counts);
-    let mut before = 0.0f64;
-    if unit > 0 {
-        before = sums[unit - 1];
-    }
-    #[unroll]
-    for step in 0..OF_UNIT {
-        upto[unit * OF_UNIT + step] += before;
-    }
-    if unit == 0 {
+        sort(&mut words, there);
+
+        let mut sum = 0.0f64;
+        let mut kept = 0u32;
+        #[unroll]
+        for step in 0..OF_UNIT {
+            let at = unit * OF_UNIT + step;
+            if at < wanted {
+                let one = weight((f64::cast_from(of_key(words[at])) - greatest) * inverse);
+                sum += one;
+                if one >= min_p {
+                    kept += 1u32;
+                }
+                if min_p > 0.0f64 && (one - min_p).abs() < DOUBT * min_p {
+                    found[2] = 1u32;
+                }
+            }
+            upto[at] = sum;
+        }
+        sums[unit] = sum;
+        counts[unit] = kept;
+        scan(sums);
+        scan_counts(counts);
+        let mut before = 0.0f64;
+        if unit > 0 {
+            before = sums[unit - 1];
+        }
+        #[unroll]
+        for step in 0..OF_UNIT {
+            upto[unit * OF_UNIT + step] += before;
+        }
         // They are sorted: those that weigh enough come first.
-        cuts[1] = counts[UNITS - 1];
+        kept_by_min_p = counts[UNITS - 1];
+        sync_cube();
+        if limited {
+            total = upto[wanted - 1];
+        } else if is_collected && upto[wanted - 1] < top_p * total {
+            // As many as can be sorted may hold the share.
+            is_collected = false;
+            sorting = true;
+        }
+    }
+
+    let mut cut = SharedMemory::<u32>::new(1usize);
+    if unit == 0 {
+        cut[0] = wanted as u32;
     }
     sync_cube();
-
-    let top_p = f64::cast_from(f32::reinterpret(asks[ask + 5]));
-    let mut total = upto[wanted - 1];
-    if !limited {
-        total = whole(logits, sums, start, width, greatest, inverse);
-    }
     if top_p < 1.0f64 {
         let share = top_p * total;
         if unit == 0 && upto[wanted - 1] < share {
@@ -102,7 +130,7 @@ pub(super) fn nucleus(
                 less = upto[at - 1];
             }
             if at < wanted && upto[at] >= share && (at == 0 || less < share) {
-                cuts[0] = at as u32 + 1u32;
+                cut[0] = at as u32 + 1u32;
                 if upto[at] - share < DOUBT * total || (at > 0 && share - less < DOUBT * total) {
                     found[2] = 1u32;
                 }
@@ -111,7 +139,7 @@ pub(super) fn nucleus(
     }
     sync_cube();
 
-    let kept = min(cuts[0], cuts[1]) as usize;
+    let kept = min(cut[0], kept_by_min_p) as usize;
     let target = uniform(asks, ask) * upto[max(kept, 1usize) - 1];
     #[unroll]
     for step in 0..OF_UNIT {
@@ -132,7 +160,7 @@ pub(super) fn nucleus(
 
 /// Greater for what is greater, by `f32::total_cmp`.
 #[cube]
-fn key(value: f32) -> u32 {
+pub(super) fn key(value: f32) -> u32 {
     let bits = u32::reinterpret(value);
     select((bits >> 31u32) == 1u32, bits ^ 0xFFFF_FFFFu32, bits ^ 0x8000_0000u32)
 }
@@ -277,14 +305,17 @@ fn gather(
     sync_cube();
 }
 
-/// Sorts the first `size` candidates, a power of two of which `wanted` are there: the greatest key first, of equal ones
-/// the lower id. Batcher's bitonic network.
+/// Sorts the candidates that are there: the greatest key first, of equal ones the lower id. Batcher's bitonic network.
 #[cube]
-fn sort(words: &mut SharedMemory<u32>, wanted: usize, size: usize) {
+fn sort(words: &mut SharedMemory<u32>, there: usize) {
     let unit = UNIT_POS as usize;
+    let mut size = 1usize;
+    while size < there {
+        size *= 2;
+    }
     let mut at = unit;
     while at < size {
-        if at >= wanted {
+        if at >= there {
             words[at] = 0u32;
             words[at + CANDIDATES] = 0xFFFF_FFFFu32;
         }
@@ -316,27 +347,4 @@ fn sort(words: &mut SharedMemory<u32>, wanted: usize, size: usize) {
         span *= 2;
     }
     sync_cube();
-}
-
-/// The sum of all weights of a row.
-#[cube]
-fn whole(
-    logits: &Array<f32>,
-    sums: &mut SharedMemory<f64>,
-    start: usize,
-    width: usize,
-    greatest: f64,
-    inverse: f64,
-) -> f64 {
-    let unit = UNIT_POS as usize;
-    let mut sum = 0.0f64;
-    let mut at = unit;
-    while at < width {
-        sum += weight((f64::cast_from(logits[start + at]) - greatest) * inverse);
-        at += UNITS;
-    }
-    sync_cube();
-    sums[unit] = sum;
-    scan(sums);
-    sums[UNITS - 1]
 }

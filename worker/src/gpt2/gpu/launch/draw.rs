@@ -1,10 +1,13 @@
 //! Starts the kernels that draw, and reads what they answer: once a step, and once more where rows are left to the sampler.
 
 use cubecl::bytes::Bytes;
-use cubecl::ir::{ElemType, FloatKind};
+use cubecl::ir::features::AtomicUsage;
+use cubecl::ir::{ElemType, FloatKind, StorageType, Type, UIntKind};
 use cubecl::prelude::*;
 
-use super::super::draw::{self, CANDIDATES, GREEDY, NUCLEUS, OF_ASK, OF_TOKEN, TOP, UNITS, WHOLE};
+use super::super::draw::{
+    self, CANDIDATES, GREEDY, NUCLEUS, OF_ASK, OF_BINS, OF_PART, OF_SHORTLIST, OF_TOKEN, PARTS, TOP, UNITS, WHOLE,
+};
 use super::{Numbers, Site, count_launch, grid, over, units};
 use crate::gpt2::{Draw, Drawn, Likely, Method};
 
@@ -13,11 +16,14 @@ const OF_LIKELY: usize = OF_TOKEN + 4 + 2 * TOP;
 /// Bytes that the units of a cube share: the greatest, counts, sums, candidates.
 const SHARED: usize = UNITS * 16 + CANDIDATES * 16 + 64;
 
-/// Whether a device has what the kernels need: f64, and cubes and memory that are large enough.
+/// Whether a device has what the kernels need: f64, counters that many units add to, and cubes and memory that are large
+/// enough.
 pub(in super::super) fn draws<R: Runtime>(site: &Site<R>) -> bool {
     let properties = site.client.properties();
     let hardware = &properties.hardware;
+    let counter = Type::new(StorageType::Atomic(ElemType::UInt(UIntKind::U32)));
     properties.supports_type(ElemType::Float(FloatKind::F64))
+        && properties.atomic_type_usage(counter).contains(AtomicUsage::Add)
         && hardware.max_units_per_cube as usize >= UNITS
         && hardware.max_shared_memory_size >= SHARED
 }
@@ -28,22 +34,22 @@ pub(in super::super) fn draw<R: Runtime>(logits: &Numbers<R>, draws: &[Draw]) ->
     assert_eq!(rows, draws.len(), "as many draws as rows");
     let asks: Vec<_> = draws.iter().map(|draw| ask(draw, width)).collect();
     // Whose draw is not for the device is asked for something easy, which nobody reads.
-    let words = asks.iter().flat_map(|ask| ask.unwrap_or([GREEDY; OF_ASK])).collect();
-    let words = Numbers::words(&logits.site, words);
+    let words: Vec<_> = asks.iter().flat_map(|ask| ask.unwrap_or([GREEDY; OF_ASK])).collect();
     let tells = draws.iter().any(|draw| draw.top.is_some());
     let answers = logits.like([rows, if tells { OF_LIKELY } else { OF_TOKEN }]);
     let edits = Edits::new(logits, draws);
     if let Some(edits) = &edits {
         edits.make(logits);
     }
-    pick(logits, &words, &answers);
+    let all = Rows::new(logits, words);
+    all.pick(&answers);
     if let Some(edits) = &edits
         && tells
     {
         edits.take_back(logits);
     }
     if tells {
-        tell(logits, &words, &answers);
+        all.tell(&answers);
     }
     let numbers = answers.read_words()?;
     let answers = numbers.chunks_exact(answers.width).zip(draws).zip(&asks);
@@ -73,7 +79,7 @@ pub(in super::super) fn draw<R: Runtime>(logits: &Numbers<R>, draws: &[Draw]) ->
 fn ask(draw: &Draw, width: usize) -> Option<[u32; OF_ASK]> {
     let mut ask = [0; OF_ASK];
     ask[0] = GREEDY;
-    ask[9] = match draw.top {
+    ask[8] = match draw.top {
         Some(top) if top > TOP => return None,
         top => top.map_or(0, |top| top as u32 + 1),
     };
@@ -96,14 +102,13 @@ fn ask(draw: &Draw, width: usize) -> Option<[u32; OF_ASK]> {
     };
     ask[1] = candidates as u32;
     ask[2] = u32::from(kept == candidates);
-    ask[3] = candidates.next_power_of_two() as u32;
-    for (place, number) in [(4, temperature), (5, top_p), (6, min_p)] {
+    for (place, number) in [(3, temperature), (4, top_p), (5, min_p)] {
         ask[place] = (number as f32).to_bits();
     }
     // All 53 digits.
     let high = (draw.uniform * 2_f64.powi(32)).floor();
-    ask[7] = high as u32;
-    ask[8] = ((draw.uniform * 2_f64.powi(32) - high) * 2_f64.powi(21)) as u32;
+    ask[6] = high as u32;
+    ask[7] = ((draw.uniform * 2_f64.powi(32) - high) * 2_f64.powi(21)) as u32;
     Some(ask)
 }
 
@@ -130,38 +135,158 @@ fn cube() -> CubeDim {
     CubeDim::new_1d(UNITS as u32)
 }
 
-fn pick<R: Runtime>(logits: &Numbers<R>, asks: &Numbers<R>, drawn: &Numbers<R>) {
-    count_launch();
-    // SAFETY: a cube for each row keeps to the row's width, its asks and its answers; candidates are at most as many as
-    // the row has tokens and as there are places.
-    unsafe {
-        draw::draw::launch_unchecked::<R>(
-            &logits.site.client,
-            grid(logits.rows, 1),
-            cube(),
-            logits.array(),
-            asks.array(),
-            drawn.array(),
-            logits.width,
-            drawn.width,
-        );
-    }
+/// Rows that are drawn from, and what their runs tell the cube that draws.
+struct Rows<'a, R: Runtime> {
+    logits: &'a Numbers<R>,
+    asks: Numbers<R>,
+    parts: Numbers<R>,
+    /// A sum of 64 bits for each run.
+    sums: Numbers<R>,
+    bins: Numbers<R>,
+    likeliest: Numbers<R>,
+    /// Whether some row is drawn from by chance, and whether from its likeliest tokens.
+    weighs: bool,
+    cuts: bool,
 }
 
-fn tell<R: Runtime>(logits: &Numbers<R>, asks: &Numbers<R>, drawn: &Numbers<R>) {
-    count_launch();
-    // SAFETY: as for `pick`; a row has room for as many likely tokens as can be asked for.
-    unsafe {
-        draw::tell::launch_unchecked::<R>(
-            &logits.site.client,
-            grid(logits.rows, 1),
-            cube(),
-            logits.array(),
-            asks.array(),
-            drawn.array(),
-            logits.width,
-            drawn.width,
-        );
+impl<'a, R: Runtime> Rows<'a, R> {
+    fn new(logits: &'a Numbers<R>, asks: Vec<u32>) -> Self {
+        let rows = logits.rows;
+        let how = || asks.iter().step_by(OF_ASK);
+        let (weighs, cuts) = (how().any(|how| *how != GREEDY), how().any(|how| *how == NUCLEUS));
+        Self {
+            parts: logits.like([rows, PARTS * OF_PART]),
+            sums: logits.like([rows, 2 * PARTS]),
+            bins: logits.like([rows, OF_BINS]),
+            // Not read where there are none.
+            likeliest: logits.like([if cuts { rows } else { 1 }, 2 * CANDIDATES]),
+            asks: Numbers::words(&logits.site, asks),
+            logits,
+            weighs,
+            cuts,
+        }
+    }
+
+    const fn client(&self) -> &ComputeClient<R> {
+        &self.logits.site.client
+    }
+
+    /// A cube for each run of each row.
+    fn runs(&self) -> CubeCount {
+        grid(PARTS, self.logits.rows)
+    }
+
+    /// The runs' sums, which are numbers of 64 bits.
+    fn sums(&self) -> ArrayArg<R> {
+        // SAFETY: the memory was made for twice as many numbers of 32 bits.
+        unsafe { ArrayArg::from_raw_parts(self.sums.memory.clone(), self.sums.len() / 2) }
+    }
+
+    /// Draws a token of each row.
+    fn pick(&self, drawn: &Numbers<R>) {
+        let (logits, width) = (self.logits, self.logits.width);
+        count_launch();
+        // SAFETY: a cube for each run of each row keeps to what the row has there, as do those of the next two.
+        unsafe {
+            draw::scout::launch_unchecked::<R>(
+                self.client(),
+                self.runs(),
+                cube(),
+                logits.array(),
+                self.parts.array(),
+                self.bins.array(),
+                width,
+            );
+        }
+        if self.weighs {
+            count_launch();
+            // SAFETY: as above.
+            unsafe {
+                draw::weigh::launch_unchecked::<R>(
+                    self.client(),
+                    self.runs(),
+                    cube(),
+                    logits.array(),
+                    self.asks.array(),
+                    self.parts.array(),
+                    self.sums(),
+                    self.bins.array(),
+                    width,
+                );
+            }
+        }
+        if self.cuts {
+            count_launch();
+            // SAFETY: as above, and no more tokens of a row are collected than there are places.
+            unsafe {
+                draw::collect::launch_unchecked::<R>(
+                    self.client(),
+                    self.runs(),
+                    cube(),
+                    logits.array(),
+                    self.asks.array(),
+                    self.parts.array(),
+                    self.bins.array(),
+                    self.likeliest.array(),
+                    width,
+                );
+            }
+        }
+        count_launch();
+        // SAFETY: a cube for each row keeps to the row's width, its asks and its answers; candidates are at most as many as
+        // the row has tokens and as there are places, and those that were collected are read of rows that are cut alone.
+        unsafe {
+            draw::choose::launch_unchecked::<R>(
+                self.client(),
+                grid(logits.rows, 1),
+                cube(),
+                logits.array(),
+                self.asks.array(),
+                self.parts.array(),
+                self.sums(),
+                self.bins.array(),
+                self.likeliest.array(),
+                drawn.array(),
+                width,
+                drawn.width,
+            );
+        }
+    }
+
+    /// Tells how likely the drawn tokens were.
+    fn tell(&self, drawn: &Numbers<R>) {
+        let (logits, width) = (self.logits, self.logits.width);
+        let shortlists = logits.like([logits.rows, PARTS * OF_SHORTLIST]);
+        count_launch();
+        // SAFETY: as for `pick`; a run has room for as many likely tokens as can be asked for.
+        unsafe {
+            draw::survey::launch_unchecked::<R>(
+                self.client(),
+                self.runs(),
+                cube(),
+                logits.array(),
+                self.asks.array(),
+                shortlists.array(),
+                self.sums(),
+                width,
+            );
+        }
+        count_launch();
+        // SAFETY: as for `pick`; a row has room for as many likely tokens as can be asked for.
+        unsafe {
+            draw::tell::launch_unchecked::<R>(
+                self.client(),
+                grid(logits.rows, 1),
+                cube(),
+                logits.array(),
+                self.asks.array(),
+                shortlists.array(),
+                self.sums(),
+                drawn.array(),
+                width,
+                drawn.width,
+            );
+        }
     }
 }
 
