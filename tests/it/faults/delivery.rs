@@ -141,13 +141,13 @@ async fn rescued_jobs_that_are_sent_to_the_silent_worker_again_soon_go_to_anothe
         let caller = Caller::of(&api, "ada").await;
         let silent = installation.generator("silent", []).await;
         for number in 0..8 {
-            caller.submit(&format!("job-{number}"), &job(number, 1200)).await;
+            caller.submit(&format!("job-{number}"), &job(number, LONG)).await;
         }
         until_count(world, 8, RUNNING).await;
-        let other = installation.generator("other", []).await;
         // Its connections stand, and the broker takes turns.
         silent.signal("STOP");
         let began = Instant::now();
+        let other = installation.generator("other", []).await;
         until_count(
             world,
             8,
