@@ -15,6 +15,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 FIXTURES = HERE.parent / "fixtures" / "parity"
+# The first heading of the page that is written by hand.
+BY_HAND = "## What is known without a card"
 PAGE = HERE.parents[1] / "docs" / "benchmarks" / "engine-gpu.md"
 
 
@@ -252,6 +254,12 @@ def measure(args, model, cfg, batches, peers, notes, done):
     return figures
 
 
+def by_hand(page):
+    """What stands in the page and is not measured."""
+    _, heading, text = (page.read_text() if page.exists() else "").partition(BY_HAND)
+    return f"\n{heading}{text}" if heading else ""
+
+
 def page(args, cfg, batches, peers, parity, equal, figures, notes, copied, table):
     name = first_line(["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"])
     commit = first_line(["git", "rev-parse", "--short", "HEAD"])
@@ -290,7 +298,7 @@ def page(args, cfg, batches, peers, parity, equal, figures, notes, copied, table
         lines += [f"| `{kernel}` | {share} | {calls} | {mean} |" for kernel, share, calls, mean in table]
     else:
         lines.append("Not measured: `nsys` was not there.")
-    args.out.write_text("\n".join(lines) + "\n")
+    args.out.write_text("\n".join(lines) + "\n" + by_hand(args.out))
 
 
 def main():
