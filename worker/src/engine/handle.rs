@@ -170,7 +170,7 @@ impl EngineHandle {
         self.slots
     }
 
-    /// What the time of all steps so far went to.
+    /// What the time of all steps so far went to. A step counts when it has ended, which is after its events are out.
     pub fn step_parts(&self) -> StepParts {
         *lock(&self.times)
     }

@@ -97,7 +97,8 @@ mod tests {
         let began = Instant::now();
         let seen = measure(Watched::new(model), tokenizer, 4, (8, 5), 3).await.unwrap();
         let took = began.elapsed().as_secs_f64() * 1e3;
-        assert!(seen.tokens_per_second > 0.0 && seen.steps >= 15, "{seen:?}");
+        // Three times five steps, of which the last one may go on when its events are out.
+        assert!(seen.tokens_per_second > 0.0 && seen.steps >= 14, "{seen:?}");
         let told = seen.to_string();
         for part in Part::ALL.map(Part::as_str) {
             assert!(told.contains(part), "{told}");
