@@ -282,10 +282,11 @@ async fn what_the_readme_shows_without_the_servers_works_as_it_stands() {
     let figures = run(bench).await;
     let measured: Vec<_> = figures
         .lines()
+        .filter(|line| line.starts_with("batch"))
         .filter_map(|line| Some(line.split_once(':')?.0))
         .collect();
     assert_eq!(measured.len(), 3, "a line for each batch: {figures}");
     for (measured, batch) in measured.iter().zip(["1", "8", "32"]) {
-        assert!(measured.starts_with("batch") && measured.ends_with(batch), "{figures}");
+        assert!(measured.ends_with(batch), "{figures}");
     }
 }

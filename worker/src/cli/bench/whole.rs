@@ -77,12 +77,10 @@ impl fmt::Display for Whole {
         let (tokens, step) = (self.tokens_per_second, self.step_ms);
         write!(
             formatter,
-            "the engine whole: {tokens:.1} tokens/s at temperature 1; of a step's {step:.2} ms"
+            "the engine whole: {tokens:.1} tokens/s at temperature 1; a step takes {step:.2} ms: "
         )?;
-        for part in Part::ALL.map(Part::as_str) {
-            write!(formatter, " {part} {:.2}", self.parts_ms[part])?;
-        }
-        Ok(())
+        let parts = Part::ALL.map(|part| format!("{} {:.2}", part.as_str(), self.parts_ms[part.as_str()]));
+        formatter.write_str(&parts.join(", "))
     }
 }
 
