@@ -23,6 +23,21 @@ async fn text_by(caller: &Caller, model: &str, key: &str) -> String {
     ended["output"]["choices"][0]["text"].as_str().unwrap().to_owned()
 }
 
+/// Waits until a job ends, which it does well and at its first attempt.
+async fn completed(caller: &Caller, id: &str) -> Value {
+    let ended = eventually("it ends", LIMIT, async || {
+        let job = caller.job(id).await;
+        (!job["finished_at"].is_null()).then_some(job)
+    })
+    .await;
+    assert_eq!(
+        (&ended["status"], &ended["attempt"]),
+        (&json!("completed"), &json!(1)),
+        "{ended}"
+    );
+    ended
+}
+
 async fn listed(caller: &Caller) -> Vec<String> {
     let answer = caller
         .client
@@ -80,16 +95,7 @@ async fn models_that_do_not_fit_together_take_turns_and_all_jobs_end() {
             ids.push(caller.submit(&number.to_string(), &wanted).await);
         }
         for id in ids {
-            let ended = eventually("it ends", LIMIT, async || {
-                let job = caller.job(&id).await;
-                (!job["finished_at"].is_null()).then_some(job)
-            })
-            .await;
-            assert_eq!(
-                (&ended["status"], &ended["attempt"]),
-                (&json!("completed"), &json!(1)),
-                "{ended}"
-            );
+            completed(&caller, &id).await;
         }
         let loads = worker.metric("claimcheck_model_loads_total").await;
         assert!(loads > 2.0, "{loads} loads: there was room for both");
@@ -154,16 +160,7 @@ async fn an_alias_is_switched_under_load_without_a_lost_or_failed_request() {
         assert_eq!(jobs.len(), JOBS);
         let mut by_model = [0; 2];
         for (after, id) in jobs {
-            let ended = eventually("it ends", LIMIT, async || {
-                let job = caller.job(&id).await;
-                (!job["finished_at"].is_null()).then_some(job)
-            })
-            .await;
-            assert_eq!(
-                (&ended["status"], &ended["attempt"]),
-                (&json!("completed"), &json!(1)),
-                "{ended}"
-            );
+            let ended = completed(&caller, &id).await;
             assert_eq!(ended["requested_model"], "prod");
             let second = ended["model"] == "second";
             assert!(second || !after, "sent after the switch was answered");

@@ -122,6 +122,15 @@ pub(super) async fn run_all_on(
     config: EngineConfig,
 ) -> HashMap<JobKey, Completion> {
     let (engine, mut events) = start_as(model, config);
+    complete_all(&engine, &mut events, jobs).await
+}
+
+/// Hands all jobs in and waits until each has completed.
+pub(super) async fn complete_all(
+    engine: &EngineHandle,
+    events: &mut mpsc::Receiver<EngineEvent>,
+    jobs: &[EngineJob],
+) -> HashMap<JobKey, Completion> {
     let submit = async {
         for job in jobs {
             engine.submit(job.clone()).await.unwrap();
@@ -130,7 +139,7 @@ pub(super) async fn run_all_on(
     let collect = async {
         let mut done = HashMap::new();
         while done.len() < jobs.len() {
-            let (key, ending) = next_ending(&mut events).await;
+            let (key, ending) = next_ending(events).await;
             let Ending::Completed(completion) = ending else {
                 panic!("{ending:?}")
             };
@@ -141,13 +150,13 @@ pub(super) async fn run_all_on(
     tokio::join!(submit, collect).1
 }
 
-/// Counts the tokens that are computed.
-struct Counting {
+/// A model whose steps somebody looks at, and may refuse, before they are computed.
+struct Watched<F> {
     inner: Box<dyn StepModel>,
-    tokens: Arc<AtomicUsize>,
+    look: F,
 }
 
-impl StepModel for Counting {
+impl<F: FnMut(&[StepRow]) -> Result<(), StepError> + Send> StepModel for Watched<F> {
     fn vocab_size(&self) -> usize {
         self.inner.vocab_size()
     }
@@ -161,19 +170,21 @@ impl StepModel for Counting {
     }
 
     fn step(&mut self, rows: &[StepRow]) -> Result<Vec<f32>, StepError> {
-        let tokens = rows.iter().map(|row| row.tokens.len()).sum();
-        self.tokens.fetch_add(tokens, Ordering::Relaxed);
+        (self.look)(rows)?;
         self.inner.step(rows)
     }
 }
 
-fn counting(blocks: usize) -> (Arc<AtomicUsize>, Box<Counting>) {
-    let tokens = Arc::default();
-    let model = Counting {
-        inner: model(blocks),
-        tokens: Arc::clone(&tokens),
+/// Counts the tokens that are computed.
+fn counting(blocks: usize) -> (Arc<AtomicUsize>, Box<dyn StepModel>) {
+    let tokens = Arc::<AtomicUsize>::default();
+    let counted = tokens.clone();
+    let look = move |rows: &[StepRow]| {
+        counted.fetch_add(rows.iter().map(|row| row.tokens.len()).sum(), Ordering::Relaxed);
+        Ok(())
     };
-    (tokens, Box::new(model))
+    let inner = model(blocks);
+    (tokens, Box::new(Watched { inner, look }))
 }
 
 #[tokio::test]
@@ -222,44 +233,22 @@ async fn sixty_jobs_give_the_same_output_alone_in_company_after_preemption_and_w
     }
 }
 
-/// A device that has no room for steps of more than three rows.
-struct Small {
-    inner: Box<dyn StepModel>,
-    refused: Arc<AtomicUsize>,
-}
-
-impl StepModel for Small {
-    fn vocab_size(&self) -> usize {
-        self.inner.vocab_size()
-    }
-
-    fn context_length(&self) -> usize {
-        self.inner.context_length()
-    }
-
-    fn blocks(&self) -> usize {
-        self.inner.blocks()
-    }
-
-    fn step(&mut self, rows: &[StepRow]) -> Result<Vec<f32>, StepError> {
-        if rows.len() > 3 {
-            self.refused.fetch_add(1, Ordering::Relaxed);
-            return Err(StepError::Device("out of memory".to_owned()));
-        }
-        self.inner.step(rows)
-    }
-}
-
 #[tokio::test]
 async fn a_device_without_room_for_all_gets_smaller_steps_and_all_jobs_the_same_answers() {
     let jobs: Vec<_> = (0..40).map(job).collect();
     let expected = run_all(&jobs, 16).await;
     let refused = Arc::<AtomicUsize>::default();
-    let small = Small {
-        inner: model(PLENTY),
-        refused: refused.clone(),
+    let counted = refused.clone();
+    let look = move |rows: &[StepRow]| {
+        if rows.len() > 3 {
+            counted.fetch_add(1, Ordering::Relaxed);
+            return Err(StepError::Device("out of memory".to_owned()));
+        }
+        Ok(())
     };
-    assert_eq!(run_all_on(Box::new(small), &jobs, config(16, 128)).await, expected);
+    let inner = model(PLENTY);
+    let small = Box::new(Watched { inner, look });
+    assert_eq!(run_all_on(small, &jobs, config(16, 128)).await, expected);
     // Some hundreds of steps: a few find out, and one of many tries again.
     let refused = refused.load(Ordering::Relaxed);
     assert!((1..20).contains(&refused), "{refused} steps were refused");

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use claimcheck_common::domain::{Completion, JobKey};
 use tokio::sync::mpsc;
 
-use super::tests::{LIMIT, PLENTY, config, job, model, next_ending, plain_job, run_all_on, start_as};
+use super::tests::{LIMIT, PLENTY, complete_all, config, job, model, next_ending, plain_job, run_all_on, start_as};
 use super::{Ending, EngineEvent, EngineHandle, EngineJob};
 use crate::gpt2::LoadError;
 use crate::unloadable::{Memory, Unloadable};
@@ -44,23 +44,7 @@ impl Sharing {
     }
 
     async fn run_all(&mut self, jobs: &[EngineJob]) -> HashMap<JobKey, Completion> {
-        let submit = async {
-            for job in jobs {
-                self.engine.submit(job.clone()).await.unwrap();
-            }
-        };
-        let collect = async {
-            let mut done = HashMap::new();
-            while done.len() < jobs.len() {
-                let (key, ending) = next_ending(&mut self.events).await;
-                let Ending::Completed(completion) = ending else {
-                    panic!("{ending:?}")
-                };
-                done.insert(key, completion);
-            }
-            done
-        };
-        tokio::join!(submit, collect).1
+        complete_all(&self.engine, &mut self.events, jobs).await
     }
 
     fn loads(&self) -> usize {
