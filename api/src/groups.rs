@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 
 /// How a door is kept.
 #[derive(Debug, Clone, Copy)]
@@ -18,16 +18,13 @@ pub struct Limits {
     pub lanes: usize,
 }
 
-/// A group's place among those that are served; drop it to let the next group in.
-pub type Lane = OwnedSemaphorePermit;
-
 /// Opens a door and answers where to arrive. It closes with the last sender. Must be called within a runtime.
 ///
-/// `serve` runs in a task of its own for each group, so that a panic costs that group alone.
+/// `serve` runs in a task of its own for each group, so that a panic costs that group alone. Its end lets the next group in.
 pub fn open<T, S, F>(limits: Limits, serve: S) -> mpsc::Sender<T>
 where
     T: Send + 'static,
-    S: Fn(Vec<T>, Lane) -> F + Send + 'static,
+    S: Fn(Vec<T>) -> F + Send + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
     let (door, mut arrivals) = mpsc::channel(limits.waiting);
@@ -39,7 +36,11 @@ where
             if arrivals.recv_many(&mut group, limits.group).await == 0 {
                 return;
             }
-            tokio::spawn(serve(group, lane));
+            let serving = serve(group);
+            tokio::spawn(async move {
+                serving.await;
+                drop(lane);
+            });
         }
     });
     door
@@ -59,14 +60,13 @@ mod tests {
     #[tokio::test]
     async fn the_first_goes_at_once_and_those_behind_it_go_together() {
         let (seen, mut groups) = mpsc::channel(16);
-        let door = open(LIMITS, move |group: Vec<oneshot::Receiver<()>>, lane| {
+        let door = open(LIMITS, move |group: Vec<oneshot::Receiver<()>>| {
             let seen = seen.clone();
             async move {
                 seen.send(group.len()).await.unwrap();
                 for arrival in group {
                     let _ = arrival.await;
                 }
-                drop(lane);
             }
         });
         let (go, first) = oneshot::channel();
@@ -82,7 +82,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_group_that_panics_takes_nobody_else_along() {
-        let door = open(LIMITS, |group: Vec<(bool, oneshot::Sender<()>)>, _lane| async move {
+        let door = open(LIMITS, |group: Vec<(bool, oneshot::Sender<()>)>| async move {
             for (bad, answer) in group {
                 assert!(!bad, "doctored");
                 answer.send(()).unwrap();

@@ -11,7 +11,7 @@ use claimcheck_common::store::submit::{self, Patience, Submission, Submitted};
 use claimcheck_common::store::{Pool, StoreError, StoreResult};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-use crate::groups::{self, Lane, Limits};
+use crate::groups::{self, Limits};
 
 /// One group at a time, so that more come together in the next; with two, a group held 14 of 64 callers on average.
 const LIMITS: Limits = Limits {
@@ -52,7 +52,7 @@ impl Intake {
             alone: Semaphore::new(ALONE),
             slow: Semaphore::new(SLOW),
         });
-        let door = groups::open(LIMITS, move |group, lane| committer.clone().commit(group, lane));
+        let door = groups::open(LIMITS, move |group| committer.clone().commit(group));
         Self { door }
     }
 
@@ -69,7 +69,7 @@ impl Intake {
 }
 
 impl Committer {
-    async fn commit(self: Arc<Self>, mut group: Vec<Waiting>, lane: Lane) {
+    async fn commit(self: Arc<Self>, mut group: Vec<Waiting>) {
         // Whoever has left by now would never see the answer.
         group.retain(|waiting| !waiting.answer.is_closed());
         metrics::histogram!("claimcheck_submit_group_jobs").record(group.len() as f64);
@@ -84,7 +84,6 @@ impl Committer {
                 }
             }
             Err(error) => {
-                drop(lane);
                 metrics::counter!("claimcheck_submit_groups_undone_total").increment(1);
                 tracing::debug!(%error, jobs = group.len(), "a group was undone; its jobs are committed one by one");
                 for waiting in group {

@@ -38,21 +38,12 @@ impl AccountReads {
     /// Must be called within a runtime.
     pub fn open(pool: Pool) -> Self {
         let reader = pool.clone();
-        let door = groups::open(
-            LIMITS,
-            move |group: Vec<Asked<sessions::Asked, Option<Present>>>, _lane| {
+        let door = open(
+            move |asked| {
                 let pool = reader.clone();
-                async move {
-                    let asked: BTreeSet<_> = group.iter().map(|(asked, _)| *asked).collect();
-                    let found = within(READ_LIMIT, sessions::present(&pool, asked.into_iter().collect())).await;
-                    let found = found.map(HashMap::from_iter);
-                    answer_all(
-                        group,
-                        found.as_ref(),
-                        |found: &HashMap<sessions::Asked, Present>, asked| found.get(&asked).cloned(),
-                    );
-                }
+                async move { Ok(HashMap::from_iter(sessions::present(&pool, asked).await?)) }
             },
+            |found: &HashMap<sessions::Asked, Present>, asked| found.get(&asked).cloned(),
         );
         Self { pool, door }
     }
@@ -80,17 +71,13 @@ impl KeyReads {
     /// Must be called within a runtime.
     pub fn open(pool: Pool) -> Self {
         let reader = pool.clone();
-        let door = groups::open(LIMITS, move |group: Vec<Asked<Digest, Option<Holder>>>, _lane| {
-            let pool = reader.clone();
-            async move {
-                let digests: BTreeSet<Digest> = group.iter().map(|(digest, _)| *digest).collect();
-                let found = within(READ_LIMIT, api_keys::holders(&pool, digests.into_iter().collect())).await;
-                let found = found.map(HashMap::from_iter);
-                answer_all(group, found.as_ref(), |found: &HashMap<Digest, Holder>, digest| {
-                    found.get(&digest).cloned()
-                });
-            }
-        });
+        let door = open(
+            move |digests| {
+                let pool = reader.clone();
+                async move { Ok(HashMap::from_iter(api_keys::holders(&pool, digests).await?)) }
+            },
+            |found: &HashMap<Digest, Holder>, digest| found.get(&digest).cloned(),
+        );
         Self { pool, door }
     }
 
@@ -117,13 +104,13 @@ impl ModelReads {
     /// Must be called within a runtime.
     pub fn open(pool: Pool) -> Self {
         let reader = pool.clone();
-        let door = groups::open(LIMITS, move |group: Vec<Asked<(), Arc<[Alias]>>>, _lane| {
-            let pool = reader.clone();
-            async move {
-                let found: StoreResult<Arc<[Alias]>> = within(READ_LIMIT, models::aliases(&pool)).await.map(Into::into);
-                answer_all(group, found.as_ref(), |found, ()| found.clone());
-            }
-        });
+        let door = open(
+            move |_| {
+                let pool = reader.clone();
+                async move { Ok(Arc::from(models::aliases(&pool).await?)) }
+            },
+            |found: &Arc<[Alias]>, ()| found.clone(),
+        );
         Self { pool, door }
     }
 
@@ -134,6 +121,24 @@ impl ModelReads {
             None => Ok(models::aliases(&self.pool).await?.into()),
         }
     }
+}
+
+/// Opens a door where `read` is told each key that a group asks for, once, and each asker gets its `part` of what was found.
+fn open<K, V, R, F>(read: impl Fn(Vec<K>) -> F + Send + 'static, part: fn(&R, K) -> V) -> mpsc::Sender<Asked<K, V>>
+where
+    K: Copy + Ord + Send + 'static,
+    V: Send + 'static,
+    R: Send + Sync + 'static,
+    F: Future<Output = StoreResult<R>> + Send + 'static,
+{
+    groups::open(LIMITS, move |group: Vec<Asked<K, V>>| {
+        let keys: BTreeSet<K> = group.iter().map(|(key, _)| *key).collect();
+        let reading = read(keys.into_iter().collect());
+        async move {
+            let found = within(READ_LIMIT, reading).await;
+            answer_all(group, found.as_ref(), part);
+        }
+    })
 }
 
 /// Gives each its part of what was found. Nobody is answered after a failure that may have been one caller's own.
