@@ -69,6 +69,11 @@ pub trait Gpt2Backend: 'static {
     /// Whether operations are only told to a device, which computes them while the host goes on until it reads something back.
     const QUEUES: bool = false;
 
+    /// Runs the operations of a step, on the threads that share them if there are any.
+    fn share<T: Send>(step: impl FnOnce() -> T + Send) -> T {
+        step()
+    }
+
     /// Brings numbers `[rows, columns]` to the device.
     fn floats(values: Vec<f32>, shape: [usize; 2], device: &Self::Device) -> Self::Floats;
 

@@ -14,7 +14,10 @@ pub struct Gpt2Runner<B: Gpt2Backend> {
     waited: Option<Duration>,
 }
 
-impl<B: Gpt2Backend> Gpt2Runner<B> {
+impl<B: Gpt2Backend> Gpt2Runner<B>
+where
+    Gpt2<B>: Send,
+{
     /// Makes a cache of so many blocks, or as many as a sequence of full length takes.
     pub fn new(model: Gpt2<B>, blocks: usize) -> Self {
         let blocks = blocks.max(model.config().n_positions.div_ceil(BLOCK));
@@ -83,7 +86,7 @@ impl<B: Gpt2Backend> Gpt2Runner<B> {
         if nobody {
             wanted.push(tokens.len() - 1);
         }
-        let logits = self.model.forward(&tokens, &spans, &wanted, &mut self.cache);
+        let logits = B::share(move || self.model.forward(&tokens, &spans, &wanted, &mut self.cache));
         Ok((!nobody).then_some(logits))
     }
 

@@ -171,10 +171,10 @@ impl Cache {
     }
 }
 
-/// A task should be worth its hand-over, some 200,000 multiplications: so many of the things of which a head has `parts`.
+/// A task should be worth its hand-over, some 50,000 multiplications: so many of the things of which a head has `parts`.
 fn of_task(spans: &[Span<'_>], head_dim: usize, parts: usize) -> usize {
     let looked_at: usize = spans.iter().map(|span| span.len * (span.position + span.len)).sum();
-    200_000 * parts / (2 * looked_at * head_dim).max(1) + 1
+    50_000 * parts / (2 * looked_at * head_dim).max(1) + 1
 }
 
 /// One head's part of a step.

@@ -2,7 +2,7 @@
 //! the shape of the step.
 //!
 //! `panels.rs` packs weights, `kept.rs` has them from an earlier start, `linear.rs` multiplies with them by the micro-kernels of `float.rs` and `int8.rs`, `attention.rs`
-//! uses the same on its cache. Every kernel reduces an element in one fixed order, so that a row's result is bit-equal alone,
+//! uses the same on its cache; `threads.rs` keeps those awake that share the work. Every kernel reduces an element in one fixed order, so that a row's result is bit-equal alone,
 //! in any company, in any blocks of the cache, in one prefill chunk or many, on any number of threads. The machine's vector instructions
 //! are chosen at run time (crate `pulp`).
 
@@ -20,6 +20,7 @@ mod norm;
 mod panels;
 #[cfg(test)]
 mod tests;
+mod threads;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -44,6 +45,10 @@ impl Gpt2Backend for Cpu {
     type Vector = Tensor<Self, 1>;
     type Matrix = panels::Panels;
     type Cache = attention::Cache;
+
+    fn share<T: Send>(step: impl FnOnce() -> T + Send) -> T {
+        threads::share(step)
+    }
 
     fn floats(values: Vec<f32>, shape: [usize; 2], device: &Self::Device) -> Self::Floats {
         Tensor::from_data(TensorData::new(values, shape), device)
