@@ -100,6 +100,8 @@ impl Relay {
 
     /// One transaction: take what the window has room for, publish, delete what was confirmed.
     async fn relay_batch(&mut self, queue: &QueueName) -> Result<usize, RelayError> {
+        // Connected first: while it takes its time, no row is locked.
+        self.publisher().await?;
         let mut transaction = outbox::begin(&self.pool).await?;
         let rows = outbox::take(&mut transaction, queue, self.config.release_window, BATCH).await?;
         if rows.is_empty() {

@@ -6,6 +6,7 @@ mod chaos;
 mod cli_batch;
 mod delivery;
 mod fence;
+mod frozen;
 mod full_disk;
 mod models;
 mod operators;

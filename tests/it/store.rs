@@ -204,7 +204,7 @@ async fn a_job_goes_from_submit_through_the_broker_to_its_settled_output() {
         assert_eq!((job.status, job.attempt), (JobStatus::Queued, 0));
         relay_everything(world).await;
 
-        let mut subscription = Subscription::open(&world.broker(), &[queue()], 4).await.unwrap();
+        let mut subscription = Subscription::open(&world.broker(), &[queue()], 4, LEASE).await.unwrap();
         let delivery = receive(&mut subscription).await;
         let message = delivery.message.unwrap();
         assert_eq!(message.job_id, job.key.id);
@@ -584,7 +584,9 @@ async fn the_release_window_keeps_the_brokers_queue_short_and_claims_make_room()
                 (outbox::depth(&pool).await.unwrap() == 15).then_some(())
             })
             .await;
-            let mut subscription = Subscription::open(&world.broker(), &[queue()], 50).await.unwrap();
+            let mut subscription = Subscription::open(&world.broker(), &[queue()], 50, LEASE)
+                .await
+                .unwrap();
             for _ in 0..25 {
                 let delivery = receive(&mut subscription).await;
                 let id = delivery.message.unwrap().job_id;

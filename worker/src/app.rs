@@ -134,7 +134,7 @@ impl WorkerApp {
             .await
             .map_err(|error| AppError::Listen(wanted, error))?;
         let address = listener.local_addr().map_err(|error| AppError::Listen(wanted, error))?;
-        let pool = store::connect(&settings.database)?;
+        let pool = store::connect_leased(&settings.database, settings.delivery.lease)?;
         let models = models(&settings)?;
         Ok(Self {
             dispatch: dispatch(&settings, &pool)?,

@@ -140,7 +140,8 @@ impl Consumer {
 
     async fn subscribe(&self, queue: &QueueName, stop: &CancellationToken) -> Result<Subscription, Interrupted> {
         let queues = std::slice::from_ref(queue);
-        let subscription = unless(stop, Subscription::open(&self.broker, queues, self.prefetch)).await??;
+        let opening = Subscription::open(&self.broker, queues, self.prefetch, self.delivery.lease);
+        let subscription = unless(stop, opening).await??;
         let class = queue.class;
         tracing::info!(
             model = self.model,

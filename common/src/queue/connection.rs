@@ -10,8 +10,8 @@ use lapin::{Channel, Connection, ConnectionProperties};
 use crate::config::BrokerConfig;
 use crate::domain::QueueName;
 
-/// Seconds between two signs of life, unless the URL says otherwise (`?heartbeat=`). Either end takes the other for gone after
-/// two of them; the broker itself would suggest a minute.
+/// Seconds in which there is a sign of life, unless the URL says otherwise (`?heartbeat=`). Either end takes the other for gone
+/// after two or three times without; the broker itself would suggest a minute.
 const HEARTBEAT: u16 = 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The broker waits for a leader first, and only then removes a queue that has none.
@@ -56,9 +56,21 @@ impl Broker {
 
     /// A new connection. Its name shows in the broker's management pages.
     pub async fn connect(&self, name: &str) -> Result<Connection, QueueError> {
+        self.connect_beating(name, HEARTBEAT).await
+    }
+
+    /// A connection that the broker closes when it has not heard of this process for a lease, so that what was delivered to it
+    /// goes to somebody else about when its jobs do.
+    pub(super) async fn connect_leased(&self, name: &str, lease: Duration) -> Result<Connection, QueueError> {
+        // The broker looks once in this time and closes at the second look in a row that finds nothing: at the third time's end.
+        let seconds = (lease / 3).as_secs().clamp(1, HEARTBEAT.into());
+        self.connect_beating(name, seconds as u16).await
+    }
+
+    async fn connect_beating(&self, name: &str, seconds: u16) -> Result<Connection, QueueError> {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let mut address: AMQPUri = self.config.url.parse().map_err(QueueError::Address)?;
-        address.query.heartbeat.get_or_insert(HEARTBEAT);
+        address.query.heartbeat.get_or_insert(seconds);
         within(CONNECT_TIMEOUT, Connection::connect_uri(address, properties)).await
     }
 

@@ -36,9 +36,15 @@ pub struct Delivery {
 pub struct Acker(AmqpDelivery);
 
 impl Subscription {
-    /// Declares and consumes `queues`, with at most `prefetch` unacked deliveries from each of them.
-    pub async fn open(broker: &Broker, queues: &[QueueName], prefetch: u16) -> Result<Self, QueueError> {
-        let connection = broker.connect("claimcheck worker").await?;
+    /// Declares and consumes `queues`, with at most `prefetch` unacked deliveries from each of them. A consumer that is not heard
+    /// of for a `lease` (a second at least) loses them: they go to somebody else.
+    pub async fn open(
+        broker: &Broker,
+        queues: &[QueueName],
+        prefetch: u16,
+        lease: Duration,
+    ) -> Result<Self, QueueError> {
+        let connection = broker.connect_leased("claimcheck worker", lease).await?;
         let channel = connection.create_channel().await?;
         within(
             SUBSCRIBE_TIMEOUT,

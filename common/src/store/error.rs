@@ -81,10 +81,11 @@ impl From<sqlx::Error> for StoreError {
             // serialization_failure, deadlock_detected
             Some("40001" | "40P01") => Self::Retry(error),
             // connection_exception, insufficient_resources, operator_intervention (shutdown, time-outs); a lock that was
-            // not to be had in time, and a schema that is not there yet (undefined_table): the migration is to come
+            // not to be had in time, a transaction that rested for too long because this process was frozen
+            // (idle_in_transaction_session_timeout), and a schema that is not there yet (undefined_table): the migration is to come
             Some(code)
                 if ["08", "53", "57"].iter().any(|class| code.starts_with(class))
-                    || ["55P03", "42P01"].contains(&code) =>
+                    || ["55P03", "25P03", "42P01"].contains(&code) =>
             {
                 Self::Unavailable(error)
             }

@@ -63,4 +63,4 @@ pub mod submit;
 pub mod webhooks;
 
 pub use error::{StoreError, StoreResult};
-pub use pool::{Pool, connect, migrate, ping, transaction, within};
+pub use pool::{Pool, connect, connect_leased, migrate, ping, transaction, within};

@@ -19,17 +19,19 @@ const TRUSTED: Duration = Duration::from_secs(1);
 const PING_LIMIT: Duration = Duration::from_secs(1);
 /// A transaction that takes longer waits for a server that is gone: longer than any statement may take.
 pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(35);
+/// A transaction that rests for longer between two statements is ended by the database: it was forgotten, or its process is frozen.
+/// Longer than the relay takes to publish.
+const REST_LIMIT: Duration = Duration::from_secs(10);
 
 /// How often a transaction is repeated after a deadlock before the caller hears of it.
 const REPEATS: usize = 5;
 
-fn options(url: &str) -> StoreResult<PgConnectOptions> {
+fn options(url: &str, rest: Duration) -> StoreResult<PgConnectOptions> {
     Ok(PgConnectOptions::from_str(url)?
         .application_name("claimcheck")
         .options([
-            // A statement that hangs must not hold its locks for ever; a forgotten transaction neither.
+            // A statement that hangs must not hold its locks for ever.
             ("statement_timeout", "30s"),
-            ("idle_in_transaction_session_timeout", "30s"),
             // Every statement here touches few rows: starting parallel workers for one costs more than it saves.
             ("max_parallel_workers_per_gather", "0"),
             // Plans are kept, since making one costs more than most statements do. One that was made while the tables were
@@ -37,11 +39,22 @@ fn options(url: &str) -> StoreResult<PgConnectOptions> {
             // the whole table would set off the compiler.
             ("enable_seqscan", "off"),
             ("jit", "off"),
-        ]))
+        ])
+        .options([("idle_in_transaction_session_timeout", rest.as_millis())]))
 }
 
 /// A pool that connects at its first use, so that a process starts and says so while the database is away.
 pub fn connect(config: &DatabaseConfig) -> StoreResult<Pool> {
+    pool(config, REST_LIMIT)
+}
+
+/// As [`connect`], for a process that holds jobs by leases: frozen in the middle of a transaction, it holds rows for no longer
+/// than it keeps its jobs.
+pub fn connect_leased(config: &DatabaseConfig, lease: Duration) -> StoreResult<Pool> {
+    pool(config, lease.min(REST_LIMIT))
+}
+
+fn pool(config: &DatabaseConfig, rest: Duration) -> StoreResult<Pool> {
     Ok(PgPoolOptions::new()
         .max_connections(config.pool_size)
         .acquire_timeout(Duration::from_secs(5))
@@ -62,7 +75,7 @@ pub fn connect(config: &DatabaseConfig) -> StoreResult<Pool> {
                 Ok(true)
             })
         })
-        .connect_lazy_with(options(&config.url)?))
+        .connect_lazy_with(options(&config.url, rest)?))
 }
 
 /// What `work` answers, unless nobody is there to answer it: a connection that died in silence is given up after `limit`.
@@ -90,7 +103,7 @@ pub(super) const BEGIN_WITH_KEPT_PLANS: &str = "BEGIN; SET LOCAL plan_cache_mode
 
 /// A connection for one errand.
 pub(super) async fn connect_alone(url: &str) -> StoreResult<PgConnection> {
-    Ok(PgConnection::connect_with(&options(url)?).await?)
+    Ok(PgConnection::connect_with(&options(url, REST_LIMIT)?).await?)
 }
 
 /// Brings the schema of the database at `url` up to date, as its owner.

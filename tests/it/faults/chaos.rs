@@ -3,6 +3,8 @@
 //! One piece of code in two sizes: a short run with every kind of blow among the tests, and `tests/chaos` for a long one
 //! whose blows are drawn from a seed.
 
+mod recovery;
+
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -18,6 +20,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
+use self::recovery::Suffered;
 use super::{COMPLETED, Caller, LIMIT, Wires, assert_each_settled_once, count, hurry, job, wired};
 
 const CALLERS: usize = 6;
@@ -104,8 +107,8 @@ struct Victims<'a> {
     wires: Wires,
     api: Process,
     workers: [Process; 2],
-    /// What was done to them, and when it began.
-    suffered: Vec<(OffsetDateTime, Blow)>,
+    /// What was done to them.
+    suffered: Vec<Suffered>,
 }
 
 impl Victims<'_> {
@@ -113,7 +116,7 @@ impl Victims<'_> {
         if let Blow::Freeze(number) = blow {
             self.workers[number].answers("/readyz").await;
         }
-        self.suffered.push((OffsetDateTime::now_utc(), blow));
+        let began = OffsetDateTime::now_utc();
         match blow {
             Blow::Worker(number) => {
                 self.workers[number].kill();
@@ -142,21 +145,8 @@ impl Victims<'_> {
             }
             Blow::Purge => eventually("the queue is purged", LIMIT, async || self.purge().await.ok()).await,
         }
-    }
-
-    /// From the latest silence of a worker to a claim, in seconds, with the blows from that silence on; `None` where Postgres
-    /// was away: nobody is rescued until it has been back for a lease.
-    fn recovery(&self, claimed: OffsetDateTime) -> Option<(f64, Vec<Blow>)> {
-        let before = self.suffered.partition_point(|(time, _)| *time < claimed);
-        let silences = |(_, blow): &(OffsetDateTime, Blow)| matches!(blow, Blow::Worker(_) | Blow::Freeze(_));
-        let silence = self.suffered[..before].iter().rposition(silences)?;
-        let (since, _) = self.suffered[silence];
-        let outage = |(time, blow): &(OffsetDateTime, Blow)| {
-            *blow == Blow::Server(Server::Postgres) && *time > since - self.world.delivery.lease * 3
-        };
-        let blows = self.suffered[silence..before].iter().map(|(_, blow)| *blow).collect();
-        let away = self.suffered[..before].iter().any(outage);
-        (!away).then(|| ((claimed - since).as_seconds_f64(), blows))
+        let ended = OffsetDateTime::now_utc();
+        self.suffered.push(Suffered { blow, began, ended });
     }
 
     async fn purge(&self) -> Result<(), Box<dyn std::error::Error>> {
@@ -198,6 +188,7 @@ async fn run(plan: &Plan) {
     let stack = Stack::up().await;
     in_world_on(stack.servers(), async |world| {
         hurry(world);
+        recovery::watch(world).await;
         let began = Instant::now();
         let (installation, wires) = wired(world).await;
         let api = installation.api().await;
@@ -311,20 +302,6 @@ async fn report(victims: &Victims<'_>, plan: &Plan, began: Instant) {
             .fetch_all(&world.pool)
             .await
             .unwrap();
-    let again: Vec<OffsetDateTime> = sqlx::query_scalar("SELECT claimed_at FROM jobs WHERE lapses > 0")
-        .fetch_all(&world.pool)
-        .await
-        .unwrap();
-    let mut recoveries: Vec<_> = again.iter().filter_map(|claimed| victims.recovery(*claimed)).collect();
-    recoveries.sort_by(|one, other| f64::total_cmp(&one.0, &other.0));
-    let quantile = |share: f64| {
-        let place = (recoveries.len() as f64 * share) as usize;
-        recoveries
-            .get(place.min(recoveries.len().saturating_sub(1)))
-            .map_or("-".to_owned(), |(seconds, _)| format!("{seconds:.1} s"))
-    };
-    let target = world.delivery.lease.as_secs_f64() + 2.0;
-    let late = recoveries.iter().filter(|(seconds, _)| *seconds > target);
     eprintln!("| accepted | {} |", plan.jobs);
     eprintln!("|---|---|");
     eprintln!("| blows | {} |", plan.blows.len());
@@ -334,20 +311,7 @@ async fn report(victims: &Victims<'_>, plan: &Plan, began: Instant) {
     for (attempt, jobs) in attempts {
         eprintln!("| jobs with {attempt} attempt(s) | {jobs} |");
     }
-    eprintln!(
-        "| jobs that ran again after a worker's silence (Postgres up all the while) | {} |",
-        recoveries.len()
-    );
-    eprintln!(
-        "| from the silence to the next claim, p50 / p99 / max (lease {:?}) | {} / {} / {} |",
-        world.delivery.lease,
-        quantile(0.5),
-        quantile(0.99),
-        quantile(1.0)
-    );
-    for (seconds, blows) in late {
-        eprintln!("| later than {target} s: {seconds:.1} s | {blows:?} |");
-    }
+    recovery::report(world, &victims.suffered).await;
     eprintln!("| time | {:.0} s |", began.elapsed().as_secs_f64());
 }
 
