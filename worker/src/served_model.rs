@@ -245,7 +245,10 @@ fn read_tokenizer(files: &ModelFiles) -> Result<(Tokenizer, Vec<u8>), ServeError
         path: files.tokenizer.clone(),
         cause,
     })?;
-    Ok((Tokenizer::from_bytes(&bytes)?, bytes))
+    let tokenizer = Tokenizer::from_bytes(&bytes)?;
+    // The first text has the pattern compiled that texts are cut with, which takes longer than reading the file.
+    tokenizer.encode(" ")?;
+    Ok((tokenizer, bytes))
 }
 
 /// Blocks of the cache: what fits into the memory, no more than full slots need, no fewer than one full sequence needs.

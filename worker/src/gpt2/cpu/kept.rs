@@ -1,34 +1,44 @@
-//! A model's tensors, packed, as one file of the weights cache: read straight into the memory that the kernels use.
+//! A model's tensors, packed, as one file of the weights cache, whose memory (`mapped.rs`) the kernels use.
 //!
-//! A file is the tensors in the order in which a model is put together, then a check sum of each [`CHUNK`] of each of them, then
-//! their number, a check sum of the sums, and [`MAGIC`]. A file that does not agree with all of its sums is not used.
+//! A file is the tensors in the order in which a model is put together, each filled up with zeros to whole lines, then a check
+//! sum of each [`CHUNK`] of that, then a check sum of the sums, how long the tensors are, and [`MAGIC`]. All sums are looked at
+//! before the model is there: a file that does not agree with them is not used. Once written it never changes: nobody may
+//! write to it, and another takes its place by its name.
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::FileExt;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::sync::Arc;
 
 use burn::backend::flex::FlexDevice;
 use burn::tensor::Tensor;
 use burn::tensor::TensorData;
 use claimcheck_common::domain::Dtype;
-use pulp::bytemuck::{cast_slice, cast_slice_mut};
+use memmap2::Mmap;
+use pulp::bytemuck::{cast_slice, pod_read_unaligned};
 use rayon::prelude::*;
 use tempfile::NamedTempFile;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::lines::{FixedLines, Line};
 use super::panels::Panels;
-use super::{Cpu, with_slice};
+use super::{Cpu, mapped, with_slice};
 use crate::gpt2::load::{Packing, ReadTensor, Tensors, WeightFile, assemble};
 use crate::gpt2::weights_cache::Slot;
 use crate::gpt2::{Gpt2, Gpt2Backend, Gpt2Config, LoadError, ModelFiles, WeightsCache};
 
 /// Goes up when panels are laid out in another way, or the file is.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// Written as the machine writes numbers, as the tensors are.
 const MAGIC: u64 = 0x4b45_5054_5041_4e4c;
-/// Bytes that one thread reads and checks at once.
-const CHUNK: usize = 1 << 20;
-/// Number of sums, sum of the sums, magic.
+/// Bytes that one thread writes or checks at once: a huge page, which the machine may then have them in.
+const CHUNK: usize = 2 << 20;
+/// Chunks that are written side by side.
+const CHUNKS_AT_ONCE: usize = 8;
+/// Each tensor begins on a line, as the kernels want it.
+const ALIGNMENT: usize = size_of::<Line>();
+/// Sum of the sums, length of the tensors, magic.
 const TRAILER: usize = 3 * size_of::<u64>();
 
 /// Loads the model in `files`: from the cache if it is there, else from its own files and into the cache.
@@ -43,7 +53,7 @@ pub(in crate::gpt2) fn load(
         return Gpt2::load(files, dtype, &FlexDevice);
     };
     if let Some(file) = slot.open() {
-        match read(file, config.clone(), dtype) {
+        match read(&file, config.clone(), dtype) {
             Ok(model) => return Ok(model),
             Err(error) => slot.discard(&error),
         }
@@ -51,7 +61,7 @@ pub(in crate::gpt2) fn load(
     pack_and_keep(files, config, dtype, &slot)
 }
 
-fn read(file: File, config: Gpt2Config, dtype: Dtype) -> io::Result<Gpt2<Cpu>> {
+fn read(file: &File, config: Gpt2Config, dtype: Dtype) -> io::Result<Gpt2<Cpu>> {
     let mut kept = Kept::open(file, dtype)?;
     let model = assemble(config, dtype, &FlexDevice, &mut kept)?;
     kept.end()?;
@@ -77,73 +87,71 @@ fn pack_and_keep(files: &ModelFiles, config: Gpt2Config, dtype: Dtype, slot: &Sl
 
 /// A file that is read.
 struct Kept {
-    file: File,
+    memory: Arc<Mmap>,
     dtype: Dtype,
     /// Where the next tensor begins.
-    offset: u64,
-    sums: Vec<u64>,
-    /// How many of them were used.
-    used: usize,
+    offset: usize,
+    /// Where the last one has ended.
+    end: usize,
 }
 
 impl Kept {
-    fn open(file: File, dtype: Dtype) -> io::Result<Self> {
-        let len = file.metadata()?.len();
-        let end = len.checked_sub(TRAILER as u64).ok_or_else(damaged)?;
-        let mut trailer = [0_u64; 3];
-        file.read_exact_at(cast_slice_mut(&mut trailer), end)?;
-        let [count, sum, magic] = trailer;
-        let table = count.checked_mul(8).and_then(|bytes| end.checked_sub(bytes));
-        let table = table.filter(|_| magic == MAGIC).ok_or_else(damaged)?;
-        let mut sums = vec![0; count as usize];
-        file.read_exact_at(cast_slice_mut(&mut sums), table)?;
-        if xxh3_64(cast_slice(&sums)) != sum {
+    /// Checks all of `file`.
+    fn open(file: &File, dtype: Dtype) -> io::Result<Self> {
+        let memory = mapped::bytes(file)?;
+        let (rest, trailer) = memory.split_last_chunk::<TRAILER>().ok_or_else(damaged)?;
+        let [sum, end, magic]: [u64; 3] = pod_read_unaligned(trailer);
+        let tensors = usize::try_from(end).ok().and_then(|end| rest.split_at_checked(end));
+        let (tensors, sums) = tensors.filter(|_| magic == MAGIC).ok_or_else(damaged)?;
+        if xxh3_64(sums) != sum || sums_of(tensors) != sums {
             return Err(damaged());
         }
+        let end = tensors.len();
         Ok(Self {
-            file,
+            memory: Arc::new(memory),
             dtype,
             offset: 0,
-            sums,
-            used: 0,
+            end,
         })
     }
 
-    fn fill(&mut self, bytes: &mut [u8]) -> io::Result<()> {
-        let chunks = bytes.len().div_ceil(CHUNK);
-        let sums = self.sums.get(self.used..self.used + chunks).ok_or_else(damaged)?;
-        let (file, offset) = (&self.file, self.offset);
-        let chunks_of_bytes = bytes.par_chunks_mut(CHUNK).zip(sums).enumerate();
-        chunks_of_bytes.try_for_each(|(number, (chunk, sum))| {
-            file.read_exact_at(chunk, offset + (number * CHUNK) as u64)?;
-            if xxh3_64(chunk) == *sum { Ok(()) } else { Err(damaged()) }
-        })?;
-        self.used += chunks;
-        self.offset += bytes.len() as u64;
-        Ok(())
+    /// Where so many bytes of the next tensor are.
+    fn next(&mut self, len: usize) -> io::Result<Range<usize>> {
+        let bytes = self.offset..self.offset + len;
+        self.offset = bytes.end.next_multiple_of(ALIGNMENT);
+        if self.offset <= self.end {
+            Ok(bytes)
+        } else {
+            Err(damaged())
+        }
     }
 
     fn numbers(&mut self, len: usize) -> io::Result<Vec<f32>> {
-        let mut values = vec![0.0; len];
-        self.fill(cast_slice_mut(&mut values))?;
-        Ok(values)
+        let bytes = self.next(len * size_of::<f32>())?;
+        Ok(cast_slice(&self.memory[bytes]).to_vec())
     }
 
     fn panels(&mut self, [inputs, outputs]: [usize; 2]) -> io::Result<Panels> {
-        let mut panels = Panels::empty(inputs, outputs, self.dtype);
-        self.fill(panels.bytes_mut())?;
-        self.fill(cast_slice_mut(&mut panels.scales))?;
-        Ok(panels)
+        let bytes = self.next(Panels::bytes_of(inputs, outputs, self.dtype))?;
+        let lines = FixedLines::within(self.memory.clone(), bytes);
+        let scales = self.numbers(Panels::len_of_scales(outputs, self.dtype))?;
+        Ok(Panels::of(inputs, outputs, self.dtype, lines, scales))
     }
 
     /// Nothing was left over.
     fn end(self) -> io::Result<()> {
-        if self.used == self.sums.len() {
+        if self.offset == self.end {
             Ok(())
         } else {
             Err(damaged())
         }
     }
+}
+
+/// The check sum of each chunk, as they stand in a file.
+fn sums_of(tensors: &[u8]) -> Vec<u8> {
+    let sums: Vec<u64> = tensors.par_chunks(CHUNK).map(xxh3_64).collect();
+    cast_slice(&sums).to_vec()
 }
 
 impl Tensors<Cpu> for Kept {
@@ -171,40 +179,56 @@ fn damaged() -> io::Error {
     io::Error::new(ErrorKind::InvalidData, "it is not as it was written")
 }
 
-/// A file that is written.
+/// A file that is written, from its beginning to its end in whole chunks.
 struct Entry {
     file: NamedTempFile,
+    /// Where the next chunk begins.
     offset: u64,
-    sums: Vec<u64>,
+    /// What is not written yet.
+    pending: Vec<u8>,
+    sums: Vec<u8>,
     /// The first write that failed; nothing is written after it.
     failed: Option<io::Error>,
 }
 
 impl Entry {
-    const fn new(file: NamedTempFile) -> Self {
+    fn new(file: NamedTempFile) -> Self {
         Self {
             file,
             offset: 0,
+            pending: Vec::with_capacity(CHUNKS_AT_ONCE * CHUNK),
             sums: Vec::new(),
             failed: None,
         }
     }
 
-    fn add(&mut self, bytes: &[u8]) {
+    fn add(&mut self, mut bytes: &[u8]) {
+        let filling = bytes.len().next_multiple_of(ALIGNMENT) - bytes.len();
+        while self.failed.is_none() {
+            let room = CHUNKS_AT_ONCE * CHUNK - self.pending.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.pending.extend_from_slice(now);
+            if later.is_empty() {
+                break;
+            }
+            self.write();
+            bytes = later;
+        }
+        self.pending.resize(self.pending.len() + filling, 0);
+    }
+
+    /// Writes what is pending.
+    fn write(&mut self) {
         if self.failed.is_some() {
             return;
         }
         let (file, offset) = (self.file.as_file(), self.offset);
-        let chunks = bytes.par_chunks(CHUNK).enumerate();
-        let written = chunks.map(|(number, chunk)| {
-            file.write_all_at(chunk, offset + (number * CHUNK) as u64)?;
-            Ok(xxh3_64(chunk))
-        });
-        match written.collect::<io::Result<Vec<_>>>() {
-            Ok(sums) => self.sums.extend(sums),
-            Err(error) => self.failed = Some(error),
-        }
-        self.offset += bytes.len() as u64;
+        let chunks = self.pending.par_chunks(CHUNK).enumerate();
+        let written = chunks.try_for_each(|(number, chunk)| file.write_all_at(chunk, offset + (number * CHUNK) as u64));
+        self.failed = written.err();
+        self.sums.extend(sums_of(&self.pending));
+        self.offset += self.pending.len() as u64;
+        self.pending.clear();
     }
 
     fn add_panels(&mut self, panels: &Panels) {
@@ -213,14 +237,16 @@ impl Entry {
     }
 
     fn end(mut self) -> io::Result<NamedTempFile> {
-        if let Some(error) = self.failed.take() {
+        self.write();
+        if let Some(error) = self.failed {
             return Err(error);
         }
-        let sums: &[u8] = cast_slice(&self.sums);
-        let trailer = [self.sums.len() as u64, xxh3_64(sums), MAGIC];
+        let trailer = [xxh3_64(&self.sums), self.offset, MAGIC];
         let file = self.file.as_file();
-        file.write_all_at(sums, self.offset)?;
-        file.write_all_at(cast_slice(&trailer), self.offset + sums.len() as u64)?;
+        file.write_all_at(&self.sums, self.offset)?;
+        file.write_all_at(cast_slice(&trailer), self.offset + self.sums.len() as u64)?;
+        // Such a file is mapped.
+        file.set_permissions(Permissions::from_mode(0o400))?;
         Ok(self.file)
     }
 }
@@ -336,18 +362,33 @@ mod tests {
 
         fn read_entry(&self, dtype: Dtype) -> io::Result<Vec<u32>> {
             let config = Gpt2Config::read(&self.files.config).unwrap();
-            read(File::open(self.entry()).unwrap(), config, dtype).map(logits)
+            read(&File::open(self.entry()).unwrap(), config, dtype).map(logits)
+        }
+
+        /// Puts another file in the place of the entry.
+        fn replace_entry(&self, bytes: &[u8], mode: u32) {
+            let (entry, other) = (self.entry(), self.folder.path().join("other"));
+            std::fs::write(&other, bytes).unwrap();
+            std::fs::set_permissions(&other, Permissions::from_mode(mode)).unwrap();
+            std::fs::rename(other, entry).unwrap();
         }
     }
 
+    /// Modes of files that are mapped, and that are read.
+    const MODES: [u32; 2] = [0o400, 0o600];
+
     fn logits(model: Gpt2<Cpu>) -> Vec<u32> {
+        step(&mut Gpt2Runner::new(model, 1))
+    }
+
+    fn step(runner: &mut Gpt2Runner<Cpu>) -> Vec<u32> {
         let row = StepRow {
             blocks: vec![0],
             position: 0,
             tokens: vec![3, 1, 4, 1, 5],
             wants_logits: true,
         };
-        let logits = Gpt2Runner::new(model, 1).step(&[row]).unwrap();
+        let logits = runner.step(&[row]).unwrap();
         logits.iter().map(|logit| logit.to_bits()).collect()
     }
 
@@ -389,12 +430,67 @@ mod tests {
         });
         let cut = [0, 1, TRAILER, whole.len() / 2, whole.len() - 1].map(|len| whole[..len].to_vec());
         let longer = [whole.clone(), vec![0; 64]].concat();
-        for damaged in flipped.chain(cut).chain([longer]) {
-            std::fs::write(world.entry(), damaged).unwrap();
+        for (damaged, mode) in flipped.chain(cut).chain([longer]).zip(MODES.into_iter().cycle()) {
+            world.replace_entry(&damaged, mode);
             assert!(world.read_entry(Dtype::Int8).is_err());
             assert_eq!(world.load(Dtype::Int8), wanted);
             assert_eq!(world.read_entry(Dtype::Int8).unwrap(), wanted, "it is whole again");
         }
+    }
+
+    #[test]
+    fn an_entry_that_may_be_written_to_is_read_and_computes_the_same() {
+        let world = world();
+        for dtype in Dtype::ALL {
+            let wanted = world.load(dtype);
+            let whole = std::fs::read(world.entry()).unwrap();
+            for mode in MODES {
+                world.replace_entry(&whole, mode);
+                assert_eq!(world.read_entry(dtype).unwrap(), wanted, "{mode:o}");
+            }
+            std::fs::remove_file(world.entry()).unwrap();
+        }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_kept_model_lies_in_its_file_also_when_that_is_gone_and_until_it_is_dropped() {
+        let world = world();
+        let wanted = world.load(Dtype::F32);
+        let entry = world.entry();
+        let is_mapped = || {
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            maps.contains(entry.to_str().unwrap())
+        };
+        assert!(!is_mapped(), "what was packed just now lies in memory of its own");
+        let model = load(&world.files, Some(&world.cache), Dtype::F32).unwrap();
+        assert!(is_mapped());
+        let mut runner = Gpt2Runner::new(model, 1);
+        assert_eq!(step(&mut runner), wanted);
+        world.replace_entry(b"something else", 0o400);
+        assert_eq!(step(&mut runner), wanted, "another file has its name");
+        std::fs::remove_file(&entry).unwrap();
+        assert_eq!(step(&mut runner), wanted, "none has");
+        drop(runner);
+        assert!(!is_mapped());
+    }
+
+    #[test]
+    fn tensors_of_any_length_are_found_again_each_on_a_line() {
+        let lens = [5, CHUNKS_AT_ONCE * CHUNK + 1, 0, 300, 3 * CHUNK, ALIGNMENT, 1];
+        let tensors = lens.map(|len| (0..len).map(|at| (at / 3) as u8).collect::<Vec<_>>());
+        let mut entry = Entry::new(NamedTempFile::new().unwrap());
+        for tensor in &tensors {
+            entry.add(tensor);
+        }
+        let file = entry.end().unwrap();
+        let mut kept = Kept::open(file.as_file(), Dtype::F32).unwrap();
+        for tensor in tensors {
+            let bytes = kept.next(tensor.len()).unwrap();
+            assert_eq!(bytes.start % ALIGNMENT, 0);
+            assert!(kept.memory[bytes] == tensor[..]);
+        }
+        kept.end().unwrap();
     }
 
     #[test]
@@ -403,7 +499,7 @@ mod tests {
         world.load(Dtype::F32);
         let mut config = Gpt2Config::read(&world.files.config).unwrap();
         config.n_layer = 1;
-        assert!(read(File::open(world.entry()).unwrap(), config, Dtype::F32).is_err());
+        assert!(read(&File::open(world.entry()).unwrap(), config, Dtype::F32).is_err());
         assert!(world.read_entry(Dtype::Bf16).is_err());
     }
 

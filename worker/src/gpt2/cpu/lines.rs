@@ -1,6 +1,9 @@
-//! Large memory for the kernels: zeroed, on page boundaries, taken from the machine only where it is written.
+//! Large memory for the kernels, on page boundaries.
 
-use memmap2::{Advice, MmapMut};
+use std::ops::Range;
+use std::sync::Arc;
+
+use memmap2::{Advice, Mmap, MmapMut};
 use pulp::bytemuck::{cast_slice, cast_slice_mut};
 
 /// Columns of a panel: two AVX-512 registers, or four of AVX2.
@@ -9,7 +12,7 @@ pub(super) const WIDTH: usize = 32;
 /// A word of each column of a panel, two cache lines.
 pub(super) type Line = [u32; WIDTH];
 
-/// A run of lines.
+/// A run of lines that are written: zeroed, taken from the machine only where they are.
 pub(super) struct Lines(MmapMut);
 
 impl Lines {
@@ -33,13 +36,40 @@ impl Lines {
         lines
     }
 
-    pub(super) fn get(&self) -> &[Line] {
-        let whole = self.0.len() / size_of::<Line>() * size_of::<Line>();
-        cast_slice(&self.0[..whole])
-    }
-
     pub(super) fn get_mut(&mut self) -> &mut [Line] {
         let whole = self.0.len() / size_of::<Line>() * size_of::<Line>();
         cast_slice_mut(&mut self.0[..whole])
+    }
+
+    /// The lines when all are written.
+    ///
+    /// # Panics
+    ///
+    /// If the machine does not take the right to write to its memory back.
+    pub(super) fn fixed(self) -> FixedLines {
+        let bytes = 0..self.0.len() / size_of::<Line>() * size_of::<Line>();
+        let memory = self.0.make_read_only().expect("memory that is only read");
+        FixedLines::within(Arc::new(memory), bytes)
+    }
+}
+
+/// A run of lines that are only read: a part of memory that others may have parts of.
+pub(super) struct FixedLines {
+    memory: Arc<Mmap>,
+    bytes: Range<usize>,
+}
+
+impl FixedLines {
+    /// The lines at `bytes`, which begin and end at lines of the memory.
+    pub(super) const fn within(memory: Arc<Mmap>, bytes: Range<usize>) -> Self {
+        Self { memory, bytes }
+    }
+
+    pub(super) fn get(&self) -> &[Line] {
+        cast_slice(self.bytes())
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.memory[self.bytes.clone()]
     }
 }

@@ -1,7 +1,7 @@
 //! The CPU backend: Burn's `flex`, with own kernels where stock Burn copies or where its order of reduction depends on
 //! the shape of the step.
 //!
-//! `panels.rs` packs weights, `kept.rs` has them from an earlier start, `linear.rs` multiplies with them by the micro-kernels of `float.rs` and `int8.rs`, `attention.rs`
+//! `panels.rs` packs weights, `kept.rs` has them from an earlier start (`mapped.rs` as memory), `linear.rs` multiplies with them by the micro-kernels of `float.rs` and `int8.rs`, `attention.rs`
 //! uses the same on its cache; `threads.rs` keeps those awake that share the work. Every kernel reduces an element in one fixed order, so that a row's result is bit-equal alone,
 //! in any company, in any blocks of the cache, in one prefill chunk or many, on any number of threads. The machine's vector instructions
 //! are chosen at run time (crate `pulp`).
@@ -15,6 +15,7 @@ mod int8;
 mod kept;
 mod linear;
 mod lines;
+mod mapped;
 mod math;
 mod norm;
 mod panels;

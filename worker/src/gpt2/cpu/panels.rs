@@ -7,10 +7,9 @@ use std::ops::Range;
 
 use claimcheck_common::domain::Dtype;
 use half::bf16;
-use pulp::bytemuck::{cast_slice, cast_slice_mut};
 use rayon::prelude::*;
 
-use super::lines::{Line, Lines, WIDTH};
+use super::lines::{FixedLines, Line, Lines, WIDTH};
 
 /// The greatest magnitude of an eight-bit weight or input.
 pub(super) const GREATEST: f32 = 127.0;
@@ -24,7 +23,7 @@ pub struct Panels {
     pub(super) outputs: usize,
     pub(super) dtype: Dtype,
     /// `[outputs / 32, inputs / inputs of a word]`, both rounded up, filled up with zeros.
-    lines: Lines,
+    lines: FixedLines,
     /// Of int8, what an integer 1 in a column stands for: `[outputs]` rounded up to panels. Empty otherwise.
     pub(super) scales: Vec<f32>,
 }
@@ -33,46 +32,49 @@ pub struct Panels {
 const ROWS_AT_ONCE: usize = 64 * WIDTH;
 
 impl Panels {
-    fn zeroed(inputs: usize, outputs: usize, dtype: Dtype) -> Self {
-        let panels = outputs.div_ceil(WIDTH);
+    /// Panels of lines and scales that were packed before: so many as [`Self::bytes_of`] and [`Self::len_of_scales`] say.
+    pub(super) const fn of(inputs: usize, outputs: usize, dtype: Dtype, lines: FixedLines, scales: Vec<f32>) -> Self {
         Self {
             inputs,
             outputs,
             dtype,
-            lines: Lines::zeroed_huge(panels * inputs.div_ceil(inputs_of_word(dtype))),
-            scales: Vec::new(),
+            lines,
+            scales,
         }
     }
 
-    /// Panels that are to be filled with [`Self::bytes`] and scales of others.
-    pub(super) fn empty(inputs: usize, outputs: usize, dtype: Dtype) -> Self {
-        let mut empty = Self::zeroed(inputs, outputs, dtype);
-        if dtype == Dtype::Int8 {
-            empty.scales = vec![1.0; outputs.next_multiple_of(WIDTH)];
+    /// Lines of a matrix, all together.
+    const fn len_of_lines(inputs: usize, outputs: usize, dtype: Dtype) -> usize {
+        outputs.div_ceil(WIDTH) * inputs.div_ceil(inputs_of_word(dtype))
+    }
+
+    /// Bytes of the lines of a matrix.
+    pub(super) const fn bytes_of(inputs: usize, outputs: usize, dtype: Dtype) -> usize {
+        Self::len_of_lines(inputs, outputs, dtype) * size_of::<Line>()
+    }
+
+    /// How many scales a matrix has.
+    pub(super) const fn len_of_scales(outputs: usize, dtype: Dtype) -> usize {
+        match dtype {
+            Dtype::Int8 => outputs.next_multiple_of(WIDTH),
+            Dtype::F32 | Dtype::Bf16 => 0,
         }
-        empty
     }
 
     /// The lines as they lie in memory.
     pub(super) fn bytes(&self) -> &[u8] {
-        cast_slice(self.lines.get())
-    }
-
-    /// The lines as they lie in memory.
-    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
-        cast_slice_mut(self.lines.get_mut())
+        self.lines.bytes()
     }
 
     /// Packs `weight [inputs, outputs]`.
     pub(super) fn pack(weight: &[f32], inputs: usize, outputs: usize, dtype: Dtype) -> Self {
-        let mut packed = Self::zeroed(inputs, outputs, dtype);
+        let mut packed = Lines::zeroed_huge(Self::len_of_lines(inputs, outputs, dtype));
+        let mut scales = vec![1.0; Self::len_of_scales(outputs, dtype)];
         if dtype == Dtype::Int8 {
-            packed.scales = vec![1.0; outputs.next_multiple_of(WIDTH)];
-            packed.scales[..outputs].copy_from_slice(&scales_of_columns(weight, outputs));
+            scales[..outputs].copy_from_slice(&scales_of_columns(weight, outputs));
         }
-        let Self { lines, scales, .. } = &mut packed;
         let per_word = inputs_of_word(dtype);
-        let panels = lines
+        let panels = packed
             .get_mut()
             .par_chunks_exact_mut(inputs.div_ceil(per_word))
             .enumerate();
@@ -86,7 +88,7 @@ impl Panels {
                 }
             }
         });
-        packed
+        Self::of(inputs, outputs, dtype, packed.fixed(), scales)
     }
 
     /// Packs the matrix `[inputs, outputs]` that `read` gives as `[outputs, inputs]`, some rows at a time.
@@ -96,10 +98,11 @@ impl Panels {
         dtype: Dtype,
         read: &mut dyn FnMut(Range<usize>) -> Result<Vec<f32>, E>,
     ) -> Result<Self, E> {
-        let mut packed = Self::zeroed(inputs, outputs, dtype);
+        let mut packed = Lines::zeroed_huge(Self::len_of_lines(inputs, outputs, dtype));
+        let mut all_scales = Vec::new();
         let per_word = inputs_of_word(dtype);
-        let lines_of_panel = packed.lines_of_panel();
-        let runs = packed.lines.get_mut().chunks_mut(ROWS_AT_ONCE / WIDTH * lines_of_panel);
+        let lines_of_panel = inputs.div_ceil(per_word);
+        let runs = packed.get_mut().chunks_mut(ROWS_AT_ONCE / WIDTH * lines_of_panel);
         for (run, lines) in runs.enumerate() {
             let columns = run * ROWS_AT_ONCE..outputs.min((run + 1) * ROWS_AT_ONCE);
             let weight = read(columns)?;
@@ -123,12 +126,10 @@ impl Panels {
                     }
                 }
             });
-            packed.scales.extend(scales);
+            all_scales.extend(scales);
         }
-        if dtype == Dtype::Int8 {
-            packed.scales.resize(outputs.next_multiple_of(WIDTH), 1.0);
-        }
-        Ok(packed)
+        all_scales.resize(Self::len_of_scales(outputs, dtype), 1.0);
+        Ok(Self::of(inputs, outputs, dtype, packed.fixed(), all_scales))
     }
 
     /// The weights `[inputs]` of an output.

@@ -1,6 +1,6 @@
 //! Exact sums of products of eight-bit integers by the instructions that x86-64 has for them.
 //!
-//! The only place with `unsafe`: calling a function of instructions that the processor was found to have.
+//! With `mapped.rs` the only place with `unsafe` here: calling a function of instructions that the processor was found to have.
 
 #![allow(unsafe_code)]
 
