@@ -49,7 +49,7 @@ fn is_fixed(mode: u32, owner: u32, user: u32) -> bool {
 }
 
 /// Whether the machine has `map` in huge pages, by some of them. It does where its file system keeps files in such (large
-/// folios) and had them free; a step that waits for memory takes up to twice as long without.
+/// folios) and had them free; without, weights are read from memory a third slower (benchmarks/engine-cpu.md).
 #[cfg(target_os = "linux")]
 fn is_fast(map: &Mmap) -> bool {
     if map.len() <= SMALL {
