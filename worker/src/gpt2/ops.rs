@@ -69,8 +69,8 @@ pub trait Gpt2Backend: 'static {
     /// Whether operations are only told to a device, which computes them while the host goes on until it reads something back.
     const QUEUES: bool = false;
 
-    /// Runs the operations of a step, on the threads that share them if there are any.
-    fn share<T: Send>(step: impl FnOnce() -> T + Send) -> T {
+    /// Runs the operations of a step, about so many multiplications, on the threads that share them if there are any.
+    fn share<T: Send>(_multiplications: usize, step: impl FnOnce() -> T + Send) -> T {
         step()
     }
 

@@ -86,7 +86,10 @@ where
         if nobody {
             wanted.push(tokens.len() - 1);
         }
-        let logits = B::share(move || self.model.forward(&tokens, &spans, &wanted, &mut self.cache));
+        let multiplications = tokens.len() * self.model.config().matrix_weights();
+        let logits = B::share(multiplications, move || {
+            self.model.forward(&tokens, &spans, &wanted, &mut self.cache)
+        });
         Ok((!nobody).then_some(logits))
     }
 

@@ -47,8 +47,8 @@ impl Gpt2Backend for Cpu {
     type Matrix = panels::Panels;
     type Cache = attention::Cache;
 
-    fn share<T: Send>(step: impl FnOnce() -> T + Send) -> T {
-        threads::share(step)
+    fn share<T: Send>(multiplications: usize, step: impl FnOnce() -> T + Send) -> T {
+        threads::share(multiplications, step)
     }
 
     fn floats(values: Vec<f32>, shape: [usize; 2], device: &Self::Device) -> Self::Floats {

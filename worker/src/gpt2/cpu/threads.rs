@@ -19,8 +19,15 @@ const LOOKS: u32 = 3000;
 /// Looks in vain before others may have the core: there may be more threads than cores.
 const LOOKS_AT_ONCE: u32 = 64;
 
-/// Computes a step on a thread of the pool, while its other threads look for work without falling asleep.
-pub(super) fn share<T: Send>(step: impl FnOnce() -> T + Send) -> T {
+/// A step of fewer multiplications has ended before another thread is there.
+const ALONE: usize = 1 << 20;
+
+/// Computes a step on a thread of the pool, while its other threads look for work without falling asleep. A very small one
+/// is computed where it is called.
+pub(super) fn share<T: Send>(multiplications: usize, step: impl FnOnce() -> T + Send) -> T {
+    if multiplications < ALONE {
+        return step();
+    }
     // Work from outside the pool is handed over and waited for at each operation: the step goes inside as a whole.
     rayon::scope(|_| {
         if rayon::current_num_threads() == 1 {
@@ -89,12 +96,13 @@ mod tests {
     fn a_step_is_computed_on_one_thread_of_the_pool() {
         for threads in [1, 2, 9] {
             let pool = pool(threads);
-            let (inside, sum) = pool.install(|| share(|| (rayon::current_thread_index(), step())));
+            let (inside, sum) = pool.install(|| share(ALONE, || (rayon::current_thread_index(), step())));
             assert!(inside.is_some());
             assert_eq!(sum, 50 * 2016);
         }
-        // From outside any pool as well.
-        assert!(share(rayon::current_thread_index).is_some());
+        // From outside any pool as well, unless it is a very small one.
+        assert!(share(ALONE, rayon::current_thread_index).is_some());
+        assert!(share(ALONE - 1, rayon::current_thread_index).is_none());
     }
 
     #[test]
@@ -109,7 +117,7 @@ mod tests {
             for _ in 0..3 {
                 scope.spawn(|| {
                     for _ in 0..100 {
-                        assert_eq!(pool.install(|| share(step)), 50 * 2016);
+                        assert_eq!(pool.install(|| share(ALONE, step)), 50 * 2016);
                     }
                 });
             }
@@ -126,7 +134,12 @@ mod tests {
         }));
         assert!(panicked.is_err() && ended.load(Ordering::Relaxed));
         let pool = pool(2);
-        assert!(catch_unwind(AssertUnwindSafe(|| pool.install(|| share(|| panic!("a bad row"))))).is_err());
-        assert_eq!(pool.install(|| share(step)), 50 * 2016);
+        assert!(
+            catch_unwind(AssertUnwindSafe(
+                || pool.install(|| share(ALONE, || panic!("a bad row")))
+            ))
+            .is_err()
+        );
+        assert_eq!(pool.install(|| share(ALONE, step)), 50 * 2016);
     }
 }
