@@ -1,15 +1,24 @@
-//! Postgres without room (SQLSTATE 53100). A trigger gives the server's own answer for a while: the disk of a shared machine is
-//! not ours to fill.
+//! Postgres without room (SQLSTATE 53100): on a disk of its own that is filled, and, to hit a certain moment, by a trigger that gives
+//! the server's own answer for a while.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use claimcheck_tests::{Installation, Process, World, in_world};
+use claimcheck_common::domain::JobId;
+use claimcheck_tests::{Installation, Process, Servers, SmallDisk, TINY, World, in_world, in_world_on, promises};
 use reqwest::StatusCode;
 use reqwest::header::RETRY_AFTER;
+use serde_json::{Value, json};
 
 use super::{COMPLETED, Caller, LIMIT, assert_each_settled_once, count, hurry, job, until_count};
 
 const JOBS: usize = 40;
+/// Submits that a disk without room is to refuse.
+const REFUSALS: usize = 20;
+
+/// A job whose prompt takes up room.
+fn large_job(number: usize) -> Value {
+    json!({"model": TINY, "prompt": "once upon a time ".repeat(100), "max_tokens": 4, "seed": number})
+}
 
 /// From now on what needs room is refused, and the refusals are counted: a sequence is not rolled back.
 async fn fill(world: &World) {
@@ -126,6 +135,62 @@ async fn room_that_comes_back_just_as_callers_seem_to_have_hung_up_cancels_no_jo
         let _generator = installation.generator("second", []).await;
         let answer = asking.await.unwrap().unwrap();
         assert_eq!(answer.status(), StatusCode::OK, "{}", answer.text().await.unwrap());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs user namespaces: tests/full-disk"]
+async fn a_disk_filled_to_the_last_block_loses_nothing_that_was_accepted() {
+    let mut disk = SmallDisk::mount();
+    let servers = Servers {
+        database: disk.database(),
+        ..Servers::from_env()
+    };
+    in_world_on(servers, async |world| {
+        hurry(world);
+        let (_api, _worker, caller) = at_work(world).await;
+        let (mut accepted, mut refused, mut number) = (Vec::new(), 0, JOBS);
+        // What is left in the last blocks of tables and log takes some more, and Postgres makes itself room now and then.
+        let began = Instant::now();
+        while refused < REFUSALS {
+            assert!(
+                began.elapsed() < LIMIT,
+                "{refused} refused, {} accepted",
+                accepted.len()
+            );
+            disk.fill();
+            number += 1;
+            let request = caller.post("/v1/jobs").json(&large_job(number));
+            let answer = request.send().await.expect("an answer");
+            if answer.status() == StatusCode::ACCEPTED {
+                let job: Value = answer.json().await.unwrap();
+                let id: JobId = job["id"].as_str().unwrap().parse().unwrap();
+                accepted.push(id.uuid());
+            } else {
+                assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+                assert!(answer.headers().contains_key(RETRY_AFTER));
+                refused += 1;
+            }
+        }
+        eprintln!("{} accepted on what was left, {refused} refused", accepted.len());
+        disk.free();
+        caller.submit("afterwards", &job(0, 4)).await;
+        // One whose answer was lost with the server may be there as well.
+        let recorded = count(world, "SELECT count(*) FROM jobs").await as usize;
+        until_count(world, recorded, COMPLETED).await;
+        assert_each_settled_once(world, recorded).await;
+        let found: i64 = sqlx::query_scalar("SELECT count(*) FROM jobs WHERE id = ANY($1)")
+            .bind(&accepted)
+            .fetch_one(&world.pool)
+            .await
+            .unwrap();
+        assert_eq!(found as usize, accepted.len(), "what was accepted is there");
+        assert!(
+            (JOBS + accepted.len() + 1..=JOBS + number + 1).contains(&recorded),
+            "{recorded}"
+        );
+        assert_eq!(promises::broken(&world.pool).await, [""; 0]);
     })
     .await;
 }
