@@ -3,8 +3,10 @@
 use claimcheck_tests::{Installation, Server, Stack, eventually, in_world_on};
 use serde_json::json;
 
-use super::{Caller, LIMIT, LONG, RUNNING, hurry, until_count};
+use super::{Caller, LIMIT, LONG, RUNNING, hurry, job, until_count};
 use crate::http_streams::{Event, Events};
+
+const NEIGHBOURS: usize = 3;
 
 fn text(events: &[Event]) -> String {
     assert!(
@@ -25,6 +27,10 @@ async fn a_stream_survives_redis_its_worker_and_its_api() {
         let mut worker = installation.generator("worker", []).await;
         let _maintainer = installation.maintainer().await;
         let caller = Caller::of(&api, "ada").await;
+        // In company, so that no attempt ends before what is to happen in it has happened.
+        for number in 0..NEIGHBOURS {
+            caller.submit(&format!("beside-{number}"), &job(number, LONG)).await;
+        }
         let body = json!({"prompt": "Once", "max_tokens": LONG, "seed": 5, "stop": ["never seen"]});
         let id = caller.submit("k", &body).await;
         let open = |last: Option<String>| {
@@ -40,7 +46,7 @@ async fn a_stream_survives_redis_its_worker_and_its_api() {
         };
         let mut events = open(None).await;
         let mut all = vec![events.until("delta").await];
-        until_count(world, 1, RUNNING).await;
+        until_count(world, NEIGHBOURS + 1, RUNNING).await;
 
         stack.kill(Server::Redis).await;
         stack.start(Server::Redis).await;
