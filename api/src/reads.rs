@@ -37,12 +37,9 @@ pub struct AccountReads {
 impl AccountReads {
     /// Must be called within a runtime.
     pub fn open(pool: Pool) -> Self {
-        let reader = pool.clone();
         let door = open(
-            move |asked| {
-                let pool = reader.clone();
-                async move { Ok(HashMap::from_iter(sessions::present(&pool, asked).await?)) }
-            },
+            pool.clone(),
+            |pool, asked| async move { Ok(HashMap::from_iter(sessions::present(&pool, asked).await?)) },
             |found: &HashMap<sessions::Asked, Present>, asked| found.get(&asked).cloned(),
         );
         Self { pool, door }
@@ -70,12 +67,9 @@ pub struct KeyReads {
 impl KeyReads {
     /// Must be called within a runtime.
     pub fn open(pool: Pool) -> Self {
-        let reader = pool.clone();
         let door = open(
-            move |digests| {
-                let pool = reader.clone();
-                async move { Ok(HashMap::from_iter(api_keys::holders(&pool, digests).await?)) }
-            },
+            pool.clone(),
+            |pool, digests| async move { Ok(HashMap::from_iter(api_keys::holders(&pool, digests).await?)) },
             |found: &HashMap<Digest, Holder>, digest| found.get(&digest).cloned(),
         );
         Self { pool, door }
@@ -103,12 +97,9 @@ pub struct ModelReads {
 impl ModelReads {
     /// Must be called within a runtime.
     pub fn open(pool: Pool) -> Self {
-        let reader = pool.clone();
         let door = open(
-            move |_| {
-                let pool = reader.clone();
-                async move { Ok(Arc::from(models::aliases(&pool).await?)) }
-            },
+            pool.clone(),
+            |pool, _| async move { Ok(Arc::from(models::aliases(&pool).await?)) },
             |found: &Arc<[Alias]>, ()| found.clone(),
         );
         Self { pool, door }
@@ -124,7 +115,7 @@ impl ModelReads {
 }
 
 /// Opens a door where `read` is told each key that a group asks for, once, and each asker gets its `part` of what was found.
-fn open<K, V, R, F>(read: impl Fn(Vec<K>) -> F + Send + 'static, part: fn(&R, K) -> V) -> mpsc::Sender<Asked<K, V>>
+fn open<K, V, R, F>(pool: Pool, read: fn(Pool, Vec<K>) -> F, part: fn(&R, K) -> V) -> mpsc::Sender<Asked<K, V>>
 where
     K: Copy + Ord + Send + 'static,
     V: Send + 'static,
@@ -133,7 +124,7 @@ where
 {
     groups::open(LIMITS, move |group: Vec<Asked<K, V>>| {
         let keys: BTreeSet<K> = group.iter().map(|(key, _)| *key).collect();
-        let reading = read(keys.into_iter().collect());
+        let reading = read(pool.clone(), keys.into_iter().collect());
         async move {
             let found = within(READ_LIMIT, reading).await;
             answer_all(group, found.as_ref(), part);

@@ -31,7 +31,6 @@ async fn a_backlog_runs_in_full_batches_and_each_text_is_the_one_the_job_has_alo
         assert_each_settled_once(world, JOBS).await;
         let rows = worker.metric("claimcheck_engine_step_rows_sum").await;
         let steps = worker.metric("claimcheck_engine_step_rows_count").await;
-        eprintln!("{rows} rows in {steps} steps");
         assert!(rows / steps > 8.0, "{rows} rows in {steps} steps");
         for number in (0..JOBS).step_by(JOBS / AGAIN).take(AGAIN) {
             let alone = caller

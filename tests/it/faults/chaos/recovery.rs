@@ -109,11 +109,10 @@ async fn recoveries(world: &World, suffered: &[Suffered]) -> (Vec<Recovery>, usi
     }
     let (mut ways, mut unexplained) = (Vec::new(), 0);
     for steps in jobs.values() {
-        for way in steps
+        for (before, claimed) in steps
             .split(|step| step.what == "claimed")
             .zip(steps.iter().filter(|step| step.what == "claimed"))
         {
-            let (before, claimed) = way;
             // A worker that was killed before the commit of its claim leaves one that was not preceded by a rescue.
             let Some(rescued) = before.iter().find(|step| step.what == "rescued") else {
                 continue;

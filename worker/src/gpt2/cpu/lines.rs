@@ -1,5 +1,6 @@
 //! Large memory for the kernels, on page boundaries.
 
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -29,11 +30,7 @@ impl Lines {
 
     /// The same on huge pages, where the machine has them: for what is streamed through from one end to the other.
     pub(super) fn zeroed_huge(len: usize) -> Self {
-        let lines = Self::zeroed(len);
-        // Without them it is slower and no less right.
-        #[cfg(target_os = "linux")]
-        let _ = lines.0.advise(Advice::HugePage);
-        lines
+        Self(huge(len * size_of::<Line>()).expect("memory for weights and cache"))
     }
 
     pub(super) fn get_mut(&mut self) -> &mut [Line] {
@@ -51,6 +48,15 @@ impl Lines {
         let memory = self.0.make_read_only().expect("memory that is only read");
         FixedLines::within(Arc::new(memory), bytes)
     }
+}
+
+/// So many bytes of zeros on huge pages, where the machine has them. A map is never empty.
+pub(super) fn huge(len: usize) -> io::Result<MmapMut> {
+    let bytes = MmapMut::map_anon(len.max(1))?;
+    // Without them it is slower and no less right.
+    #[cfg(target_os = "linux")]
+    let _ = bytes.advise(Advice::HugePage);
+    Ok(bytes)
 }
 
 /// A run of lines that are only read: a part of memory that others may have parts of.

@@ -11,9 +11,11 @@ use std::hint::black_box;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use memmap2::{Advice, Mmap, MmapMut};
+use memmap2::{Advice, Mmap};
 use rayon::prelude::*;
 use rustix::process::geteuid;
+
+use super::lines::huge;
 
 /// Bytes that one thread reads at once.
 const CHUNK: usize = 1 << 20;
@@ -81,10 +83,7 @@ fn smaps_kib(map: &Mmap, name: &str) -> Option<usize> {
 }
 
 fn read(file: &File, len: usize) -> io::Result<Mmap> {
-    // A map is never empty.
-    let mut bytes = MmapMut::map_anon(len.max(1))?;
-    #[cfg(target_os = "linux")]
-    let _ = bytes.advise(Advice::HugePage);
+    let mut bytes = huge(len)?;
     let chunks = bytes.par_chunks_mut(CHUNK).enumerate();
     chunks.try_for_each(|(number, chunk)| file.read_exact_at(chunk, (number * CHUNK) as u64))?;
     bytes.make_read_only()
