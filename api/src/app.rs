@@ -22,7 +22,7 @@ use claimcheck_common::store::{self, Pool};
 use claimcheck_common::{shutdown, telemetry};
 use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -32,6 +32,7 @@ use crate::catalog::Catalog;
 use crate::health::Health;
 use crate::intake::Intake;
 use crate::limits::Limits;
+use crate::outgoing::Outgoing;
 use crate::promises::Promises;
 use crate::reads::{AccountReads, KeyReads};
 use crate::receipt_key::ReceiptKey;
@@ -171,7 +172,7 @@ pub struct AppState {
     /// Takes files in.
     pub uploads: Uploads,
     /// Told after each commit that wrote to the outbox.
-    pub submitted: Arc<Notify>,
+    pub outgoing: Outgoing,
     /// Most waiting jobs of a tenant that has no limit of its own.
     pub max_queued: Option<u32>,
     /// What tokens cost.
@@ -227,7 +228,7 @@ impl AppState {
             place_lookups: Arc::new(Semaphore::new(PLACE_LOOKUPS)),
             uploads: Uploads::new(pool.clone(), files.clone()),
             files,
-            submitted: Arc::new(Notify::new()),
+            outgoing: Outgoing::default(),
             max_queued: config.api.max_queued,
             prices: config.api.prices.clone(),
             promises: Promises::default(),
@@ -374,7 +375,7 @@ async fn supervise_relay(state: AppState, config: Config, stop: CancellationToke
             Broker::new(config.broker.clone()),
             config.delivery.clone(),
             state.changes.clone(),
-            state.submitted.clone(),
+            state.outgoing.clone(),
         );
         if let Err(panicked) = tokio::spawn(relay.run(stop.clone())).await {
             tracing::error!(error = %panicked, "the relay died and is started again");

@@ -19,6 +19,7 @@ pub mod idempotent;
 pub mod intake;
 pub mod limits;
 pub mod middleware;
+pub mod outgoing;
 pub mod parts;
 pub mod prefer;
 pub mod promises;

@@ -3,7 +3,6 @@
 //! Any number of replicas may run; one at a time serves a queue. A failure rolls its transaction back, so that every row
 //! stays until its message was confirmed: messages may be doubled, never lost. Next: the worker's `consumer.rs`.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use claimcheck_common::backoff::Backoff;
@@ -12,8 +11,9 @@ use claimcheck_common::domain::QueueName;
 use claimcheck_common::queue::{Broker, JobMessage, Publisher, QueueError};
 use claimcheck_common::store::notify::JobChanges;
 use claimcheck_common::store::{Pool, StoreError, outbox};
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+
+use crate::outgoing::{Outgoing, Where};
 
 /// A turn that takes longer waits for a server that is gone, or has so much to do that it can as well begin anew.
 const TURN_TIME: Duration = Duration::from_secs(30);
@@ -36,26 +36,23 @@ pub struct Relay {
     broker: Broker,
     config: DeliveryConfig,
     changes: JobChanges,
-    submitted: Arc<Notify>,
+    outgoing: Outgoing,
+    /// Rows may wait for room, for their time or for an operator.
+    left: bool,
     publisher: Option<Publisher>,
 }
 
 impl Relay {
-    /// `submitted` is notified after each commit that wrote to the outbox here; `changes` tells of claims anywhere,
-    /// which make room in the window. Rows written elsewhere are found within the relay interval.
-    pub fn new(
-        pool: Pool,
-        broker: Broker,
-        config: DeliveryConfig,
-        changes: JobChanges,
-        submitted: Arc<Notify>,
-    ) -> Self {
+    /// `outgoing` is told of each commit that wrote to the outbox here; `changes` tells of claims anywhere, which make room
+    /// in the window. Rows written elsewhere are found within the relay interval.
+    pub fn new(pool: Pool, broker: Broker, config: DeliveryConfig, changes: JobChanges, outgoing: Outgoing) -> Self {
         Self {
             pool,
             broker,
             config,
             changes,
-            submitted,
+            outgoing,
+            left: true,
             publisher: None,
         }
     }
@@ -63,16 +60,18 @@ impl Relay {
     /// Relays until `stop`, through every failure of broker and database.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
+        let mut place = Where::Anywhere;
         while !stop.is_cancelled() {
-            let turn = tokio::time::timeout(TURN_TIME, self.relay_due()).await;
+            let turn = tokio::time::timeout(TURN_TIME, self.relay_due(place)).await;
             match turn.unwrap_or_else(|_| Err(RelayError::Late)) {
                 Ok(()) => {
                     backoff.reset();
-                    self.wait_for_work(&stop).await;
+                    place = self.work(&stop).await;
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the relay failed and will try again");
                     self.publisher = None;
+                    place = Where::Anywhere;
                     tokio::select! {
                         () = stop.cancelled() => {}
                         () = backoff.wait() => {}
@@ -82,18 +81,28 @@ impl Relay {
         }
     }
 
-    async fn wait_for_work(&self, stop: &CancellationToken) {
+    /// Waits until there may be something to do.
+    async fn work(&self, stop: &CancellationToken) -> Where {
         tokio::select! {
-            () = stop.cancelled() => {}
-            () = self.submitted.notified() => {}
-            () = self.changes.any() => {}
-            () = tokio::time::sleep(self.config.relay_interval) => {}
+            () = stop.cancelled() => Where::Anywhere,
+            place = self.outgoing.next() => place,
+            () = self.changes.any(), if self.left => Where::Anywhere,
+            () = tokio::time::sleep(self.config.relay_interval) => Where::Anywhere,
         }
     }
 
-    async fn relay_due(&mut self) -> Result<(), RelayError> {
-        for queue in outbox::queues(&self.pool).await? {
-            while self.relay_batch(&queue).await? == BATCH as usize {}
+    async fn relay_due(&mut self, place: Where) -> Result<(), RelayError> {
+        // Who knows its queues need not look for them: that is the way of a job that comes alone.
+        let queues = match place {
+            Where::Queues(queues) => queues,
+            Where::Anywhere => {
+                self.outgoing.take();
+                outbox::queues(&self.pool).await?.into_iter().collect()
+            }
+        };
+        self.left = !queues.is_empty();
+        for queue in &queues {
+            while self.relay_batch(queue).await? == BATCH as usize {}
         }
         Ok(())
     }

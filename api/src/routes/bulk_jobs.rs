@@ -54,6 +54,6 @@ pub async fn retry_jobs(
     let asker = asker(&state, &caller, &headers, "retry", &body.raw)?;
     let selection = body.value.into_selection(&caller)?;
     let once = retry::retry_selected(&state.pool, selection, asker, render_chunk).await?;
-    state.submitted.notify_one();
+    state.outgoing.anywhere();
     chunk_done(once)
 }

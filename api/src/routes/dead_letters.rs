@@ -152,6 +152,6 @@ pub async fn redrive(
 ) -> Result<Response, ApiError> {
     let asker = asker(&state, &caller, &headers, "redrive", &body.raw)?;
     let once = dead_letters::redrive(&state.pool, body.value.into_filter()?, asker, render_chunk).await?;
-    state.submitted.notify_one();
+    state.outgoing.anywhere();
     chunk_done(once)
 }

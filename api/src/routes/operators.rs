@@ -153,7 +153,7 @@ async fn set_pause(
 ) -> Result<StatusCode, ApiError> {
     let (scope, value) = pausable(&scope, value)?;
     operators::set_pause(&state.pool, scope, value, paused, caller.by()).await?;
-    state.submitted.notify_one();
+    state.outgoing.anywhere();
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -111,7 +111,7 @@ pub async fn replay_job(
         Once::Done(replayed) => accepted(replayed, "replayed")?,
         Once::Before(before) => return answered_before(before),
     };
-    state.submitted.notify_one();
+    state.outgoing.anywhere();
     answered(render(&replayed))
 }
 

@@ -54,7 +54,7 @@ pub async fn retry_job(
         Once::Before(before) => return answered_before(before),
     };
     accepted(retried, "retried").and_then(|view| {
-        state.submitted.notify_one();
+        state.outgoing.anywhere();
         answered(render(&view))
     })
 }

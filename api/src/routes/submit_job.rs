@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
-use claimcheck_common::domain::JobId;
+use claimcheck_common::domain::{JobId, QueueName};
 use claimcheck_common::store::idempotency::{self, Answer, Claim, ClaimedBy};
 use claimcheck_common::store::jobs::JobView;
 use claimcheck_common::store::models::ServedModel;
@@ -125,8 +125,11 @@ pub(crate) async fn prepare(
 /// Records a checked request, and tells the relay; the answer will say what is left of the budget.
 pub(crate) async fn commit(state: &AppState, caller: &Caller, submission: Submission) -> Result<Submitted, ApiError> {
     let submitted = state.intake.submit(submission).await?;
-    if let Submitted::Accepted(_, standing) = &submitted {
-        state.submitted.notify_one();
+    if let Submitted::Accepted(job, standing) = &submitted {
+        state.outgoing.to(QueueName {
+            model: job.model.name.clone(),
+            class: job.class,
+        });
         if let Some(standing) = standing {
             caller.notes.set_budget(*standing);
         }

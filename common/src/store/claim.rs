@@ -37,8 +37,6 @@ pub async fn claim(pool: &Pool, worker: WorkerId, ids: Vec<JobId>, lease: Durati
             let Waiting { due, early } = lock(connection, ids).await?;
             let claimed = begin(connection, due, worker, lease).await?;
             send_back(connection, early).await?;
-            let changed: Vec<_> = claimed.iter().map(|job| job.key.id).collect();
-            notify::jobs_changed(connection, &changed).await?;
             Ok(claimed)
         })
     })
@@ -87,7 +85,7 @@ async fn begin(
     if ids.is_empty() {
         return Ok(Vec::new());
     }
-    let rows = sqlx::query(
+    let rows = sqlx::query(concat!(
         "WITH recalled AS (
              DELETE FROM released WHERE job_id = ANY($1)
          ), claimed AS (
@@ -95,9 +93,10 @@ async fn begin(
                  lease_expires_at = now() + $3::interval, claimed_at = now()
              WHERE id = ANY($1) AND status = 'queued'
              RETURNING id, fence, class, lapses, tenant_id, priority, deadline_at
-         )
-         SELECT c.*, i.prompt, i.parameters FROM claimed c JOIN job_inputs i ON i.job_id = c.id ORDER BY c.id",
-    )
+         ), ",
+        notify::changed!("claimed"),
+        " SELECT c.*, i.prompt, i.parameters FROM claimed c JOIN job_inputs i ON i.job_id = c.id CROSS JOIN told ORDER BY c.id",
+    ))
     .bind(ids)
     .bind(worker.uuid())
     .bind(lease)

@@ -18,12 +18,31 @@ use crate::backoff::Backoff;
 use crate::domain::JobId;
 
 const CHANNEL: &str = "claimcheck_jobs";
-/// Ids in one payload: 33 bytes each, under Postgres' limit of 8,000.
+/// Ids in one payload: at most 37 bytes each, under Postgres' limit of 8,000.
 const IDS_PER_PAYLOAD: usize = 200;
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// After so long without a notification, a connection is asked whether it lives.
 const SILENCE: Duration = Duration::from_secs(10);
+
+/// Tells every process of the rows `$changed` of a statement on jobs, at the commit of its transaction, as a CTE. It must be joined, or
+/// it is not run; it is always one row.
+macro_rules! changed {
+    ($changed:literal) => {
+        concat!(
+            "told AS MATERIALIZED (
+                 SELECT count(pg_notify('claimcheck_jobs', ids)) AS payloads FROM (
+                     SELECT string_agg(id::text, ',') AS ids FROM (
+                         SELECT id, (row_number() OVER () - 1) / 200 AS payload FROM ",
+            $changed,
+            "
+                     ) numbered GROUP BY payload
+                 ) payloads
+             )"
+        )
+    };
+}
+pub(super) use changed;
 
 /// Tells every process that these jobs changed, at the commit of the caller's transaction.
 pub async fn jobs_changed(connection: &mut PgConnection, ids: &[JobId]) -> StoreResult<()> {

@@ -3,6 +3,7 @@
 use std::str::FromStr;
 
 use sqlx::postgres::PgRow;
+use sqlx::types::Json;
 use sqlx::{ColumnIndex, Decode, Postgres, Row, Type};
 
 use super::{StoreError, StoreResult};
@@ -34,12 +35,9 @@ pub(super) fn unsigned(row: &PgRow, column: &str) -> StoreResult<u32> {
 }
 
 /// A JSON column that reads as a domain type, or null.
-pub(super) fn json<T: serde::de::DeserializeOwned>(row: &PgRow, column: &str) -> StoreResult<Option<T>> {
-    let value: Option<serde_json::Value> = row.try_get(column)?;
-    value
-        .map(serde_json::from_value)
-        .transpose()
-        .map_err(StoreError::contradiction)
+pub(super) fn json<T: serde::de::DeserializeOwned + 'static>(row: &PgRow, column: &str) -> StoreResult<Option<T>> {
+    let value: Option<Json<T>> = row.try_get(column).map_err(StoreError::contradiction)?;
+    Ok(value.map(|value| value.0))
 }
 
 /// A JSON column that must not be null.

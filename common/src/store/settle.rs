@@ -235,8 +235,6 @@ pub async fn settle(
             cancel_latency,
         })
         .collect();
-    let changed: Vec<_> = settled.iter().map(|one| one.key.id).collect();
-    notify::jobs_changed(connection, &changed).await?;
     Ok(settled)
 }
 
@@ -299,9 +297,10 @@ async fn end(
                  attempt, lapses, worker_id,
                  CASE WHEN error ->> 'code' = 'attempts_exhausted' THEN coalesce(last_error, error) ELSE error END
              FROM settled WHERE status = 'failed'
-         )
-         INSERT INTO audit_log (tenant_id, actor, credential, address, request_id, action, subject)
-         SELECT tenant_id, $8, $13, $14, $15, 'job.' || status, id FROM settled",
+         ), ",
+        notify::changed!("settled"),
+        " INSERT INTO audit_log (tenant_id, actor, credential, address, request_id, action, subject)
+         SELECT tenant_id, $8, $13, $14, $15, 'job.' || status, id FROM settled CROSS JOIN told",
     ))
     .bind(ids)
     .bind(fences)
@@ -370,9 +369,10 @@ async fn try_again(
         ", audit AS (
              INSERT INTO audit_log (tenant_id, actor, action, subject)
              SELECT tenant_id, $4, 'job.attempt_failed', id FROM queued
-         )
-         INSERT INTO outbox (job_id, model, class, available_at, tenant_id, priority, deadline_at)
-         SELECT id, model, class, available_at, tenant_id, priority, deadline_at FROM queued",
+         ), ",
+        notify::changed!("queued"),
+        " INSERT INTO outbox (job_id, model, class, available_at, tenant_id, priority, deadline_at)
+         SELECT id, model, class, available_at, tenant_id, priority, deadline_at FROM queued CROSS JOIN told",
     ))
     .bind(ids)
     .bind(fences)
