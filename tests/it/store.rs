@@ -1,6 +1,5 @@
 //! The delivery protocol, statement by statement, against the real Postgres and RabbitMQ.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use claimcheck_api::relay::Relay;
@@ -181,7 +180,7 @@ async fn with_relay(world: &World, work: impl AsyncFnOnce()) {
         world.broker(),
         world.delivery.clone(),
         JobChanges::default(),
-        Arc::default(),
+        claimcheck_api::outgoing::Outgoing::default(),
     );
     let running = tokio::spawn(relay.run(stop.clone()));
     work().await;
