@@ -168,6 +168,27 @@ async fn both_secrets_sign_until_the_overlap_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_old_secret_that_does_not_open_keeps_nothing_from_being_sent() {
+    with_api(async |world, api| {
+        let receiver = Receiver::start().await;
+        let ada = api.user("ada").await;
+        let made = endpoint(&ada, &receiver.url("/"), json!({})).await;
+        let rotate = ada.post(&path(&made, "/secret/rotate"));
+        let (_, rotated) = answer(rotate.json(&json!({"overlap": 3600}))).await;
+        world
+            .execute_as_owner("UPDATE webhook_endpoints SET old_secret = 'none'")
+            .await;
+        let dispatching = Dispatching::start(world);
+        completed(world, &ada).await;
+        let came = &receiver.wait_for(1).await[0];
+        assert!(verifies(came, rotated["secret"].as_str().unwrap()));
+        delivery(&ada, &made, "delivered").await;
+        dispatching.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_example_goes_to_one_endpoint_alone_and_carries_its_headers() {
     with_api(async |world, api| {
         let (one, other) = (Receiver::start().await, Receiver::start().await);

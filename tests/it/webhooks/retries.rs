@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::{Dispatching, LIMIT, bring_forward, completed, count, delivery, endpoint, path, verifies};
 use crate::http_face::{answer, with_api};
+use crate::http_operators::{a_job, complete};
 
 /// Minutes from one try to the next, less a tenth.
 const PAUSES: [f64; 9] = [0.075, 4.5, 27.0, 108.0, 270.0, 540.0, 756.0, 1080.0, 1296.0];
@@ -279,6 +280,60 @@ async fn a_dispatcher_that_is_told_to_stop_ends_what_it_has_in_hand() {
             open.send_replace(true);
         });
         assert_eq!(delivery(&ada, &made, "delivered").await["attempts"], 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_fails_on_our_side_is_given_up_after_ten_tries_and_held_against_nobody() {
+    with_api(async |world, api| {
+        let receiver = Receiver::start().await;
+        let ada = api.user("ada").await;
+        let (made, jobs) = (
+            endpoint(&ada, &receiver.url("/"), json!({})).await,
+            json!({"id": "jobs"}),
+        );
+        let mut job = a_job();
+        job["webhook"] = receiver.url("/own").into();
+        complete(&world.pool, &ada.submit(&job).await).await;
+        // As after a change of the key without the old one.
+        world
+            .execute_as_owner("UPDATE webhook_endpoints SET secret = 'none'")
+            .await;
+        let dispatching = Dispatching::start(world);
+        eventually("both were tried", LIMIT, async || {
+            let once = "SELECT count(*) FROM webhook_deliveries WHERE status = 'waiting' AND attempt = 1";
+            (count(world, once).await == 2).then_some(())
+        })
+        .await;
+        bring_forward(world).await;
+        eventually("the pause grows", LIMIT, async || {
+            let later =
+                "SELECT count(*) FROM webhook_deliveries WHERE attempt = 2 AND next_at > now() + interval '4 minutes'";
+            (count(world, later).await == 2).then_some(())
+        })
+        .await;
+        eventually("both are given up", LIMIT, async || {
+            bring_forward(world).await;
+            let failed = "SELECT count(*) FROM webhook_deliveries WHERE status = 'failed'";
+            (count(world, failed).await == 2).then_some(())
+        })
+        .await;
+        for whose in [&made, &jobs] {
+            let ended = delivery(&ada, whose, "failed").await;
+            assert_eq!(
+                (ended["attempts"].as_u64(), ended["log"].as_array().unwrap().len()),
+                (Some(10), 10)
+            );
+            assert_eq!(ended["error"], "internal");
+        }
+        let (_, shown) = answer(ada.get(&path(&made, ""))).await;
+        assert_eq!(
+            (shown["status"].as_str(), shown["failing_since"].is_null()),
+            (Some("enabled"), true)
+        );
+        assert_eq!(receiver.received().len(), 0);
+        dispatching.stop().await;
     })
     .await;
 }

@@ -23,8 +23,6 @@ use super::schedule;
 /// So much of an answer is read, that its connection may serve again; and so much is kept.
 const ANSWER_READ: usize = 20_000;
 const ANSWER_KEPT: usize = 1024;
-/// Trouble of our own, not the receiver's.
-const OUR_PAUSE: Duration = Duration::from_secs(5);
 
 /// Makes attempts.
 pub(super) struct Sender {
@@ -50,6 +48,8 @@ struct Outcome {
     message: Option<String>,
     answer: Option<String>,
     verdict: Verdict,
+    /// The receiver was not asked, for no fault of its own.
+    is_ours: bool,
 }
 
 impl Outcome {
@@ -60,6 +60,14 @@ impl Outcome {
             message: Some(message.into()),
             answer: None,
             verdict,
+            is_ours: false,
+        }
+    }
+
+    fn unsent(error: &'static str, message: &str, verdict: Verdict) -> Self {
+        Self {
+            is_ours: true,
+            ..Self::failed(error, message, verdict)
         }
     }
 }
@@ -100,11 +108,12 @@ impl Sender {
             message: outcome.message,
             answer: outcome.answer,
             verdict: outcome.verdict,
+            is_ours: outcome.is_ours,
         }
     }
 
     async fn prepare(&self, delivery: &Delivery) -> Result<Prepared, Outcome> {
-        let forgotten = |what: &str| Outcome::failed("forgotten", what, Verdict::Failed);
+        let forgotten = |what: &str| Outcome::unsent("forgotten", what, Verdict::Failed);
         let event = delivery
             .event
             .as_ref()
@@ -120,25 +129,26 @@ impl Sender {
         })?;
         let job = match event.job {
             Some(id) if delivery.payload == PayloadKind::Full => {
-                jobs::get(&self.pool, delivery.project, id).await.map_err(ours)?
+                let job = jobs::get(&self.pool, delivery.project, id).await;
+                job.map_err(ours(delivery.tries))?
             }
             _ => None,
         };
-        let body = webhook::body(event, job.as_ref(), self.links.as_ref()).map_err(ours)?;
+        let body = webhook::body(event, job.as_ref(), self.links.as_ref()).map_err(ours(delivery.tries))?;
         let headers = self.headers(delivery, &body)?;
         Ok(Prepared { target, headers, body })
     }
 
     /// The caller's own headers, and over them ours (Standard Webhooks: id, timestamp, signatures).
     fn headers(&self, delivery: &Delivery, body: &[u8]) -> Result<HeaderMap, Outcome> {
-        let mut headers = HeaderMap::new();
+        let (tries, mut headers) = (delivery.tries, HeaderMap::new());
         if let Some(sealed) = &delivery.headers {
-            let opened = self.vault.open(delivery.endpoint, sealed).map_err(ours)?;
-            let own: Vec<(String, String)> = serde_json::from_slice(&opened).map_err(ours)?;
+            let opened = self.vault.open(delivery.endpoint, sealed).map_err(ours(tries))?;
+            let own: Vec<(String, String)> = serde_json::from_slice(&opened).map_err(ours(tries))?;
             for (name, value) in own {
                 headers.insert(
-                    HeaderName::try_from(name).map_err(ours)?,
-                    HeaderValue::try_from(value).map_err(ours)?,
+                    HeaderName::try_from(name).map_err(ours(tries))?,
+                    HeaderValue::try_from(value).map_err(ours(tries))?,
                 );
             }
         }
@@ -146,11 +156,7 @@ impl Sender {
             delivery.event_id.to_string(),
             OffsetDateTime::now_utc().unix_timestamp(),
         );
-        let mut signatures = Vec::with_capacity(delivery.secrets.len());
-        for sealed in &delivery.secrets {
-            let secret = self.vault.open_secret(delivery.endpoint, sealed).map_err(ours)?;
-            signatures.push(secret.sign(&id, timestamp, body));
-        }
+        let signatures = self.signatures(delivery, &id, timestamp, body)?;
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         for (name, value) in [
             ("webhook-id", id),
@@ -159,10 +165,24 @@ impl Sender {
         ] {
             headers.insert(
                 HeaderName::from_static(name),
-                HeaderValue::try_from(value).map_err(ours)?,
+                HeaderValue::try_from(value).map_err(ours(tries))?,
             );
         }
         Ok(headers)
+    }
+
+    /// By the secret, and by the one before while that one is good.
+    fn signatures(&self, delivery: &Delivery, id: &str, timestamp: i64, body: &[u8]) -> Result<Vec<String>, Outcome> {
+        let open = |sealed: &[u8]| self.vault.open_secret(delivery.endpoint, sealed);
+        let secret = open(&delivery.secret).map_err(ours(delivery.tries))?;
+        let mut signatures = vec![secret.sign(id, timestamp, body)];
+        match delivery.old_secret.as_deref().map(open) {
+            Some(Ok(old)) => signatures.push(old.sign(id, timestamp, body)),
+            // Whoever has the new secret by now needs no other.
+            Some(Err(error)) => tracing::warn!(endpoint = %delivery.endpoint, %error, "an old secret does not open"),
+            None => {}
+        }
+        Ok(signatures)
     }
 
     /// Sends, and judges the answer. Also says how long its head took.
@@ -219,6 +239,7 @@ async fn judge(response: Response, tries: u32, deadline: tokio::time::Instant) -
         message: message.map(str::to_owned),
         answer: first_bytes(response, deadline).await,
         verdict,
+        is_ours: false,
     }
 }
 
@@ -258,12 +279,12 @@ fn explain(error: &reqwest::Error) -> (&'static str, String) {
     (word, format!("No answer came: {innermost}."))
 }
 
-/// What failed on our side is logged here, and the receiver's log only says that it was us.
-fn ours(error: impl StdError) -> Outcome {
-    tracing::error!(%error, "a webhook could not be prepared");
-    Outcome::failed(
-        "internal",
-        "The delivery could not be prepared.",
-        Verdict::Again(OUR_PAUSE),
-    )
+/// What failed on our side is logged here, and the receiver's log only says that it was us. It may be mended by the next try,
+/// and if it never is, then this ends like any other delivery.
+fn ours<E: StdError>(tries: u32) -> impl Fn(E) -> Outcome {
+    move |error| {
+        tracing::error!(%error, "a webhook could not be prepared");
+        let message = "The delivery could not be prepared.";
+        Outcome::unsent("internal", message, schedule::after_failure(tries, None))
+    }
 }

@@ -66,8 +66,10 @@ pub struct Delivery {
     pub payload: PayloadKind,
     /// Sealed.
     pub headers: Option<Vec<u8>>,
-    /// Sealed, the newest first.
-    pub secrets: Vec<Vec<u8>>,
+    /// Sealed.
+    pub secret: Vec<u8>,
+    /// The one before, while it signs as well. Sealed.
+    pub old_secret: Option<Vec<u8>>,
 }
 
 /// What came of an attempt.
@@ -93,6 +95,8 @@ pub struct Attempt {
     pub answer: Option<String>,
     /// What becomes of the delivery.
     pub verdict: Verdict,
+    /// It failed on our side: that is held against no receiver.
+    pub is_ours: bool,
 }
 
 /// What becomes of a delivery after an attempt.
@@ -226,7 +230,6 @@ const CLAIM: &str = "
 
 fn delivery(row: &PgRow) -> StoreResult<Delivery> {
     let known: Option<Uuid> = get(row, "id")?;
-    let old: Option<Vec<u8>> = get(row, "old_secret")?;
     Ok(Delivery {
         endpoint: Id::from_uuid(get(row, "endpoint_id")?),
         event_id: Id::from_uuid(get(row, "event_id")?),
@@ -238,7 +241,8 @@ fn delivery(row: &PgRow) -> StoreResult<Delivery> {
         url: get(row, "url")?,
         payload: parse(row, "payload")?,
         headers: get(row, "headers")?,
-        secrets: [get(row, "secret")?].into_iter().chain(old).collect(),
+        secret: get(row, "secret")?,
+        old_secret: get(row, "old_secret")?,
     })
 }
 
@@ -249,13 +253,13 @@ pub async fn record(pool: &Pool, attempts: Vec<Attempt>, patience: Duration) -> 
         let attempts = attempts.clone();
         Box::pin(async move {
             write_down(connection, &attempts).await?;
-            let of = |wanted: fn(Verdict) -> bool| -> BTreeSet<Uuid> {
-                let wanted = attempts.iter().filter(|attempt| wanted(attempt.verdict));
+            let of = |wanted: fn(&Attempt) -> bool| -> BTreeSet<Uuid> {
+                let wanted = attempts.iter().filter(|attempt| wanted(attempt));
                 wanted.map(|attempt| attempt.endpoint.uuid()).collect()
             };
-            let well = of(|verdict| verdict == Verdict::Delivered);
-            let badly = &of(|verdict| verdict != Verdict::Delivered) - &well;
-            let gone = of(|verdict| verdict == Verdict::Gone);
+            let well = of(|attempt| attempt.verdict == Verdict::Delivered);
+            let badly = &of(|attempt| attempt.verdict != Verdict::Delivered && !attempt.is_ours) - &well;
+            let gone = of(|attempt| attempt.verdict == Verdict::Gone);
             note_health(connection, &well, &badly).await?;
             disable(connection, &badly, &gone, patience).await
         })
