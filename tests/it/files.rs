@@ -313,3 +313,35 @@ async fn a_file_goes_when_its_time_is_over_and_an_upload_that_was_given_up_with_
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_cannot_be_cleared_away_do_not_keep_the_others() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        let good = upload(&ada, "{}").await;
+        // More than one look finds, and all older.
+        world
+            .execute_as_owner(
+                "UPDATE files SET status = 'deleted';
+                 INSERT INTO files (id, tenant_id, project_id, purpose, filename, status, created_at)
+                 SELECT gen_random_uuid(), tenant_id, project_id, purpose, filename, status, created_at - interval '1 hour'
+                 FROM files, generate_series(1, 150)",
+            )
+            .await;
+        let place = std::path::Path::new(&world.files.place);
+        let ids: Vec<uuid::Uuid> = sqlx::query_scalar("SELECT id FROM files").fetch_all(&world.pool).await.unwrap();
+        for id in ids {
+            let object = claimcheck_common::domain::FileId::from_uuid(id).to_string();
+            // A folder is no object that could be removed.
+            if object != good {
+                std::fs::create_dir(place.join(object)).unwrap();
+            }
+        }
+        let worker = Worker::start(world, 8);
+        eventually("the newest is cleared away", LIMIT, async || (!place.join(&good).exists()).then_some(())).await;
+        worker.stop().await;
+        let left: i64 = sqlx::query_scalar("SELECT count(*) FROM files").fetch_one(&world.pool).await.unwrap();
+        assert_eq!(left, 150, "the others will be tried again");
+    })
+    .await;
+}

@@ -8,7 +8,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgExecutor};
 use time::OffsetDateTime;
 
-use super::row::{get as column, ids, parse};
+use super::row::{get as column, parse};
 use super::{Pool, StoreResult, transaction};
 use crate::domain::{FileId, FilePurpose, Id, ProjectId, TenantId};
 
@@ -183,23 +183,41 @@ pub async fn delete(pool: &Pool, project: ProjectId, id: FileId) -> StoreResult<
 const IN_USE: &str = "EXISTS (SELECT FROM batches b WHERE b.input_file_id = f.id
     AND b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))";
 
-/// Hides one chunk of files whose time is over or whose upload was given up, and answers those and the ones hidden before:
-/// their objects can go.
-pub async fn sweep(pool: &Pool) -> StoreResult<Vec<FileId>> {
+/// Where a sweep has come to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Swept {
+    /// When the file was made: the oldest go first.
+    pub created_at: OffsetDateTime,
+    /// The file.
+    pub id: FileId,
+}
+
+/// Hides one chunk of files whose time is over or whose upload was given up, and answers those and the ones hidden before, as far
+/// as they come `after` another: their objects can go.
+pub async fn sweep(pool: &Pool, after: Option<Swept>) -> StoreResult<Vec<Swept>> {
     let rows = sqlx::query(AssertSqlSafe(format!(
         "WITH due AS MATERIALIZED (
              SELECT id FROM files f
-             WHERE status = 'deleted' OR status = 'uploading' AND created_at < now() - $1::interval
-                 OR expires_at < now() AND status = 'processed' AND NOT {IN_USE}
-             ORDER BY created_at LIMIT $2 FOR UPDATE SKIP LOCKED
+             WHERE (status = 'deleted' OR status = 'uploading' AND created_at < now() - $1::interval
+                    OR expires_at < now() AND status = 'processed' AND NOT {IN_USE})
+                 AND ($3::timestamptz IS NULL OR (created_at, id) > ($3, $4))
+             ORDER BY created_at, id LIMIT $2 FOR UPDATE SKIP LOCKED
          )
-         UPDATE files f SET status = 'deleted' FROM due WHERE f.id = due.id RETURNING f.id"
+         UPDATE files f SET status = 'deleted' FROM due WHERE f.id = due.id RETURNING f.created_at, f.id"
     )))
     .bind(UPLOAD_LIMIT)
     .bind(SWEPT)
+    .bind(after.map(|file| file.created_at))
+    .bind(after.map(|file| file.id.uuid()))
     .fetch_all(pool)
     .await?;
-    ids(&rows, "id")
+    let swept = |row| {
+        Ok(Swept {
+            created_at: column(row, "created_at")?,
+            id: Id::from_uuid(column(row, "id")?),
+        })
+    };
+    rows.iter().map(swept).collect()
 }
 
 /// The object of a hidden or unfinished file is gone, and so is its row.
