@@ -1,5 +1,7 @@
 //! Batches from the upload to their files, over HTTP, with the worker's part of them running beside.
 
+mod forgetting;
+
 use std::time::Duration;
 
 use claimcheck_common::config::BatchConfig;
@@ -8,7 +10,7 @@ use claimcheck_common::files::FileStore;
 use claimcheck_common::policy::Rules;
 use claimcheck_common::store::settle::{self, Settlement};
 use claimcheck_common::store::{claim, expire};
-use claimcheck_tests::{World, eventually};
+use claimcheck_tests::{Gate, Moment, World, eventually};
 use claimcheck_worker::batches::Batches;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -571,6 +573,32 @@ async fn a_paused_batch_takes_nothing_up_until_it_is_resumed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_is_paused_at_once_is_checked_all_the_same_and_expires_with_its_window() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        let id = create(&ada, &upload(&ada, &lines(20)).await).await;
+        steer(&ada, &id, "pause").await;
+        let worker = Worker::start(world, 8);
+        let batch = until(&ada, &id, "its lines are checked", |batch| {
+            batch["status"] == "in_progress"
+        })
+        .await;
+        assert!(batch["paused_at"].is_i64(), "{batch}");
+        world.execute_as_owner("UPDATE batches SET expires_at = now()").await;
+        let batch = ended(&ada, &id, "expired").await;
+        assert_eq!(counts(&batch), [20, 0, 20]);
+        assert_eq!(file(&ada, &batch, "error_file_id").await.len(), 20);
+        assert_eq!(
+            count(world, "SELECT count(*) FROM jobs").await,
+            0,
+            "nothing was taken up"
+        );
+        worker.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn retrying_a_batch_does_its_failed_lines_again_and_no_others() {
     with_api(async |world, api| {
         let ada = api.user("ada").await;
@@ -668,6 +696,28 @@ async fn a_few_lines_need_no_file_and_a_request_that_is_sent_twice_is_one_batch(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_retry_that_comes_before_the_first_request_is_done_waits_for_its_batch() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        let body = json!({"input_file_id": upload(&ada, &lines(2)).await, "endpoint": "/v1/completions"});
+        let mut gate = Gate::shut(world, Moment::Statement, "INSERT ON batches", "true").await;
+        let send = |retry: &'static str| {
+            let request = ada.post("/v1/batches").header("x-stainless-retry-count", retry);
+            tokio::spawn(answer(request.json(&body)))
+        };
+        let first = send("0");
+        gate.reached().await;
+        let second = send("1");
+        eventually("both wait", LIMIT, async || (gate.waiting().await == 2).then_some(())).await;
+        gate.open().await;
+        let ((_, first), (_, second)) = (first.await.unwrap(), second.await.unwrap());
+        assert_eq!(first["id"], second["id"]);
+        assert_eq!(count(world, "SELECT count(*) FROM batches").await, 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lost_input_fails_the_batch_and_keeps_what_was_done() {
     with_api(async |world, api| {
         let ada = api.user("ada").await;
@@ -687,6 +737,26 @@ async fn a_lost_input_fails_the_batch_and_keeps_what_was_done() {
         assert_eq!(
             (file(&ada, &batch, "output_file_id").await.len(), errors.len()),
             (2, 18)
+        );
+        worker.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_input_that_is_lost_before_its_lines_were_checked_fails_the_batch() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        let input = upload(&ada, &lines(20)).await;
+        let id = create(&ada, &input).await;
+        std::fs::remove_file(std::path::Path::new(&world.files.place).join(&input)).unwrap();
+        let worker = Worker::start(world, 4);
+        let batch = ended(&ada, &id, "failed").await;
+        assert_eq!(counts(&batch), [0, 0, 0]);
+        let errors = &batch["errors"];
+        assert_eq!(
+            (errors["data"][0]["code"].as_str(), errors["count"].as_u64()),
+            (Some("input_file_lost"), Some(1))
         );
         worker.stop().await;
     })

@@ -218,11 +218,21 @@ struct Origin {
     retry_of: Option<BatchId>,
 }
 
-/// The newest batch of the same user and request that no retry of this number has found.
+/// The newest batch of the same user and request that no retry of this number has found. Whoever makes such a batch is waited
+/// for.
 async fn sent_before(connection: &mut sqlx::PgConnection, batch: &NewBatch) -> StoreResult<Option<BatchView>> {
-    let Some(retry) = batch.sdk_retry.filter(|retry| *retry > 0) else {
+    let Some(retry) = batch.sdk_retry else {
         return Ok(None);
     };
+    let request = format!("batch:{}:{}", batch.user_id.uuid(), hex::encode(batch.request_sha256));
+    sqlx::query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))")
+        .bind(request)
+        .execute(&mut *connection)
+        .await?;
+    if retry == 0 {
+        return Ok(None);
+    }
+    // A statement of its own, after the lock: it sees what those before have committed.
     let row = sqlx::query(
         "UPDATE batches SET sdk_retry = $3 WHERE id = (
              SELECT id FROM batches WHERE user_id = $1 AND project_id = $5 AND request_sha256 = $2
@@ -277,9 +287,7 @@ async fn of_batch(
     id: BatchId,
 ) -> StoreResult<Result<Origin, Created>> {
     let row = sqlx::query(
-        "SELECT status, input_file_id, input_bytes,
-             (SELECT count(*) FROM batch_items i WHERE i.batch_id = b.id AND NOT i.completed) AS failed
-         FROM batches b WHERE id = $1 AND project_id = $2 FOR SHARE",
+        "SELECT status, input_file_id, input_bytes, total FROM batches WHERE id = $1 AND project_id = $2 FOR SHARE",
     )
     .bind(id.uuid())
     .bind(batch.project_id.uuid())
@@ -291,7 +299,16 @@ async fn of_batch(
     if !parse::<BatchStatus>(&row, "status")?.is_terminal() {
         return Ok(Err(Created::Running));
     }
-    let failed = column::<i64, _>(&row, "failed")?.cast_unsigned();
+    // A statement of its own, after the lock: retention may have taken lines until then.
+    let (kept, failed): (i64, i64) =
+        sqlx::query_as("SELECT count(*), count(*) FILTER (WHERE NOT completed) FROM batch_items WHERE batch_id = $1")
+            .bind(id.uuid())
+            .fetch_one(&mut *connection)
+            .await?;
+    if kept < i64::from(column::<i32, _>(&row, "total")?) {
+        return Ok(Err(Created::UnknownBatch));
+    }
+    let failed = failed.cast_unsigned();
     if failed == 0 {
         return Ok(Err(Created::NothingFailed));
     }

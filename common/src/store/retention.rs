@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
+use sqlx::AssertSqlSafe;
+
 use super::rescue::CHUNK;
-use super::{Pool, StoreResult};
+use super::row::ids;
+use super::{Pool, StoreResult, transaction};
+use crate::domain::BatchId;
 
 /// Deletes one chunk of jobs that ended longer than `keep` ago, with their inputs and outputs. Events of such jobs go
 /// with them; the audit log stays. Answers how many jobs went.
@@ -41,26 +45,47 @@ pub async fn forget_events(pool: &Pool, keep: Duration) -> StoreResult<u64> {
     Ok(done.rows_affected())
 }
 
-/// Deletes one chunk of the lines of batches that ended longer than `keep` ago, and the batches that have none left; their
-/// files have times of their own. Answers how many lines went.
+/// Whether the failed lines of the batch `b` are being done again: which ones they are stands in its items.
+const IN_USE: &str = "EXISTS (SELECT FROM batches r WHERE r.retry_of = b.id
+    AND r.status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))";
+
+/// Deletes one chunk of the lines of batches that ended longer than `keep` ago, and one of such batches that have none left; their
+/// files have times of their own. Answers how many lines and batches went: none if there is nothing more to delete.
 pub async fn forget_batches(pool: &Pool, keep: Duration) -> StoreResult<u64> {
-    let done = sqlx::query(
-        "WITH old AS MATERIALIZED (
-             SELECT id FROM batches
-             WHERE greatest(completed_at, failed_at, expired_at, cancelled_at) < now() - $1::interval ORDER BY id LIMIT 10
-         ), line AS MATERIALIZED (
-             SELECT i.batch_id, i.line FROM batch_items i WHERE i.batch_id IN (SELECT id FROM old) LIMIT $2
-         ), gone AS (
-             DELETE FROM batches b WHERE b.id IN (SELECT id FROM old)
-                 AND NOT EXISTS (SELECT FROM batch_items i WHERE i.batch_id = b.id)
-         )
-         DELETE FROM batch_items i USING line WHERE i.batch_id = line.batch_id AND i.line = line.line",
-    )
-    .bind(keep)
-    .bind(CHUNK)
-    .execute(pool)
-    .await?;
-    Ok(done.rows_affected())
+    transaction(pool, move |connection| {
+        Box::pin(async move {
+            let rows = sqlx::query(AssertSqlSafe(format!(
+                "SELECT id FROM batches b
+                 WHERE greatest(completed_at, failed_at, expired_at, cancelled_at) < now() - $1::interval AND NOT {IN_USE}
+                 ORDER BY greatest(completed_at, failed_at, expired_at, cancelled_at) LIMIT $2 FOR UPDATE SKIP LOCKED"
+            )))
+            .bind(keep)
+            .bind(CHUNK)
+            .fetch_all(&mut *connection)
+            .await?;
+            let old: Vec<BatchId> = ids(&rows, "id")?;
+            // Whoever does one of them again held it until that was committed: a statement of its own sees it.
+            let gone: i64 = sqlx::query_scalar(AssertSqlSafe(format!(
+                "WITH old AS MATERIALIZED (
+                     SELECT id FROM batches b WHERE id = ANY ($1) AND NOT {IN_USE}
+                 ), line AS MATERIALIZED (
+                     SELECT i.batch_id, i.line FROM old JOIN batch_items i ON i.batch_id = old.id LIMIT $2
+                 ), gone AS (
+                     DELETE FROM batch_items i USING line WHERE i.batch_id = line.batch_id AND i.line = line.line RETURNING 1
+                 ), empty AS (
+                     DELETE FROM batches b USING old WHERE b.id = old.id
+                         AND NOT EXISTS (SELECT FROM batch_items i WHERE i.batch_id = b.id) RETURNING 1
+                 )
+                 SELECT (SELECT count(*) FROM gone) + (SELECT count(*) FROM empty)"
+            )))
+            .bind(old.iter().map(|id| id.uuid()).collect::<Vec<_>>())
+            .bind(CHUNK)
+            .fetch_one(connection)
+            .await?;
+            Ok(gone.cast_unsigned())
+        })
+    })
+    .await
 }
 
 /// Deletes one chunk of idempotency keys whose time is over. Answers how many.

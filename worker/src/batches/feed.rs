@@ -9,7 +9,7 @@ use std::sync::Arc;
 use claimcheck_common::batch::{input, output};
 use claimcheck_common::catalog;
 use claimcheck_common::config::BatchConfig;
-use claimcheck_common::domain::{BatchStatus, Class, JobError, JobId, LineProblem};
+use claimcheck_common::domain::{BatchStatus, Class, JobError, JobId};
 use claimcheck_common::files::FileError;
 use claimcheck_common::policy::{Policy, Rejection, Unfit};
 use claimcheck_common::store::audit::Origin;
@@ -22,7 +22,7 @@ use claimcheck_common::validate::text::Text;
 use time::OffsetDateTime;
 
 use super::BatchError;
-use super::lines::{Lines, RawLine};
+use super::lines::{self, Lines, RawLine};
 use super::models::Served;
 use super::turn::Turn;
 
@@ -264,14 +264,7 @@ fn as_failure(raw: &RawLine, ending: BatchStatus) -> FedLine {
 async fn without_input(turn: &mut Turn<'_>) -> Result<Feed, BatchError> {
     let (pool, held) = (&turn.work.pool, &mut turn.held);
     let Some(ending) = held.view.ending else {
-        tracing::error!(file = %held.view.input_file_id, "the input of a batch is gone");
-        let problem = LineProblem {
-            code: "input_file_lost".to_owned(),
-            line: None,
-            message: "The input file could not be read any more. What was done until then is kept.".to_owned(),
-            param: Some("input_file_id".to_owned()),
-        };
-        let _changed = batch_work::fail(pool, held, problem).await?;
+        let _changed = batch_work::fail(pool, held, lines::lost(held)).await?;
         return Ok(Feed::More);
     };
     while !held.is_fed() {

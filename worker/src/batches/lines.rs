@@ -2,9 +2,9 @@
 
 use bytes::{Bytes, BytesMut};
 use claimcheck_common::batch::LINE_BYTES_MAX;
-use claimcheck_common::domain::FileId;
+use claimcheck_common::domain::{FileId, LineProblem};
 use claimcheck_common::files::{FileError, FileStore};
-use claimcheck_common::store::batch_work::Mark;
+use claimcheck_common::store::batch_work::{Held, Mark};
 use futures::StreamExt;
 use futures::stream::BoxStream;
 
@@ -20,6 +20,17 @@ pub(super) struct RawLine {
     pub(super) end: u64,
     /// Its bytes, without the line feed. Cut where it is longer than a line may be, which the upload does not let pass.
     pub(super) text: Bytes,
+}
+
+/// What is said of a batch whose input is gone, here and in the log.
+pub(super) fn lost(held: &Held) -> LineProblem {
+    tracing::error!(file = %held.view.input_file_id, "the input of a batch is gone");
+    LineProblem {
+        code: "input_file_lost".to_owned(),
+        line: None,
+        message: "The input file could not be read any more. What was done until then is kept.".to_owned(),
+        param: Some("input_file_id".to_owned()),
+    }
 }
 
 /// Reads lines from where a mark stands.

@@ -38,10 +38,8 @@ impl<'a> Turn<'a> {
         Ok(())
     }
 
+    /// Also while it is paused: nothing is taken up by this, and only a batch whose lines are known can end with its window.
     async fn validate(&self) -> Result<Progress<Duration>, BatchError> {
-        if self.held.view.paused_at.is_some() {
-            return Ok(Progress::Done(LATER));
-        }
         let Progress::Done(verdict) = validate::check(&self.work.pool, &self.work.files, &self.held).await? else {
             return Ok(Progress::Lost);
         };

@@ -9,13 +9,13 @@ use std::time::Instant;
 
 use claimcheck_common::batch::{LINES_MAX, input};
 use claimcheck_common::domain::LineProblem;
-use claimcheck_common::files::FileStore;
+use claimcheck_common::files::{FileError, FileStore};
 use claimcheck_common::store::Pool;
 use claimcheck_common::store::batch_work::{self, Held, Progress, Verdict};
 use claimcheck_common::validate::Problem;
 
 use super::BatchError;
-use super::lines::Lines;
+use super::lines::{self, Lines};
 
 /// The first problems are kept; all are counted.
 const PROBLEMS_SHOWN: usize = 100;
@@ -37,7 +37,11 @@ struct Findings {
 
 /// The verdict, unless the batch was lost on the way.
 pub(super) async fn check(pool: &Pool, files: &FileStore, held: &Held) -> Result<Progress<Verdict>, BatchError> {
-    let mut lines = Lines::open(files, held.view.input_file_id, held.mark).await?;
+    let mut lines = match Lines::open(files, held.view.input_file_id, held.mark).await {
+        Ok(lines) => lines,
+        Err(FileError::Missing) => return Ok(Progress::Done(Verdict::Wrong(vec![lines::lost(held)], 1))),
+        Err(error) => return Err(error.into()),
+    };
     let mut findings = Findings::default();
     let keep_every = held.keep_every();
     let mut kept = Instant::now();

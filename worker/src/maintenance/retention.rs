@@ -47,7 +47,7 @@ impl Task for Retention {
         if let Some(keep) = self.keep {
             while retention::forget_jobs(&self.pool, keep).await? == chunk {}
             while retention::forget_events(&self.pool, keep).await? == chunk {}
-            while retention::forget_batches(&self.pool, keep).await? == chunk {}
+            while retention::forget_batches(&self.pool, keep).await? > 0 {}
         }
         while webhooks::log::forget(&self.pool, self.keep_log, CHUNK).await? == chunk {}
         Ok(retention::prepare_audit_partitions(&self.pool).await?)
