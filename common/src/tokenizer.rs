@@ -16,28 +16,39 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// The raw bytes of each token; none for special ones.
     bytes: Vec<Box<[u8]>>,
-    end_of_text: Option<u32>,
+    end_tokens: Vec<u32>,
 }
 
 /// The special token that GPT-2's texts end with.
 const END_OF_TEXT: &str = "<|endoftext|>";
 
 impl Tokenizer {
-    /// Reads the bytes of a `tokenizer.json`.
+    /// Reads the bytes of a `tokenizer.json`. What it says of truncation and padding is for training and counts for nothing: a
+    /// prompt is taken whole or not at all.
     pub fn from_bytes(json: &[u8]) -> Result<Self, TokenizerError> {
-        let inner = tokenizers::Tokenizer::from_bytes(json).map_err(failed)?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(failed)?;
+        inner.with_truncation(None).map_err(failed)?.with_padding(None);
         let vocabulary = inner
             .get_vocab(true)
             .into_values()
             .max()
             .map_or(0, |greatest| greatest + 1);
         let bytes = (0..vocabulary).map(|id| token_bytes(&inner, id)).collect();
-        let end_of_text = inner.token_to_id(END_OF_TEXT);
+        let end_tokens = inner.token_to_id(END_OF_TEXT).into_iter().collect();
         Ok(Self {
             inner,
             bytes,
-            end_of_text,
+            end_tokens,
         })
+    }
+
+    /// For a model that says itself which tokens end its texts. One that names none keeps `<|endoftext|>`.
+    #[must_use]
+    pub fn with_end_tokens(mut self, ids: Vec<u32>) -> Self {
+        if !ids.is_empty() {
+            self.end_tokens = ids;
+        }
+        self
     }
 
     /// The raw bytes that a token stands for: a part of a character, perhaps. None for special and unknown tokens.
@@ -67,9 +78,9 @@ impl Tokenizer {
         self.bytes.len()
     }
 
-    /// The token that ends a text, if the vocabulary has it.
-    pub const fn end_of_text(&self) -> Option<u32> {
-        self.end_of_text
+    /// The tokens that end a text: those that the model names, or `<|endoftext|>` if the vocabulary has it.
+    pub fn end_tokens(&self) -> &[u32] {
+        &self.end_tokens
     }
 
     /// The text's token ids.
@@ -142,8 +153,29 @@ mod tests {
         let tokenizer = Tokenizer::from_bytes(SMALL.as_bytes()).unwrap();
         assert_eq!(tokenizer.token_bytes(3), b"ab");
         assert_eq!(tokenizer.token_bytes(2), b" ");
-        assert_eq!(tokenizer.end_of_text(), Some(4));
         assert!(tokenizer.token_bytes(4).is_empty() && tokenizer.token_bytes(99).is_empty());
+    }
+
+    #[test]
+    fn texts_end_with_the_tokens_that_the_model_names_or_else_with_end_of_text() {
+        let tokenizer = Tokenizer::from_bytes(SMALL.as_bytes()).unwrap();
+        assert_eq!(tokenizer.clone().with_end_tokens(vec![]).end_tokens(), [4]);
+        assert_eq!(tokenizer.with_end_tokens(vec![1, 2]).end_tokens(), [1, 2]);
+    }
+
+    #[test]
+    fn a_prompt_is_taken_whole_whatever_the_file_says_of_truncation_and_padding() {
+        let mut file: serde_json::Value = serde_json::from_str(SMALL).unwrap();
+        file["truncation"] = serde_json::json!(
+            {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+        );
+        file["padding"] = serde_json::json!({
+            "strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 4, "pad_type_id": 0,
+            "pad_token": "<|endoftext|>"
+        });
+        let tokenizer = Tokenizer::from_bytes(file.to_string().as_bytes()).unwrap();
+        assert_eq!(tokenizer.encode("ab ba").unwrap(), [3, 2, 1, 0]);
+        assert_eq!(tokenizer.encode("a").unwrap(), [0]);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
 use crate::gpt2::{
-    BLOCK, Device, DeviceError, Gpt2Config, LoadError, ModelFiles, StepModel, Weights, WeightsCache, hub,
+    BLOCK, Device, DeviceError, Gpt2Config, LoadError, ModelFiles, StepModel, Weights, WeightsCache, end_tokens, hub,
 };
 use crate::model_memory::TooLarge;
 use crate::unloadable::{Memory, Unloadable};
@@ -245,7 +245,7 @@ fn read_tokenizer(files: &ModelFiles) -> Result<(Tokenizer, Vec<u8>), ServeError
         path: files.tokenizer.clone(),
         cause,
     })?;
-    let tokenizer = Tokenizer::from_bytes(&bytes)?;
+    let tokenizer = Tokenizer::from_bytes(&bytes)?.with_end_tokens(end_tokens(&files.config)?);
     // The first text has the pattern compiled that texts are cut with, which takes longer than reading the file.
     tokenizer.encode(" ")?;
     Ok((tokenizer, bytes))
@@ -266,16 +266,14 @@ mod tests {
     use super::*;
     use crate::gpt2::{Gpt2Config, byte_tokenizer_json, save_random};
 
-    #[tokio::test]
-    async fn a_tokenizer_of_another_model_is_refused() {
+    fn small(folder: &Path) -> ModelChoice {
         let config = Gpt2Config {
             vocab_size: 200,
             ..Gpt2Config::named("tiny").unwrap()
         };
-        let folder = tempfile::tempdir().unwrap();
-        save_random(&config, 1, folder.path()).unwrap();
-        let choice = ModelChoice {
-            source: folder.path().to_str().unwrap().to_owned(),
+        save_random(&config, 1, folder).unwrap();
+        ModelChoice {
+            source: folder.to_str().unwrap().to_owned(),
             revision: None,
             name: None,
             dtype: Dtype::default(),
@@ -285,7 +283,27 @@ mod tests {
             kv_cache_mib: 1,
             hub: HubConfig::default(),
             weights_cache: WeightsCacheConfig::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_model_comes_with_the_end_tokens_of_its_configuration() {
+        let folder = tempfile::tempdir().unwrap();
+        let choice = small(folder.path());
+        let path = folder.path().join("config.json");
+        let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        config["eos_token_id"] = serde_json::json!([7, 9]);
+        std::fs::write(&path, config.to_string()).unwrap();
+        let Ok(loaded) = choice.load().await else {
+            panic!("a model");
         };
+        assert_eq!(loaded.tokenizer.end_tokens(), [7, 9]);
+    }
+
+    #[tokio::test]
+    async fn a_tokenizer_of_another_model_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let choice = small(folder.path());
         assert!(choice.clone().load().await.is_ok());
         let larger = byte_tokenizer_json(201);
         std::fs::write(folder.path().join("tokenizer.json"), larger).unwrap();

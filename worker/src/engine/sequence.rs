@@ -94,7 +94,7 @@ impl Sequence {
             self.note_logprobs(logprob, id, tokenizer);
         }
         self.tokens.push(id);
-        self.finish_reason = if tokenizer.end_of_text() == Some(id) || self.stop_ids.contains(&id) {
+        self.finish_reason = if tokenizer.end_tokens().contains(&id) || self.stop_ids.contains(&id) {
             self.text.finish();
             Some(FinishReason::Stop)
         } else if self.text.push(tokenizer.token_bytes(id)) {

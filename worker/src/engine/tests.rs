@@ -560,6 +560,32 @@ async fn a_cancelled_job_stops_at_the_next_step_and_keeps_its_tokens() {
 }
 
 #[tokio::test]
+async fn a_text_ends_with_any_of_the_tokens_that_the_model_names() {
+    let tokenizer = Arc::new(tokenizer().as_ref().clone().with_end_tokens(vec![7, 9]));
+    let (sender, mut events) = mpsc::channel(8);
+    let engine = Engine::start(model(PLENTY), tokenizer, config(2, 128), sender);
+    let stop = (FinishReason::Stop, 1);
+    let length = (FinishReason::Length, 5);
+    // The last one is what ends a text of a model that names nothing.
+    for (token, expected) in [(7, stop), (9, stop), (8, length), (256, length)] {
+        let mut job = plain_job(1, 5);
+        job.params.logit_bias = [(token, 100.0)].into();
+        engine.submit(job).await.unwrap();
+        let (_, ending) = next_ending(&mut events).await;
+        let Ending::Completed(completion) = ending else {
+            panic!("{ending:?}")
+        };
+        let choice = &completion.choices[0];
+        assert_eq!(
+            (choice.finish_reason, choice.tokens.len()),
+            (Some(expected.0), expected.1),
+            "{token}"
+        );
+        assert_eq!(choice.text.is_empty(), expected == stop || token == 256, "{token}");
+    }
+}
+
+#[tokio::test]
 async fn the_thread_ends_when_its_last_handle_is_dropped_however_many_jobs_wait() {
     let (open, model) = scripted();
     let (engine, mut events) = start(model, 1);

@@ -13,6 +13,7 @@ mod config;
 mod cpu;
 mod device;
 mod draw;
+mod end_tokens;
 mod files;
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 mod gpu;
@@ -34,6 +35,7 @@ pub use config::{Activation, Gpt2Config};
 pub use cpu::Cpu;
 pub use device::{Device, DeviceError, Weights};
 pub use draw::{Draw, Drawn, Edit, Likely, Method};
+pub use end_tokens::end_tokens;
 pub use files::{Identity, LoadError, ModelFiles};
 #[cfg(all(test, feature = "vulkan"))]
 pub(crate) use gpu::drawn as drawn_by_vulkan;

@@ -220,7 +220,7 @@ impl Bench {
     /// A greedy job of exactly `new` tokens.
     pub(super) fn job(&mut self, prompt: usize, new: usize) -> EngineJob {
         let vocabulary = self.model.vocab_size() as u32;
-        let never = self.tokenizer.end_of_text().map(|token| (token, -100.0));
+        let never = self.tokenizer.end_tokens().iter().map(|token| (*token, -100.0));
         EngineJob {
             key: JobKey {
                 id: JobId::new(),
@@ -230,7 +230,7 @@ impl Bench {
             params: GenerationParams {
                 max_tokens: new as u32,
                 temperature: 0.0,
-                logit_bias: never.into_iter().collect(),
+                logit_bias: never.collect(),
                 ..GenerationParams::default()
             },
             share: Share::default(),
