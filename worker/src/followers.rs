@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::curtain::Curtain;
 use crate::engine::Followed;
+use crate::gauge_share::GaugeShare;
 use crate::in_flight::InFlight;
 
 /// Looks are at least so far apart, however many jobs come and go,
@@ -51,6 +52,7 @@ impl Followers {
 
     async fn look_always(&self, known: &Mutex<Known>) {
         let mut number = 0;
+        let followed = GaugeShare::new("claimcheck_jobs_followed");
         loop {
             let looked = Instant::now();
             let keys = self.in_flight.unfinished();
@@ -67,7 +69,7 @@ impl Followers {
                 .into_iter()
                 .filter_map(|key| Some((key, followers.remove(&key.id)?)));
             let numbers = note(&mut lock(known), now.collect(), &mut number);
-            metrics::gauge!("claimcheck_jobs_followed").set(numbers.len() as f64);
+            followed.set(numbers.len());
             self.followed.replace(numbers);
             sleep_until(looked + LOOK_PAUSE).await;
             tokio::select! {

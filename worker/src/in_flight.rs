@@ -10,6 +10,8 @@ use claimcheck_common::domain::{JobId, JobKey};
 use claimcheck_common::queue::Acker;
 use tokio::sync::Notify;
 
+use crate::gauge_share::GaugeShare;
+
 /// Where a job stands in here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -44,6 +46,7 @@ struct Entry<A> {
 pub struct InFlight<A = Acker> {
     jobs: Mutex<BTreeMap<JobKey, Entry<A>>>,
     changed: Notify,
+    size: GaugeShare,
 }
 
 impl<A> Default for InFlight<A> {
@@ -51,6 +54,7 @@ impl<A> Default for InFlight<A> {
         Self {
             jobs: Mutex::new(BTreeMap::new()),
             changed: Notify::new(),
+            size: GaugeShare::new("claimcheck_jobs_in_flight"),
         }
     }
 }
@@ -182,7 +186,7 @@ impl<A> InFlight<A> {
     fn change<T>(&self, work: impl FnOnce(&mut BTreeMap<JobKey, Entry<A>>) -> T) -> T {
         let mut jobs = self.lock();
         let value = work(&mut jobs);
-        metrics::gauge!("claimcheck_jobs_in_flight").set(jobs.len() as f64);
+        self.size.set(jobs.len());
         drop(jobs);
         self.changed.notify_waiters();
         value
@@ -198,6 +202,7 @@ mod tests {
     use std::sync::Arc;
 
     use futures::FutureExt;
+    use metrics_exporter_prometheus::PrometheusBuilder;
 
     use super::*;
 
@@ -261,6 +266,28 @@ mod tests {
         table.admit(new, ());
         table.admit(key(), ());
         assert_eq!(table.claims(old.id), [new]);
+    }
+
+    #[test]
+    fn the_jobs_of_all_models_of_a_process_are_counted_together() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let counted = |count: usize| {
+            let shown = recorder.handle().render();
+            assert!(shown.contains(&format!("claimcheck_jobs_in_flight {count}")), "{shown}");
+        };
+        metrics::with_local_recorder(&recorder, || {
+            let [first, second] = [(); 2].map(|()| InFlight::default());
+            let ended = key();
+            for key in [ended, key()] {
+                first.admit(key, ());
+            }
+            second.admit(key(), ());
+            counted(3);
+            first.remove(ended);
+            counted(2);
+            drop(second);
+            counted(1);
+        });
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod curtain;
 pub mod engine;
 pub mod feeder;
 pub mod followers;
+mod gauge_share;
 pub mod generate;
 pub mod gpt2;
 pub mod health;

@@ -2,50 +2,42 @@
 
 use std::time::{Duration, Instant};
 
-use metrics::{counter, gauge, histogram};
+use metrics::{counter, histogram};
 
 use super::parts::{Part, StepParts};
 use super::scheduler::Scheduler;
 use super::sequence::Sequence;
+use crate::gauge_share::GaugeShare;
 use crate::gpt2::StepRow;
 
-/// What one engine has said by the gauges, in which the engines of a process add up.
-#[derive(Default)]
+/// What one engine says by the gauges, in which the engines of a process add up.
 pub(super) struct Gauges {
-    slots: usize,
-    in_use: usize,
-    waiting: usize,
-    blocks: usize,
-    free: usize,
+    slots: GaugeShare,
+    in_use: GaugeShare,
+    waiting: GaugeShare,
+    blocks: GaugeShare,
+    free: GaugeShare,
 }
 
 impl Gauges {
-    pub(super) fn room(&mut self, slots: usize, blocks: usize) {
-        shift("claimcheck_engine_slots", &mut self.slots, slots);
-        shift("claimcheck_engine_blocks", &mut self.blocks, blocks);
-    }
-
-    fn use_of_room(&mut self, in_use: usize, waiting: usize, free: usize) {
-        shift("claimcheck_engine_slots_in_use", &mut self.in_use, in_use);
-        shift("claimcheck_engine_waiting_sequences", &mut self.waiting, waiting);
-        shift("claimcheck_engine_blocks_free", &mut self.free, free);
-    }
-}
-
-impl Drop for Gauges {
-    fn drop(&mut self) {
-        self.room(0, 0);
-        self.use_of_room(0, 0, 0);
+    pub(super) fn of_room(slots: usize, blocks: usize) -> Self {
+        let gauges = Self {
+            slots: GaugeShare::new("claimcheck_engine_slots"),
+            in_use: GaugeShare::new("claimcheck_engine_slots_in_use"),
+            waiting: GaugeShare::new("claimcheck_engine_waiting_sequences"),
+            blocks: GaugeShare::new("claimcheck_engine_blocks"),
+            free: GaugeShare::new("claimcheck_engine_blocks_free"),
+        };
+        gauges.slots.set(slots);
+        gauges.blocks.set(blocks);
+        gauges
     }
 }
 
-fn shift(name: &'static str, said: &mut usize, now: usize) {
-    gauge!(name).increment(now as f64 - *said as f64);
-    *said = now;
-}
-
-pub(super) fn occupancy(gauges: &mut Gauges, scheduler: &mut Scheduler) {
-    gauges.use_of_room(scheduler.running(), scheduler.waiting(), scheduler.free_blocks());
+pub(super) fn occupancy(gauges: &Gauges, scheduler: &mut Scheduler) {
+    gauges.in_use.set(scheduler.running());
+    gauges.waiting.set(scheduler.waiting());
+    gauges.free.set(scheduler.free_blocks());
     let counts = scheduler.take_counts();
     counter!("claimcheck_engine_admitted_tokens_total").increment(counts.admitted_tokens);
     counter!("claimcheck_engine_prefix_hit_tokens_total").increment(counts.hit_tokens);

@@ -79,9 +79,8 @@ impl Engine {
         config: EngineConfig,
         events: mpsc::Sender<EngineEvent>,
     ) -> EngineHandle {
-        let mut gauges = Gauges::default();
         let scheduler = empty(model.as_ref(), config);
-        gauges.room(config.slots, model.blocks());
+        let gauges = Gauges::of_room(config.slots, model.blocks());
         handle::spawn(config.slots, move |inbox| {
             let mut engine = Self {
                 model,
@@ -123,7 +122,7 @@ impl Engine {
     /// Takes in what waits at the door; blocks while there is nothing to do. `false`: everybody has left.
     fn receive(&mut self) -> bool {
         if self.jobs.is_empty() {
-            metrics::occupancy(&mut self.gauges, &mut self.scheduler);
+            metrics::occupancy(&self.gauges, &mut self.scheduler);
             self.model.rest();
         }
         // Who is waited for finishes what it has.
@@ -192,7 +191,7 @@ impl Engine {
         }
         self.clock.lap(Part::Other);
         let plan = self.scheduler.schedule();
-        metrics::occupancy(&mut self.gauges, &mut self.scheduler);
+        metrics::occupancy(&self.gauges, &mut self.scheduler);
         self.clock.lap(Part::Schedule);
         if plan.is_empty() {
             return true;
