@@ -251,7 +251,7 @@ async fn drained(stop: &CancellationToken, limit: Duration) {
     tokio::time::sleep(limit).await;
 }
 
-/// Deliveries in hand for each queue: all slots, and a few more so that a slot that becomes free is filled at once.
-const fn prefetch(slots: u16) -> u16 {
-    slots.saturating_add(slots / 4).saturating_add(2)
+/// Deliveries in hand for each queue.
+fn prefetch(slots: u16) -> u16 {
+    u16::try_from(EngineConfig::in_hand(usize::from(slots))).unwrap_or(u16::MAX)
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use claimcheck_common::domain::{Completion, GenerationParams, JobError, JobKey, Share, Spent};
+use claimcheck_common::domain::{Class, Completion, GenerationParams, JobError, JobKey, Share, Spent};
 use tokio::sync::{mpsc, watch};
 
 use super::deltas::Deltas;
@@ -57,6 +57,20 @@ pub struct EngineConfig {
     pub prefix_cache: bool,
 }
 
+impl EngineConfig {
+    /// Jobs of each class that a worker has in hand for `slots`: all of them, and a few more so that a slot that becomes free is
+    /// filled at once.
+    pub const fn in_hand(slots: usize) -> usize {
+        slots.saturating_add(slots / 4).saturating_add(2)
+    }
+
+    /// Most jobs inside, running and waiting: all that a worker has in hand, so that none stands at the door, where neither class
+    /// nor tenant nor priority counts.
+    const fn most_jobs(self) -> usize {
+        Class::ALL.len() * Self::in_hand(self.slots)
+    }
+}
+
 impl Default for EngineConfig {
     fn default() -> Self {
         Self {
@@ -106,13 +120,13 @@ pub(super) struct Inbox {
     pulse: Pulse,
     times: Times,
     deltas: Arc<OnceLock<Deltas>>,
-    /// Sequences that may wait inside; more wait in the channel.
+    /// Jobs that may be inside; so many more wait in the channel.
     capacity: usize,
     closed: bool,
 }
 
-pub(super) fn spawn(slots: usize, run: impl FnOnce(Inbox) + Send + 'static) -> EngineHandle {
-    let capacity = slots.max(1);
+pub(super) fn spawn(config: EngineConfig, run: impl FnOnce(Inbox) + Send + 'static) -> EngineHandle {
+    let capacity = config.most_jobs();
     let (jobs, receiver) = mpsc::channel(capacity);
     let (living, alive) = watch::channel(());
     let (cancels, pulse, times) = (Cancels::default(), Pulse::default(), Times::default());
@@ -138,7 +152,7 @@ pub(super) fn spawn(slots: usize, run: impl FnOnce(Inbox) + Send + 'static) -> E
         pulse,
         times,
         deltas,
-        slots,
+        slots: config.slots,
         alive,
     }
 }
@@ -191,17 +205,17 @@ impl EngineHandle {
 }
 
 impl Inbox {
-    /// The next arrival, or `None` when the engine should go on. Waits for one if the engine is `idle`; one that is `closing` lets
-    /// nobody in before it is.
-    pub(super) fn next(&mut self, idle: bool, closing: bool, waiting: usize) -> Option<Arrival> {
-        if idle {
+    /// The next arrival, or `None` when the engine, which has so many jobs `inside`, should go on. Waits for one if there are none;
+    /// an engine that is `closing` lets nobody in before.
+    pub(super) fn next(&mut self, inside: usize, closing: bool) -> Option<Arrival> {
+        if inside == 0 {
             let arrival = self.jobs.blocking_recv();
             self.closed |= arrival.is_none();
             return arrival;
         }
         // Asked first: who waits inside or at the door must not keep a thread that nobody wants any more.
         self.closed |= self.jobs.is_closed();
-        if self.closed || closing || waiting >= self.capacity {
+        if self.closed || closing || inside >= self.capacity {
             return None;
         }
         self.jobs.try_recv().ok()

@@ -81,7 +81,7 @@ impl Engine {
     ) -> EngineHandle {
         let scheduler = empty(model.as_ref(), config);
         let gauges = Gauges::of_room(config.slots, model.blocks());
-        handle::spawn(config.slots, move |inbox| {
+        handle::spawn(config, move |inbox| {
             let mut engine = Self {
                 model,
                 tokenizer,
@@ -127,7 +127,7 @@ impl Engine {
         }
         // Who is waited for finishes what it has.
         let closing = self.model.is_wanted_out();
-        while let Some(arrival) = self.inbox.next(self.jobs.is_empty(), closing, self.scheduler.waiting()) {
+        while let Some(arrival) = self.inbox.next(self.jobs.len(), closing) {
             if self.jobs.is_empty() {
                 self.clock.restart();
             }

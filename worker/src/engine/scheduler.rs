@@ -13,7 +13,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
-use claimcheck_common::domain::Share;
+use claimcheck_common::domain::{Share, TenantId};
 
 use super::blocks::Blocks;
 use super::job::SequenceId;
@@ -273,8 +273,11 @@ impl Scheduler {
             self.room(&entry.prefix)?;
             self.preempted.pop_front()?
         } else {
-            let running = &self.running;
-            let slots_of = |tenant| running.values().filter(|one| one.share.tenant == tenant).count();
+            let mut slots: HashMap<TenantId, usize> = HashMap::new();
+            for running in self.running.values() {
+                *slots.entry(running.share.tenant).or_default() += 1;
+            }
+            let slots_of = |tenant| slots.get(&tenant).copied().unwrap_or(0);
             let turn = self.waiting.next(slots_of, |entry| self.is_ready(entry))?;
             self.room(&self.waiting.entry(&turn).prefix)?;
             self.waiting.take(turn)

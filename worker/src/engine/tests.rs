@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use burn::backend::flex::FlexDevice;
-use claimcheck_common::domain::{Completion, Dtype, FinishReason, GenerationParams, JobId, JobKey, Share};
+use claimcheck_common::domain::{Class, Completion, Dtype, FinishReason, GenerationParams, JobId, JobKey, Share};
 use claimcheck_common::tokenizer::Tokenizer;
 use futures::FutureExt;
 use rand::seq::SliceRandom;
@@ -557,6 +557,84 @@ async fn a_cancelled_job_stops_at_the_next_step_and_keeps_its_tokens() {
         matches!(next_ending(&mut events).await, (key, Ending::Completed(_)) if key == after.key),
         "the slot is free"
     );
+}
+
+/// With one slot, in which a job stands before a shut gate: the job, the gate, the engine.
+async fn occupied() -> (
+    JobKey,
+    std::sync::mpsc::Sender<()>,
+    EngineHandle,
+    mpsc::Receiver<EngineEvent>,
+) {
+    let (open, model) = scripted();
+    let (engine, mut events) = start(model, 1);
+    let first = of_class(Class::Batch);
+    engine.submit(first.clone()).await.unwrap();
+    assert_eq!(events.recv().await, Some(EngineEvent::Started(first.key)));
+    (first.key, open, engine, events)
+}
+
+fn of_class(class: Class) -> EngineJob {
+    let mut job = plain_job(1, 3);
+    job.share.class = class;
+    job
+}
+
+#[tokio::test]
+async fn an_interactive_job_passes_by_all_batch_jobs_that_wait() {
+    let (first, open, engine, mut events) = occupied().await;
+    let jobs = [Class::Batch, Class::Batch, Class::Interactive].map(of_class);
+    let keys: Vec<_> = jobs.iter().map(|job| job.key).collect();
+    let submitting = tokio::spawn(async move {
+        for job in jobs {
+            engine.submit(job).await.unwrap();
+        }
+        engine
+    });
+    // It runs until all are with the engine, or until the engine takes no more.
+    tokio::task::yield_now().await;
+    drop(open);
+    let mut ended = Vec::new();
+    for _ in 0..=keys.len() {
+        ended.push(next_ending(&mut events).await.0);
+    }
+    assert_eq!(ended, [first, keys[2], keys[0], keys[1]]);
+    submitting.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_job_is_cancelled_wherever_it_waits() {
+    let (first, open, engine, mut events) = occupied().await;
+    let waiting: Vec<_> = (0..EngineConfig::in_hand(1)).map(|_| of_class(Class::Batch)).collect();
+    for job in &waiting {
+        let taken = engine.submit(job.clone()).now_or_never();
+        assert_eq!(taken, Some(Ok(())), "there is room for all that a worker has in hand");
+    }
+    let last = waiting.last().unwrap().key;
+    engine.cancel(last);
+    open.send(()).unwrap();
+    let (key, ending) = next_ending(&mut events).await;
+    assert!(key == last && matches!(ending, Ending::Stopped(_)), "{ending:?}");
+    drop(open);
+    assert_eq!(next_ending(&mut events).await.0, first);
+}
+
+#[tokio::test]
+async fn the_engine_takes_no_more_jobs_than_it_has_places_for() {
+    let (_, open, engine, mut events) = occupied().await;
+    let submit = || tokio::time::timeout(LIMIT, engine.submit(of_class(Class::Batch)));
+    let inside = Class::ALL.len() * EngineConfig::in_hand(1);
+    // As many at the door. One step lets in who stands there.
+    open.send(()).unwrap();
+    for _ in 1..2 * inside {
+        submit().await.expect("there is room").unwrap();
+    }
+    assert!(submit().now_or_never().is_none(), "and now there is none");
+    drop(open);
+    let next = submit();
+    let (submitted, ended) = tokio::join!(next, next_ending(&mut events));
+    submitted.expect("a job that ends makes room").unwrap();
+    assert!(matches!(ended.1, Ending::Completed(_)), "{ended:?}");
 }
 
 #[tokio::test]
