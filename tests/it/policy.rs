@@ -182,6 +182,52 @@ async fn a_text_that_is_followed_while_it_runs_never_shows_what_is_taken_out_of_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_taken_out_of_a_text_is_not_kept_as_tokens_and_nothing_is_held_against_it() {
+    in_world(async |world| {
+        let installation = Installation::of(world);
+        let api = installation.api().await;
+        let file = written("");
+        let policy = || [("CLAIMCHECK_POLICY_FILE", file.path().display().to_string())];
+        let mut worker = installation.worker("open", policy()).await;
+        let token = token(&api).await;
+        let client = reqwest::Client::builder().no_proxy().timeout(LIMIT).build().unwrap();
+        let get = async |path: &str| answer(client.get(api.url(path)).bearer_auth(&token)).await.1;
+        let post = async |path: &str, body: Value| {
+            let (status, body) = answer(client.post(api.url(path)).bearer_auth(&token).json(&body)).await;
+            (status, body["id"].as_str().unwrap_or_else(|| code(&body)).to_owned())
+        };
+        let ended = async || {
+            let body = json!({"prompt": "Once", "max_tokens": 20, "seed": 7});
+            let (_, id) = post("/v1/jobs", body).await;
+            let job = get(&format!("/v1/jobs/{id}?wait=25")).await;
+            assert_eq!(job["status"], "completed", "{job}");
+            (id, job["output"]["choices"][0]["finish_reason"] == "content_filter")
+        };
+        let (shown, withheld) = ended().await;
+        assert!(!withheld);
+        let rule = "[[rules]]\nname = \"letters\"\ncategory = \"test\"\naction = \"redact\"\npatterns = ['[a-z]+']\n";
+        std::fs::write(file.path(), rule).unwrap();
+        worker.kill();
+        let _worker = installation.worker("strict", policy()).await;
+
+        let (changed, withheld) = ended().await;
+        assert!(withheld);
+        let replay = async |id: &str| post(&format!("/v1/jobs/{id}/replay"), json!({})).await;
+        let refused = (StatusCode::CONFLICT, "job_without_tokens".to_owned());
+        assert_eq!(replay(&changed).await, refused);
+        let (status, again) = replay(&shown).await;
+        assert_eq!(status, StatusCode::ACCEPTED, "{again}");
+        let verdict = get(&format!("/v1/jobs/{again}/replay?wait=25")).await;
+        assert_eq!(
+            (&verdict["status"], &verdict["matches"]),
+            (&json!("completed"), &Value::Null),
+            "{verdict}"
+        );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_changed_file_is_read_anew_and_a_broken_one_changes_nothing() {
     let file = written(RULES);
     with_policy(

@@ -242,6 +242,7 @@ fn screened(mut ended: Settlement, policy: &Policy) -> Settlement {
             choice.finish_reason = Some(FinishReason::ContentFilter);
             // They spell the text.
             choice.logprobs = None;
+            choice.tokens.clear();
         }
         ended.hits.extend(verdict.hits);
     }
@@ -324,7 +325,7 @@ mod tests {
             index: 0,
             finish_reason: Some(FinishReason::Length),
             logprobs: Some(Logprobs::default()),
-            tokens: Vec::new(),
+            tokens: vec![1, 2],
         };
         let completion = Completion {
             choices: vec![choice("a secret"), choice("poison and a secret"), choice("fine")],
@@ -346,14 +347,13 @@ mod tests {
                 ("fine", Some(FinishReason::Length))
             ]
         );
-        assert_eq!(
-            done.choices
-                .iter()
-                .flatten()
-                .filter(|one| one.logprobs.is_some())
-                .count(),
-            1
-        );
+        let spelled: Vec<_> = done
+            .choices
+            .iter()
+            .flatten()
+            .map(|one| one.logprobs.is_some() || !one.tokens.is_empty())
+            .collect();
+        assert_eq!(spelled, [false, false, true], "what spells a text goes with it");
         assert_eq!(done.hits.len(), 3);
     }
 

@@ -103,7 +103,8 @@ pub struct Choice {
     pub finish_reason: Option<FinishReason>,
     /// Null unless they were asked for.
     pub logprobs: Option<Logprobs>,
-    /// What was generated, also what the text leaves out. Stored beside the choices and not in them; empty when read.
+    /// What was generated, also what the text leaves out. Stored beside the choices and not in them; empty when read, and where
+    /// the text was withheld.
     #[serde(skip)]
     pub tokens: Vec<u32>,
 }

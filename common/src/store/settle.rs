@@ -14,7 +14,9 @@ use super::lease::columns;
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{get, parse};
 use super::{Pool, StoreError, StoreResult, budgets, events, notify, outbox};
-use crate::domain::{Choice, Completion, EventId, Id, JobError, JobId, JobKey, JobStatus, Runtime, Spent};
+use crate::domain::{
+    Choice, Completion, EventId, FinishReason, Id, JobError, JobId, JobKey, JobStatus, Runtime, Spent,
+};
 use crate::policy::Hit;
 
 /// What is not to be stored and never fetched is kept this long all the same.
@@ -148,11 +150,12 @@ impl Settlement {
         self.started.map(|began| began.elapsed().as_secs_f64())
     }
 
-    /// The tokens of each choice.
+    /// The tokens of each choice; none at all where a text was withheld, since a replay has nothing to be held against then.
     fn tokens(&self) -> Option<sqlx::types::Json<Vec<&[u32]>>> {
         let choices = self.choices.as_ref()?;
+        let shown = |choice: &Choice| choice.finish_reason != Some(FinishReason::ContentFilter);
         let tokens = choices.iter().map(|choice| choice.tokens.as_slice()).collect();
-        Some(sqlx::types::Json(tokens))
+        choices.iter().all(shown).then_some(sqlx::types::Json(tokens))
     }
 
     fn with(self, completion: Completion) -> Self {
