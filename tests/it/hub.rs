@@ -1,8 +1,9 @@
 //! Models by name: from a hub (here a small server laid out like one) into the cache, and out of it when there is no hub.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 use axum::Router;
 use axum::body::Body;
@@ -24,6 +25,8 @@ struct Served {
     cuts: AtomicBool,
     /// Whole files that were asked for.
     downloads: AtomicUsize,
+    /// Answers everything with this status, unless it is 0.
+    refuses: AtomicU16,
 }
 
 struct Hub {
@@ -65,6 +68,11 @@ impl Hub {
         }
     }
 
+    /// What is known of the model's revisions.
+    fn refs(&self) -> PathBuf {
+        self.home.path().join("hub/models--acme--plain/refs")
+    }
+
     fn downloads(&self) -> usize {
         self.served.downloads.load(Ordering::SeqCst)
     }
@@ -87,6 +95,9 @@ async fn resolve(
     UrlPath((owner, name, revision, file)): UrlPath<(String, String, String, String)>,
     headers: HeaderMap,
 ) -> Response<Body> {
+    if let Ok(status) = StatusCode::from_u16(served.refuses.load(Ordering::SeqCst)) {
+        return answer(status);
+    }
     if format!("{owner}/{name}") != MODEL || !["main", COMMIT].contains(&revision.as_str()) {
         return answer(StatusCode::NOT_FOUND);
     }
@@ -161,6 +172,60 @@ async fn a_hub_out_of_reach_costs_nothing_once_the_model_is_cached() {
     drop(home);
     let error = fetch(MODEL, &config).await.unwrap_err().to_string();
     assert!(error.contains(MODEL), "{error}");
+}
+
+#[tokio::test]
+async fn what_another_client_put_into_the_cache_is_not_downloaded_again() {
+    let hub = Hub::start().await;
+    fetch(MODEL, &hub.config).await.unwrap();
+    // Others refer to a branch alone, not to the commit that it is.
+    std::fs::remove_file(hub.refs().join(COMMIT)).unwrap();
+    let files = fetch(MODEL, &hub.config).await.unwrap();
+    assert_eq!(files.commit.as_deref(), Some(COMMIT));
+    assert_same(&files.weights, "model.safetensors");
+    assert_eq!(hub.downloads(), 3);
+}
+
+#[tokio::test]
+async fn a_cache_that_is_only_to_be_read_is_taken_as_it_is() {
+    let hub = Hub::start().await;
+    let config = fetch(MODEL, &hub.config).await.unwrap().config;
+    let main = hub.refs().join("main");
+    let before = SystemTime::UNIX_EPOCH;
+    std::fs::File::options()
+        .write(true)
+        .open(&main)
+        .unwrap()
+        .set_modified(before)
+        .unwrap();
+    fetch(MODEL, &hub.config).await.unwrap();
+    let written = main.metadata().unwrap().modified().unwrap();
+    assert_eq!(written, before, "what stands there is not written again");
+
+    // Nobody can write below a file, root neither.
+    std::fs::remove_dir_all(hub.refs()).unwrap();
+    std::fs::write(hub.refs(), "").unwrap();
+    assert_eq!(fetch(MODEL, &hub.config).await.unwrap().config, config);
+    assert_eq!(hub.downloads(), 3);
+    std::fs::remove_file(config).unwrap();
+    assert!(fetch(MODEL, &hub.config).await.is_err(), "it has to be written");
+}
+
+#[tokio::test]
+async fn a_hub_that_has_too_much_to_do_costs_nothing_once_the_model_is_cached() {
+    let hub = Hub::start().await;
+    let with = async |status: u16| {
+        hub.served.refuses.store(status, Ordering::SeqCst);
+        let files = fetch(MODEL, &hub.config).await;
+        files.map(|files| files.commit).map_err(|error| error.to_string())
+    };
+    let complaint = with(429).await.unwrap_err();
+    assert!(complaint.contains(MODEL) && complaint.contains("429"), "{complaint}");
+    with(0).await.unwrap();
+    for status in [408, 429, 503] {
+        assert_eq!(with(status).await.unwrap().as_deref(), Some(COMMIT), "{status}");
+    }
+    assert!(with(403).await.is_err(), "that is an answer");
 }
 
 #[tokio::test]

@@ -59,7 +59,7 @@ pub fn fetch(name: &str, revision: Option<&str>, config: &HubConfig) -> Result<M
 }
 
 enum Failure {
-    /// The hub did not answer.
+    /// The hub did not answer, or will not now.
     Unreachable(String),
     /// It did, but not with the files.
     Refused(String),
@@ -84,12 +84,17 @@ impl Asked<'_> {
         Repo::with_revision(self.name.to_owned(), RepoType::Model, revision.to_owned())
     }
 
+    /// Where the cache has the files of a commit, whoever put them there and whatever refers to it.
+    fn snapshot(&self, commit: &str) -> PathBuf {
+        self.cache.repo(self.repo(commit)).pointer_path(commit)
+    }
+
     /// What an earlier download left, if it is whole.
     fn cached(&self) -> Option<ModelFiles> {
         let repo = self.cache.repo(self.repo(self.revision));
         let config = repo.get(FILES[0]).or_else(|| {
             // Asked for by its commit, which no reference has to name.
-            Some(repo.pointer_path(self.revision).join(FILES[0])).filter(|path| path.exists())
+            Some(self.snapshot(self.revision).join(FILES[0])).filter(|path| path.exists())
         })?;
         let folder = config.parent()?;
         let paths = FILES.map(|file| folder.join(file));
@@ -112,15 +117,30 @@ impl Asked<'_> {
             .map_err(|error| failure(FILES[0], &error))?;
         let commit = metadata.commit_hash();
         let of_commit = api.repo(self.repo(commit));
-        let mut paths = Vec::with_capacity(FILES.len());
-        for file in FILES {
-            let known = self.cache.repo(self.repo(commit)).get(file);
-            paths.push(known.map_or_else(|| download_file(&api, &of_commit, file), Ok)?);
+        let paths = FILES.map(|file| self.snapshot(commit).join(file));
+        let mut all_known = true;
+        for (file, path) in FILES.iter().zip(&paths) {
+            if !path.exists() {
+                all_known = false;
+                download_file(&api, &of_commit, file)?;
+            }
         }
-        let referred = self.cache.repo(self.repo(self.revision)).create_ref(commit);
-        referred.map_err(|error| Failure::Refused(format!("the cache cannot be written: {error}")))?;
-        let paths = paths.try_into().expect("as many paths as files");
+        match self.refer(commit) {
+            // A cache that is only to be read, filled by somebody else.
+            Err(error) if all_known => tracing::debug!(%error, "the cache does not keep which commit this revision is"),
+            Err(error) => return Err(Failure::Refused(format!("the cache cannot be written: {error}"))),
+            Ok(()) => {}
+        }
         Ok(self.files(commit, paths))
+    }
+
+    /// Notes in the cache which commit the revision is, unless that stands there.
+    fn refer(&self, commit: &str) -> std::io::Result<()> {
+        let repo = self.cache.repo(self.repo(self.revision));
+        if repo.get(FILES[0]) == Some(self.snapshot(commit).join(FILES[0])) {
+            return Ok(());
+        }
+        repo.create_ref(commit)
     }
 
     fn files(&self, commit: &str, [config, weights, tokenizer]: [PathBuf; 3]) -> ModelFiles {
@@ -135,7 +155,7 @@ impl Asked<'_> {
 }
 
 /// Downloads a file into the cache, and takes it out again if it is not of the size that the hub announced.
-fn download_file(api: &Api, repo: &ApiRepo, file: &str) -> Result<PathBuf, Failure> {
+fn download_file(api: &Api, repo: &ApiRepo, file: &str) -> Result<(), Failure> {
     let failed = |error: ApiError| failure(file, &error);
     let wanted = api.metadata(&repo.url(file)).map_err(failed)?.size() as u64;
     let path = repo.download(file).map_err(failed)?;
@@ -147,7 +167,7 @@ fn download_file(api: &Api, repo: &ApiRepo, file: &str) -> Result<PathBuf, Failu
             "{file}: {size} bytes came, {wanted} were announced"
         )));
     }
-    Ok(path)
+    Ok(())
 }
 
 /// Removes a file of the cache and what it links to.
@@ -167,7 +187,10 @@ fn failure(file: &str, error: &ApiError) -> Failure {
             ureq::Error::StatusCode(code @ (401 | 403 | 404)) => {
                 Failure::Refused(format!("the hub has no `{file}` of it for us (status {code})"))
             }
-            ureq::Error::StatusCode(code) if *code < 500 => Failure::Refused(format!("{file}: status {code}")),
+            // Too slow, or too many at a time: the next try may be answered.
+            ureq::Error::StatusCode(code) if *code < 500 && ![408, 429].contains(code) => {
+                Failure::Refused(format!("{file}: status {code}"))
+            }
             _ => Failure::Unreachable(format!("{file}: {request}")),
         };
     }
