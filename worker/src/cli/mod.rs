@@ -192,6 +192,15 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_worker_without_a_slot_is_refused_with_code_2() {
+        for line in [&["--slots", "0"][..], &["run", "--slots", "0"]] {
+            let refused = parse(line).map(|_| ()).unwrap_err();
+            assert_eq!(refused.exit_code(), i32::from(REFUSED), "{refused}");
+        }
+        assert!(parse(&["run", "--slots", "1"]).is_ok());
+    }
+
     #[tokio::test]
     async fn what_bench_saves_is_a_model_that_both_tools_take() {
         let folder = tempfile::tempdir().unwrap();

@@ -36,7 +36,7 @@ pub(super) struct RunArgs {
     #[arg(long)]
     order: Option<Order>,
     /// Sequences of a model that are generated side by side [env: `CLAIMCHECK_SLOTS`]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
     slots: Option<u16>,
     /// Most memory for keys and values of a model, in MiB [env: `CLAIMCHECK_KV_CACHE_MIB`]
     #[arg(long)]

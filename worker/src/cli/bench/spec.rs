@@ -64,6 +64,10 @@ pub(super) fn run(path: &Path, dtype: Dtype, device: DeviceChoice, order: Order)
 
 fn measure(spec: &Spec, dtype: Dtype, device: DeviceChoice, order: Order) -> anyhow::Result<Answer> {
     ensure!(!spec.prompts.is_empty(), "`prompts` is empty");
+    ensure!(
+        spec.prompts.iter().all(|prompt| !prompt.is_empty()),
+        "a prompt has no tokens"
+    );
     ensure!(spec.new > 0, "`new` is 0");
     ensure!(spec.repeats > 0, "`repeats` is 0");
     ensure!(spec.threads > 0, "`threads` is 0");
@@ -267,9 +271,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_measured_is_refused_in_words() {
-        let changes: [fn(&mut Spec); 7] = [
+        let changes: [fn(&mut Spec); 8] = [
             |spec| spec.prompts.clear(),
             |spec| spec.prompts[0].clear(),
+            |spec| spec.prompts.iter_mut().for_each(Vec::clear),
             |spec| spec.new = 0,
             |spec| spec.repeats = 0,
             |spec| spec.threads = 0,
