@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Response};
-use claimcheck_common::store::erase;
 use claimcheck_common::store::jobs::JobView;
 use tokio::time::Instant;
 
@@ -41,9 +40,6 @@ pub async fn ended_within(state: &AppState, caller: &Caller, job: JobView, wait:
     let deadline = Instant::now() + Duration::from_secs(wait.into());
     let now = until_ended(state, caller.project_id, job.key.id, deadline).await?;
     let mut response = if now.status.is_terminal() {
-        if !now.options.store {
-            erase::delivered(&state.pool, now.key.id).await?;
-        }
         axum::Json(JobBody::from(&now)).into_response()
     } else {
         answered(render(&now))?

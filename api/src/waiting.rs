@@ -1,10 +1,12 @@
-//! Requests that wait for jobs to end.
+//! Requests that wait for jobs, and what follows from an ended one being shown.
 //!
 //! Each registers before it reads, so that no change falls between; the process's one listening connection wakes it, and
 //! that connection looks again by itself every few seconds. No waiter polls the table.
 
 use claimcheck_common::domain::{JobId, ProjectId};
+use claimcheck_common::store::erase;
 use claimcheck_common::store::jobs::{self, JobView};
+use claimcheck_common::store::notify::JobWaiter;
 use tokio::time::Instant;
 
 use crate::app::AppState;
@@ -28,20 +30,26 @@ impl Drop for Waiting {
     }
 }
 
-/// The job when it has ended, or as it is at `deadline` or when the process is to stop.
-pub async fn until_ended(
+/// What `read` says once it is `enough`, or says at `deadline` or when the process is to stop.
+pub async fn until<T, F>(
     state: &AppState,
-    project: ProjectId,
     id: JobId,
     deadline: Instant,
-) -> Result<JobView, ApiError> {
-    let waiter = state.changes.subscribe(id);
+    read: impl Fn() -> F,
+    enough: impl Fn(&T) -> bool,
+) -> Result<T, ApiError>
+where
+    F: Future<Output = Result<T, ApiError>>,
+{
+    // Who does not wait needs no waking.
+    let waiter = (Instant::now() < deadline).then(|| state.changes.subscribe(id));
     loop {
-        let changed = waiter.changed();
-        let job = jobs::get(&state.pool, project, id).await?.ok_or_else(job_not_found)?;
-        if job.status.is_terminal() || Instant::now() >= deadline || state.stopping.is_cancelled() {
-            return Ok(job);
-        }
+        let changed = waiter.as_ref().map(JobWaiter::changed);
+        let said = read().await?;
+        let over = enough(&said) || Instant::now() >= deadline || state.stopping.is_cancelled();
+        let Some(changed) = changed.filter(|_| !over) else {
+            return Ok(said);
+        };
         let _counted = Waiting::begin();
         tokio::select! {
             () = changed => {}
@@ -49,4 +57,25 @@ pub async fn until_ended(
             () = state.stopping.cancelled() => {}
         }
     }
+}
+
+/// The job when it has ended, which then counts as handed to its owner, or as it is at `deadline` or when the process is to stop.
+pub async fn until_ended(
+    state: &AppState,
+    project: ProjectId,
+    id: JobId,
+    deadline: Instant,
+) -> Result<JobView, ApiError> {
+    let read = || async { jobs::get(&state.pool, project, id).await?.ok_or_else(job_not_found) };
+    let job = until(state, id, deadline, read, |job| job.status.is_terminal()).await?;
+    delivered(state, &job).await?;
+    Ok(job)
+}
+
+/// The caller is shown this job: if it has ended and is not to be stored, its texts go some minutes from now.
+pub async fn delivered(state: &AppState, job: &JobView) -> Result<(), ApiError> {
+    if job.status.is_terminal() && !job.options.store && job.erased_at.is_none() {
+        erase::delivered(&state.pool, job.key.id).await?;
+    }
+    Ok(())
 }

@@ -7,7 +7,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::http_completions::{choice, claim_all, finish};
-use crate::http_face::{MODEL, answer, code, with_api};
+use crate::http_face::{Api, MODEL, answer, code, with_api};
 use crate::http_streams::Events;
 
 fn said(text: &str, finish_reason: FinishReason) -> Vec<Choice> {
@@ -114,6 +114,79 @@ async fn a_responses_events_go_on_after_any_number() {
             (bad.0, &bad.1["error"]["param"]),
             (StatusCode::BAD_REQUEST, &json!("starting_after"))
         );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_shown_an_ended_job_that_is_not_to_be_stored_has_minutes_to_see_it_again() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        let soon = async || -> i64 {
+            let sql = "SELECT count(*) FROM jobs WHERE erase_at < now() + interval '6 minutes'";
+            sqlx::query_scalar(sql).fetch_one(&world.pool).await.unwrap()
+        };
+        let body = json!({"input": "hi", "store": false});
+        let waiting = tokio::spawn(answer(ada.post("/v1/responses").json(&body)));
+        let key = claim_all(world, 1).await[0];
+        finish(world, key, said(" there", FinishReason::Stop)).await;
+        assert_eq!(waiting.await.unwrap().0, StatusCode::OK);
+        assert_eq!(soon().await, 1);
+        // A job that is sent again, and one that cannot be cancelled any more.
+        let body = json!({"prompt": "hi", "store": false});
+        for (shown, cancels) in [(1, false), (2, true)] {
+            let place = format!("/v1/jobs/mine{shown}");
+            let (_, job) = answer(ada.put(&place).json(&body)).await;
+            let key = claim_all(world, 1).await[0];
+            finish(world, key, said(" there", FinishReason::Stop)).await;
+            assert_eq!(soon().await, shown);
+            let again = if cancels {
+                ada.post(&format!("/v1/jobs/{}/cancel", job["id"].as_str().unwrap()))
+            } else {
+                ada.put(&place).json(&body)
+            };
+            let (status, again) = answer(again).await;
+            assert_eq!((status, &again["status"]), (StatusCode::OK, &json!("completed")));
+            assert_eq!(soon().await, shown + 1, "cancels: {cancels}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_stops_says_so_to_who_follows_a_response_and_another_goes_on() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        let second = Api::start(world).await;
+        let stream = |body: Value| ada.at(&second).post("/v1/responses").json(&body);
+        let mut left = Events::open(stream(json!({"input": "hi", "stream": true}))).await;
+        let mut events = Events::open(stream(json!({"input": "hi", "background": true, "stream": true}))).await;
+        let created = events.until("response.created").await.json();
+        events.until("response.queued").await;
+        left.until("response.queued").await;
+        second.begin_stop();
+        let last = left.rest().await.pop().expect("it says why it ends");
+        let message = last.json()["message"].to_string();
+        assert!(message.contains("Send the request again"), "{message}");
+        let last = events.rest().await.pop().expect("it says why it ends");
+        let error = last.json();
+        assert_eq!(
+            (last.name.as_str(), &error["code"]),
+            ("error", &json!("stream_cut_off"))
+        );
+        second.stop().await;
+        for key in claim_all(world, 2).await {
+            finish(world, key, said("héllo", FinishReason::Stop)).await;
+        }
+        let id = created["response"]["id"].as_str().unwrap();
+        let path = format!(
+            "/v1/responses/{id}?stream=true&starting_after={}",
+            error["sequence_number"]
+        );
+        let rest = Events::open(ada.get(&path)).await.rest().await;
+        assert_eq!(rest[0].name, "response.in_progress", "nothing is passed over");
+        let delta = rest.iter().find(|event| event.name == "response.output_text.delta");
+        assert_eq!(delta.unwrap().json()["delta"], "héllo");
     })
     .await;
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use claimcheck_common::deltas::{Delta, DeltaPublisher};
-use claimcheck_common::domain::{Choice, JobId, JobKey};
+use claimcheck_common::domain::{Choice, FinishReason, JobId, JobKey};
 use claimcheck_common::redis::Redis;
 use claimcheck_common::store::settle;
 use claimcheck_common::store::settle::Settlement;
@@ -302,6 +302,64 @@ async fn the_next_attempts_text_goes_on_where_the_last_ones_ended_or_begins_anew
         assert_eq!(events.next().await.unwrap().json()["text"], "one too many, alas");
         finish(world, third, vec![plain(0, "one too many, alas.")]).await;
         assert_eq!(texts(&events.rest().await)[&0], ".");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_final_text_shorter_than_what_was_sent_begins_anew_on_every_face() {
+    with_api(async |world, api| {
+        let (ada, teller) = (api.user("ada").await, Teller::of(world));
+        let id = ada.submit(&json!({"prompt": "Once"})).await;
+        let path = format!("/v1/jobs/{id}/events");
+        let mut events = Events::open(ada.get(&path)).await;
+        let first = claim_all(world, 1).await[0];
+        teller.tell(first, 0, 0, "one two three four").await;
+        let sent = events.until("delta").await;
+        let second = again(world, first).await;
+        finish(world, second, vec![plain(0, "uno")]).await;
+        let late = Events::open(ada.get(&path).header("last-event-id", &sent.id)).await;
+        for mut events in [events, late] {
+            events.until("reset").await;
+            let rest = events.rest().await;
+            assert_eq!(texts(&rest)[&0], "uno");
+            assert_eq!(rest.last().unwrap().name, "end");
+        }
+        // The others cannot take back what they sent, and say so.
+        let body = json!({"prompt": "a", "input": "a", "stream": true});
+        for (path, field) in [("/v1/completions", "input"), ("/v1/responses", "prompt")] {
+            let mut body = body.clone();
+            body.as_object_mut().unwrap().remove(field);
+            let mut events = Events::open(ada.post(path).json(&body)).await;
+            let key = claim_all(world, 1).await[0];
+            teller.tell(key, 0, 0, "one two").await;
+            while !events.next().await.unwrap().data.contains("one two") {}
+            finish(world, key, vec![plain(0, "uno")]).await;
+            let last = events.rest().await.pop().unwrap().json();
+            let code = last.pointer("/error/code").unwrap_or(&last["code"]);
+            assert_eq!(code, "text_changed", "{path}: {last}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_text_that_the_policy_rejects_nothing_more_comes_and_the_job_ends_as_usual() {
+    with_api(async |world, api| {
+        let (ada, teller) = (api.user("ada").await, Teller::of(world));
+        let id = ada.submit(&json!({"prompt": "Once"})).await;
+        let mut events = Events::open(ada.get(&format!("/v1/jobs/{id}/events"))).await;
+        let key = claim_all(world, 1).await[0];
+        teller.tell(key, 0, 0, "one").await;
+        events.until("delta").await;
+        let rejected = Choice {
+            finish_reason: Some(FinishReason::ContentFilter),
+            ..plain(0, "")
+        };
+        finish(world, key, vec![rejected]).await;
+        let rest = events.rest().await;
+        let names: Vec<_> = rest.iter().map(|event| event.name.as_str()).collect();
+        assert_eq!(names, ["end"]);
     })
     .await;
 }

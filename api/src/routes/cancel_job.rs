@@ -10,6 +10,7 @@ use crate::error::{ApiError, ErrorBody};
 use crate::extract::path::job_not_found;
 use crate::extract::{Caller, JobIdPath, Query};
 use crate::view::JobBody;
+use crate::waiting::delivered;
 
 /// Cancel a job
 ///
@@ -32,5 +33,6 @@ pub async fn cancel_job(
     let job = cancels::request_cancel(&state.pool, caller.project_id, id, caller.by())
         .await?
         .ok_or_else(job_not_found)?;
+    delivered(&state, &job).await?;
     Ok(Json(JobBody::from(&job)))
 }

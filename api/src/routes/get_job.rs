@@ -1,15 +1,11 @@
-//! `GET /v1/jobs/{id}`: one job, at once or when it has something new to say.
-//!
-//! A waiting request registers before it reads, so that no change falls between; the process's one listening connection
-//! wakes it, and that connection looks again by itself every few seconds. No waiter polls the table.
+//! `GET /v1/jobs/{id}`: one job, at once or when it has something new to say (`waiting.rs`).
 
 use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use claimcheck_common::store::notify::JobWaiter;
-use claimcheck_common::store::{erase, jobs};
+use claimcheck_common::store::jobs;
 use tokio::time::Instant;
 
 use crate::app::AppState;
@@ -19,7 +15,7 @@ use crate::extract::path::job_not_found;
 use crate::extract::{Caller, JobIdPath, Query};
 use crate::validate::number::from_text;
 use crate::view::{IfNoneMatch, JobBody, Rendered};
-use crate::waiting::Waiting;
+use crate::waiting::{delivered, until};
 
 pub(super) const WAIT_MAX: u32 = 60;
 
@@ -56,30 +52,20 @@ pub async fn get_job(
         .unwrap_or(0);
     let known = IfNoneMatch::read(&headers);
     let deadline = Instant::now() + Duration::from_secs(wait.into());
-    let waiter = (wait > 0).then(|| state.changes.subscribe(id));
-    loop {
-        let changed = waiter.as_ref().map(JobWaiter::changed);
-        let job = jobs::get(&state.pool, caller.project_id, id)
-            .await?
-            .ok_or_else(job_not_found)?;
+    let read = || async {
+        let job = jobs::get(&state.pool, caller.project_id, id).await?;
+        let job = job.ok_or_else(job_not_found)?;
         let rendered = Rendered::new(&job).map_err(ApiError::internal)?;
-        let ended = job.status.is_terminal();
-        state.promises.seen(id, job.started_at, ended);
+        state.promises.seen(id, job.started_at, job.status.is_terminal());
+        Ok((job, rendered))
+    };
+    let (job, rendered) = until(&state, id, deadline, read, |(job, rendered)| {
         let news = known.is_present() && !known.has(&rendered.etag);
-        let over = Instant::now() >= deadline || state.stopping.is_cancelled();
-        let Some(changed) = changed.filter(|_| !(ended || news || over)) else {
-            if ended && !job.options.store && job.erased_at.is_none() {
-                erase::delivered(&state.pool, id).await?;
-            }
-            return Ok(answer(rendered, &known, ended));
-        };
-        let _counted = Waiting::begin();
-        tokio::select! {
-            () = changed => {}
-            () = tokio::time::sleep_until(deadline) => {}
-            () = state.stopping.cancelled() => {}
-        }
-    }
+        job.status.is_terminal() || news
+    })
+    .await?;
+    delivered(&state, &job).await?;
+    Ok(answer(rendered, &known, job.status.is_terminal()))
 }
 
 fn answer(rendered: Rendered, known: &IfNoneMatch, ended: bool) -> Response {

@@ -18,6 +18,7 @@ use crate::refusal::refused;
 use crate::validate::idempotency;
 use crate::validate::job::SubmitJob;
 use crate::view::JobBody;
+use crate::waiting::delivered;
 
 /// Create a job under an id of your own
 ///
@@ -53,6 +54,7 @@ pub async fn put_job(
         Submitted::Accepted(view, _) => answered(render(&view)),
         Submitted::Before(Before::Replayed(answer)) => answered(answer).map(replayed),
         Submitted::Found(view) => {
+            delivered(&state, &view).await?;
             let status = StatusCode::OK.as_u16();
             answered(Answer {
                 status,

@@ -8,7 +8,6 @@ use axum::response::Response;
 use claimcheck_common::domain::{JobId, JobStatus, Runtime};
 use claimcheck_common::store::idempotency::Answer;
 use claimcheck_common::store::jobs::JobView;
-use claimcheck_common::store::notify::JobWaiter;
 use claimcheck_common::store::once::Once;
 use claimcheck_common::store::replay::{self, Difference, Replay, Run};
 use claimcheck_common::store::retry::{self, Purpose};
@@ -27,6 +26,7 @@ use crate::extract::{Caller, JobIdPath, Metered, Query};
 use crate::idempotent::{answered, answered_before, asker};
 use crate::validate::number::from_text;
 use crate::view::StatusSchema;
+use crate::waiting::until;
 
 /// A replay.
 #[derive(Debug, Serialize, ToSchema)]
@@ -146,23 +146,11 @@ pub async fn get_replay(
 /// The replay when it has ended, or as it is after `wait`.
 async fn ended(state: &AppState, caller: &Caller, id: JobId, wait: Duration) -> Result<Replay, ApiError> {
     let deadline = Instant::now() + wait;
-    let waiter = (!wait.is_zero()).then(|| state.changes.subscribe(id));
-    loop {
-        // Registered before it is read, so that no change falls between.
-        let changed = waiter.as_ref().map(JobWaiter::changed);
-        let replay = replay::find(&state.pool, caller.project_id, id)
-            .await?
-            .ok_or_else(job_not_found)?;
-        let over = replay.status.is_terminal() || Instant::now() >= deadline || state.stopping.is_cancelled();
-        let Some(changed) = changed.filter(|_| !over) else {
-            return Ok(replay);
-        };
-        tokio::select! {
-            () = changed => {}
-            () = tokio::time::sleep_until(deadline) => {}
-            () = state.stopping.cancelled() => {}
-        }
-    }
+    let read = || async {
+        let replay = replay::find(&state.pool, caller.project_id, id).await?;
+        replay.ok_or_else(job_not_found)
+    };
+    until(state, id, deadline, read, |replay| replay.status.is_terminal()).await
 }
 
 /// The answer to a replay that was just made, and to its request whenever it is repeated.

@@ -22,7 +22,7 @@ use crate::streams::sse::{self, Room};
 use crate::streams::{Cursor, JobStream, response};
 use crate::validate::response::CreateResponse;
 use crate::view::{ResponseBody, job_of_response, response_id};
-use crate::waiting::until_ended;
+use crate::waiting::{delivered, until_ended};
 
 /// A cancelled response's worker lets go within a step; the answer waits so long for it.
 const CANCEL_WAIT: std::time::Duration = std::time::Duration::from_secs(5);
@@ -66,7 +66,9 @@ pub async fn create_response(
         return Ok(stream(&state, &caller, room, part, manner.background, None));
     }
     let job = if manner.background {
-        find(&state, &caller, part.id).await?
+        let job = find(&state, &caller, part.id).await?;
+        delivered(&state, &job).await?;
+        job
     } else {
         completed(until_ended(&state, caller.project_id, part.id, deadline).await?)?
     };
@@ -115,9 +117,7 @@ pub async fn get_response(
     }
     let job = find(&state, &caller, id).await?;
     if !streams {
-        if job.status.is_terminal() && !job.options.store {
-            erase::delivered(&state.pool, job.key.id).await?;
-        }
+        delivered(&state, &job).await?;
         return Ok(Json(ResponseBody::new(&job, true)).into_response());
     }
     let room = Room::take(&state)?;

@@ -26,6 +26,7 @@ use crate::validate::idempotency as validate;
 use crate::validate::job::{SubmitJob, ValidJob};
 use crate::validate::text::Text;
 use crate::view::JobBody;
+use crate::waiting::delivered;
 use crate::webhooks;
 
 /// Seconds after which a first look is worth while.
@@ -70,7 +71,10 @@ pub async fn submit_job(
             Some(wait) => prefer::ended_within(&state, &caller, *view, wait).await,
             None => answered(render(&view)),
         },
-        Submitted::Found(view) => answered(render(&view)).map(replayed),
+        Submitted::Found(view) => {
+            delivered(&state, &view).await?;
+            answered(render(&view)).map(replayed)
+        }
         Submitted::Before(before) => answered_before(before),
         Submitted::Refused(refusal) => Err(refused(refusal)),
     }

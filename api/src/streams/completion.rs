@@ -110,8 +110,11 @@ impl Completing {
             }
             let outcome = match self.parts.next().await {
                 Some((number, happening)) => self.take(number, happening),
-                // The process is to stop. A client that began to read does not send its request again by itself.
-                None => Err(ApiError::busy("The service is restarting; send the request again.", 1)),
+                // A client that began to read does not send its request again by itself.
+                None => Err(ApiError::busy(
+                    "The stream was cut off: the service is restarting, or an hour is over. Send the request again.",
+                    1,
+                )),
             };
             if let Err(error) = outcome {
                 self.ready.push_back(event(&error.into_body()));

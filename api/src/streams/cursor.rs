@@ -72,6 +72,14 @@ impl Cursor {
         }
     }
 
+    /// The same of a text that nothing more comes to: a shorter one is another one.
+    pub fn check_whole(&self, choice: usize, text: &str) -> Result<(), Diverged> {
+        if text.len() < self.place(choice).bytes {
+            return Err(Diverged);
+        }
+        self.check(choice, text)
+    }
+
     /// What `text` has beyond what was sent of the choice, which counts as sent from now on. The text must have been checked.
     pub fn advance<'t>(&mut self, choice: usize, text: &'t str, tokens: usize) -> &'t str {
         let place = self.place(choice);
@@ -153,6 +161,8 @@ mod tests {
         let mut cursor = Cursor::default();
         cursor.advance(1, "once upon", 2);
         assert_eq!(cursor.check(1, "once"), Ok(()), "it may still come to it");
+        assert_eq!(cursor.check_whole(1, "once"), Err(Diverged), "nothing more comes");
+        assert_eq!(cursor.check_whole(1, "once upon"), Ok(()));
         assert_eq!(cursor.check(1, "once upon a time"), Ok(()));
         assert_eq!(cursor.check(1, "once there was"), Err(Diverged));
         assert_eq!(cursor.check(1, "once upöä"), Err(Diverged), "cut within a character");

@@ -4,17 +4,21 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use claimcheck_common::deltas::Follow;
-use claimcheck_common::domain::{JobId, JobStatus, Logprobs, ProjectId};
+use claimcheck_common::domain::{Choice, FinishReason, JobId, JobStatus, Logprobs, ProjectId};
+use claimcheck_common::store::StoreError;
 use claimcheck_common::store::jobs::{self, JobView, WaitingReason};
 use claimcheck_common::store::notify::JobWaiter;
 use claimcheck_common::store::place::{self, Place};
-use claimcheck_common::store::{StoreError, erase};
 use futures::future::{Either, select};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::Cursor;
+use super::cursor::Diverged;
 use crate::app::AppState;
+use crate::waiting::delivered;
 
+/// A stream ends after this; whoever goes on following connects again, with a token that is still good.
+const STREAM_MAX: Duration = Duration::from_hours(1);
 /// A waiting job's place is looked up this often, and only while not too many look.
 const PLACE_PERIOD: Duration = Duration::from_secs(5);
 /// A job that could not be read is read again after this.
@@ -79,6 +83,7 @@ pub struct JobStream {
     fence: i64,
     /// Waits, as the store told last.
     waits: bool,
+    time_over: Instant,
     next_place: Instant,
     last_place: Option<(u64, Option<WaitingReason>)>,
     ready: VecDeque<Happening>,
@@ -100,6 +105,7 @@ impl JobStream {
             shown,
             fence: 0,
             waits: false,
+            time_over: Instant::now() + STREAM_MAX,
             next_place: Instant::now(),
             last_place: None,
             ready: VecDeque::new(),
@@ -118,7 +124,7 @@ impl JobStream {
         self.shown
     }
 
-    /// What happens next; `None` when the job has ended, or this process is to stop.
+    /// What happens next; `None` when the job has ended, an hour is over, or this process is to stop.
     pub async fn next(&mut self) -> Option<Happening> {
         loop {
             if let Some(happening) = self.ready.pop_front() {
@@ -129,7 +135,7 @@ impl JobStream {
                 }
                 return Some(happening);
             }
-            if self.over || self.state.stopping.is_cancelled() {
+            if self.over || self.state.stopping.is_cancelled() || Instant::now() >= self.time_over {
                 return None;
             }
             let (changed, told) = (self.waiter.changed(), self.follow.changed());
@@ -147,6 +153,7 @@ impl JobStream {
                 () = changed => self.read = true,
                 () = told => {}
                 () = until(place_due) => self.look_up_place().await,
+                () = sleep_until(self.time_over) => return None,
                 () = self.state.stopping.cancelled() => return None,
             }
         }
@@ -195,11 +202,10 @@ impl JobStream {
         let choices = job.choices.as_deref().unwrap_or_default();
         let texts = choices
             .iter()
+            .filter(|choice| !rejected(choice))
             .map(|choice| (choice.index, choice.text.as_str(), choice.logprobs.as_ref()));
-        advance(&mut self.cut, &mut self.ready, texts);
-        if !job.options.store
-            && let Err(error) = erase::delivered(&self.state.pool, self.id).await
-        {
+        advance(&mut self.cut, &mut self.ready, Cursor::check_whole, texts);
+        if let Err(error) = delivered(&self.state, &job).await {
             tracing::debug!(%error, job = %self.id, "a delivery could not be noted");
         }
         self.ready.push_back(Happening::Ended(Box::new(job)));
@@ -219,7 +225,7 @@ impl JobStream {
             if live.fence >= *fence && *fence > 0 {
                 let choices = (0..).zip(&live.choices);
                 let texts = choices.map(|(index, choice)| (index, choice.text.as_str(), None));
-                advance(cut, ready, texts);
+                advance(cut, ready, Cursor::check, texts);
             }
         });
     }
@@ -250,14 +256,20 @@ async fn until(time: Option<Instant>) {
     }
 }
 
+/// Taken away by the content policy: what was sent of it stays as it is.
+fn rejected(choice: &Choice) -> bool {
+    choice.text.is_empty() && choice.finish_reason == Some(FinishReason::ContentFilter)
+}
+
 /// Makes pieces of what texts have beyond the cursor. If one of them is not what was sent from, all begin anew.
 fn advance<'t>(
     cursor: &mut Cursor,
     ready: &mut VecDeque<Happening>,
+    check: impl Fn(&Cursor, usize, &str) -> Result<(), Diverged>,
     texts: impl Iterator<Item = (u32, &'t str, Option<&'t Logprobs>)> + Clone,
 ) {
     let mut all = texts.clone();
-    if all.any(|(choice, text, _)| cursor.check(choice as usize, text).is_err()) {
+    if all.any(|(choice, text, _)| check(cursor, choice as usize, text).is_err()) {
         *cursor = Cursor::default();
         ready.push_back(Happening::Reset);
     }
@@ -272,5 +284,20 @@ fn advance<'t>(
             let text = new.to_owned();
             ready.push_back(Happening::Piece(Piece { choice, text, logprobs }));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_ends_by_itself_when_its_time_is_over() {
+        let state = AppState::new(&crate::router::tests::config()).unwrap();
+        let mut stream = JobStream::new(&state, ProjectId::new(), JobId::new(), Cursor::default(), None);
+        assert!(stream.time_over > Instant::now() + Duration::from_mins(59));
+        stream.time_over = Instant::now() + Duration::from_millis(50);
+        let next = tokio::time::timeout(Duration::from_secs(30), stream.next()).await;
+        assert!(next.expect("it waits no longer").is_none());
     }
 }

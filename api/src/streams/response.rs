@@ -61,7 +61,11 @@ impl Responding {
             if self.over {
                 return None;
             }
-            match self.stream.next().await? {
+            let Some(happening) = self.stream.next().await else {
+                self.cut_off();
+                continue;
+            };
+            match happening {
                 Happening::State(job) => self.begin(&job),
                 Happening::Piece(piece) if piece.choice == 0 => self.go_on(&piece),
                 Happening::Piece(_) | Happening::Place(_) => {}
@@ -138,14 +142,26 @@ impl Responding {
         self.over = true;
     }
 
+    fn cut_off(&mut self) {
+        let reason = "The stream was cut off: the service is restarting, or an hour is over.";
+        let advice = match self.last() {
+            Some(number) if self.background => format!("Go on with `starting_after` {number}."),
+            _ => "Send the request again.".to_owned(),
+        };
+        self.fail("stream_cut_off", &format!("{reason} {advice}"));
+    }
+
+    /// The last event. It has the number of the one before, so that whoever goes on after it misses nothing.
     fn fail(&mut self, code: &str, message: &str) {
-        let number = self.number.map_or(0, |number| number + 1);
-        self.say(
-            number,
-            "error",
-            json!({"code": code, "message": message, "param": null}),
-        );
+        let body = json!({"type": "error", "sequence_number": self.last().unwrap_or_default(),
+            "code": code, "message": message, "param": null});
+        self.ready.push_back(event(&body).event("error"));
         self.over = true;
+    }
+
+    /// The number of the last event that the caller has.
+    fn last(&self) -> Option<u64> {
+        self.number.max(self.after)
     }
 
     fn content(&self, mut more: Value) -> Value {

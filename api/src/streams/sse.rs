@@ -1,4 +1,4 @@
-//! Streams over HTTP: server-sent events (the HTML standard, section 9.2), with room for so many at a time and an end.
+//! Streams over HTTP: server-sent events (the HTML standard, section 9.2), with room for so many at a time.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -15,8 +15,6 @@ use crate::error::ApiError;
 
 /// A comment is sent after so long a silence, for proxies that close what is silent.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
-/// A stream ends after this; whoever goes on following connects again, with a token that is still good.
-const STREAM_MAX: Duration = Duration::from_hours(1);
 /// Tells nginx to pass events on as they come.
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
@@ -43,10 +41,9 @@ impl Drop for Room {
     }
 }
 
-/// Answers with events until they end, the client hangs up or their time is over.
+/// Answers with events until they end or the client hangs up.
 pub fn answer(room: Room, events: impl Stream<Item = Event> + Send + 'static) -> Response {
-    let time_over = Box::pin(tokio::time::sleep(STREAM_MAX));
-    let events = events.take_until(time_over).map(move |event| {
+    let events = events.map(move |event| {
         let _held = &room;
         Ok::<_, Infallible>(event)
     });
