@@ -20,7 +20,7 @@ use claimcheck_common::redis::Redis;
 use claimcheck_common::store::notify::JobChanges;
 use claimcheck_common::store::{self, Pool};
 use claimcheck_common::{shutdown, telemetry};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -110,8 +110,12 @@ impl Config {
         if self.transport.env != Environment::Production {
             return Ok(self);
         }
+        // What is not set is not there to be guessed.
+        let if_set = |secret: Option<&SecretString>| secret.and_then(|secret| weakness(secret.expose_secret()));
         let findings = [
             ("CLAIMCHECK_JWT_SECRET", weakness(self.api.jwt_secret.expose_secret())),
+            ("CLAIMCHECK_RECEIPT_SECRET", if_set(self.api.receipt_secret.as_ref())),
+            ("CLAIMCHECK_WEBHOOK_KEY", if_set(self.webhooks.key.as_ref())),
             ("DATABASE_URL", weak_password(&self.database.url)),
             ("AMQP_URL", weak_password(&self.broker.url)),
         ];
@@ -411,6 +415,17 @@ mod tests {
         }
         assert!(refused(good, "claimcheck").contains("DATABASE_URL"));
         assert!(!refused("hunter2", "x").contains("hunter2"), "it is not repeated");
+        for bad in ["", "short", "a secret of at least thirty-two bytes"] {
+            let with = |change: fn(&mut Config, SecretString)| {
+                let mut config = config(Environment::Production, good, "Jk29dmsLq");
+                change(&mut config, bad.to_owned().into());
+                config.fit().unwrap_err().to_string()
+            };
+            let receipts = with(|config, secret| config.api.receipt_secret = Some(secret));
+            assert!(receipts.contains("CLAIMCHECK_RECEIPT_SECRET"), "{bad}: {receipts}");
+            let webhooks = with(|config, secret| config.webhooks.key = Some(secret));
+            assert!(webhooks.contains("CLAIMCHECK_WEBHOOK_KEY"), "{bad}: {webhooks}");
+        }
         assert!(config(Environment::Production, good, "Jk29dmsLq").fit().is_ok());
         assert!(config(Environment::Development, "short", "claimcheck").fit().is_ok());
     }

@@ -18,8 +18,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 use url::Url;
 
 use crate::webhook::Vault;
@@ -347,7 +347,7 @@ pub struct ApiConfig {
     /// signs them itself (`HS256`). Changing it makes all access tokens void.
     pub jwt_secret: SecretString,
     /// `CLAIMCHECK_RECEIPT_SECRET`: what the key that signs receipts follows from. `CLAIMCHECK_JWT_SECRET` unless set.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "secret_if_set")]
     pub receipt_secret: Option<SecretString>,
     /// `CLAIMCHECK_JWT_ALGORITHM`: `EdDSA` (the default) or `HS256`.
     #[serde(default)]
@@ -379,6 +379,12 @@ impl ApiConfig {
     pub fn from_env() -> Result<Self, ConfigError> {
         from_env("CLAIMCHECK_")
     }
+}
+
+/// Compose files set what they do not know to nothing: empty counts as unset.
+fn secret_if_set<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
+    let secret = Option::<SecretString>::deserialize(deserializer)?;
+    Ok(secret.filter(|secret| !secret.expose_secret().is_empty()))
 }
 
 /// What the command line needs.
@@ -568,4 +574,21 @@ const fn default_batch_in_flight() -> u32 {
 
 const fn default_drain() -> Duration {
     Duration::from_secs(20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_receipt_secret_is_none() {
+        let read = |secret: &str| {
+            let variables = [("CLAIMCHECK_JWT_SECRET", "a"), ("CLAIMCHECK_RECEIPT_SECRET", secret)];
+            let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            let config: ApiConfig = envy::prefixed("CLAIMCHECK_").from_iter(variables).unwrap();
+            config.receipt_secret.map(|secret| secret.expose_secret().to_owned())
+        };
+        assert_eq!(read(""), None, "anybody could derive the key from nothing");
+        assert_eq!(read("b").as_deref(), Some("b"));
+    }
 }
