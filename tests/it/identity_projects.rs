@@ -414,6 +414,14 @@ async fn a_services_secret_is_rotated_with_an_overlap_and_revoked_at_once() {
             (StatusCode::FORBIDDEN, "insufficient_scope"),
             "it gives what it has"
         );
+        // A rotated key is a key handed out: a token that was narrowed gets none that is wider.
+        let reader = make_key(&service, json!({"name": "reader", "scopes": ["jobs:read"]})).await;
+        let rotate = format!("/v1/api_keys/{}/rotate", text(&reader, "id"));
+        let (_, token) = token_of(api, id, old, &[("scope", "admin")]).await;
+        let narrow = ada.with_token(text(&token, "access_token"));
+        let (status_, body) = answer(narrow.post(&rotate).json(&json!({}))).await;
+        assert_eq!((status_, code(&body)), (StatusCode::FORBIDDEN, "insufficient_scope"));
+        assert_eq!(status(service.post(&rotate).json(&json!({}))).await, StatusCode::OK);
 
         let (_, rotated) = answer(ada.post(&format!("{path}/rotate")).json(&json!({"overlap": 3600}))).await;
         let new = text(&rotated, "client_secret");

@@ -218,9 +218,13 @@ pub async fn get_key(
     shown(&state, &caller, id).await
 }
 
-async fn shown(state: &AppState, caller: &Caller, id: ApiKeyId) -> Result<Reply<ApiKeyBody>, ApiError> {
+async fn find(state: &AppState, caller: &Caller, id: ApiKeyId) -> Result<ApiKey, ApiError> {
     let key = api_keys::get_one(&state.pool, caller.user_id, caller.project_id, id).await?;
-    let key = key.ok_or_else(key_not_found)?;
+    key.ok_or_else(key_not_found)
+}
+
+async fn shown(state: &AppState, caller: &Caller, id: ApiKeyId) -> Result<Reply<ApiKeyBody>, ApiError> {
+    let key = find(state, caller, id).await?;
     ApiKeyBody::find(state, key, None).await.map(Reply)
 }
 
@@ -273,7 +277,8 @@ pub async fn revoke_key(
 /// Rotate an API key
 ///
 /// The key keeps its id, its scopes and its counts and gets a new secret, which the answer shows this once. The one in use holds
-/// for `overlap` seconds more, so that programs can be changed over; one that an earlier rotation left ends at once.
+/// for `overlap` seconds more, so that programs can be changed over; one that an earlier rotation left ends at once. A service can rotate
+/// keys alone whose scopes its token has.
 #[utoipa::path(post, path = "/v1/api_keys/{id}/rotate", tag = "Accounts", request_body = Rotate,
     params(("id" = String, Path, description = "The key's id")),
     responses(
@@ -287,6 +292,8 @@ pub async fn rotate_key(
     IdPath(id): IdPath<ApiKeyId>,
     body: Json<Rotate, BODY_MAX>,
 ) -> Result<Reply<ApiKeyBody>, ApiError> {
+    // A new secret is a key handed out.
+    caller.may_grant(find(&state, &caller, id).await?.grant.scopes)?;
     let secret = Secret::draw(SecretKind::ApiKey);
     let rotation = Rotation {
         id,
