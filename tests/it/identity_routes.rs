@@ -343,3 +343,17 @@ async fn what_belongs_to_others_is_404_on_every_route_and_answered_like_what_doe
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_path_that_does_not_read_is_answered_in_the_envelope_on_every_route() {
+    with_api(async |world, api| {
+        let root = admin(world, api.user("root").await).await;
+        let all = operations(api).await;
+        for operation in all.iter().filter(|operation| operation.path.contains('{')) {
+            let (status, body) = outcome(&root, operation, "%FF", &json!({})).await;
+            assert!(status.is_client_error(), "{operation}: {status} {body}");
+            assert!(!code(&body).is_empty(), "{operation}");
+        }
+    })
+    .await;
+}

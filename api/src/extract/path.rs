@@ -77,17 +77,30 @@ pub fn project_not_found() -> ApiError {
     ApiError::NotFound(Problem::new("project_not_found", message))
 }
 
-/// The `{provider}` of a sign-in route.
+/// What a path names by anything but an id. What does not read is nobody's name.
 #[derive(Debug, Clone)]
-pub struct ProviderPath(pub String);
+pub struct NamePath(pub String);
 
-impl<S: Send + Sync> FromRequestParts<S> for ProviderPath {
+impl<S: Send + Sync> FromRequestParts<S> for NamePath {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         let text = Path::<String>::from_request_parts(parts, state).await;
-        // What does not read is nobody's name.
         Ok(Self(text.map_or_else(|_| String::new(), |Path(text)| text)))
+    }
+}
+
+/// The same of a path that names two things.
+#[derive(Debug, Clone)]
+pub struct NamesPath(pub String, pub String);
+
+impl<S: Send + Sync> FromRequestParts<S> for NamesPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        let texts = Path::<(String, String)>::from_request_parts(parts, state).await;
+        let Path((one, other)) = texts.unwrap_or_else(|_| Path(Default::default()));
+        Ok(Self(one, other))
     }
 }
 

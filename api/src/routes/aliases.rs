@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use claimcheck_common::catalog::Unfound;
 use claimcheck_common::store::aliases::{self, AliasTargets, Set, Target};
@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 use crate::app::AppState;
 use crate::docs::{BadBody, NeedsAdmin, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
+use crate::extract::path::NamePath;
 use crate::extract::{self, Caller};
 use crate::validate::number::Whole;
 use crate::validate::text::{Text, check};
@@ -97,7 +98,7 @@ pub async fn list_aliases(State(state): State<AppState>) -> Result<Json<AliasLis
 pub async fn set_alias(
     State(state): State<AppState>,
     caller: Caller,
-    Path(name): Path<String>,
+    NamePath(name): NamePath,
     body: extract::Json<AliasIn>,
 ) -> Result<Json<AliasBody>, ApiError> {
     check(&name, 1, NAME_MAX).map_err(|what| ApiError::invalid("name", format!("An alias {what}.")))?;
@@ -134,7 +135,7 @@ pub async fn set_alias(
 pub async fn remove_alias(
     State(state): State<AppState>,
     caller: Caller,
-    Path(name): Path<String>,
+    NamePath(name): NamePath,
 ) -> Result<StatusCode, ApiError> {
     let unknown = || ApiError::NotFound(Problem::new("alias_not_found", "There is no such alias.").at("name"));
     check(&name, 1, NAME_MAX).map_err(|_| unknown())?;

@@ -6,7 +6,6 @@ use claimcheck_common::domain::{EventId, JobId, ProjectId, TenantId, UserId, Wor
 use claimcheck_common::store::audit::{self, AuditFilter, AuditRow, Outcome};
 use serde::Serialize;
 use serde_json::Value;
-use time::OffsetDateTime;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -15,6 +14,7 @@ use crate::app::AppState;
 use crate::docs::{NeedsAdmin, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{Caller, Query};
+use crate::validate::number::unix_time;
 use crate::validate::text::check;
 
 /// Something that was done, or refused.
@@ -174,13 +174,6 @@ fn outcome(text: &str) -> Result<String, String> {
     let known = [Outcome::Ok, Outcome::Refused].map(Outcome::as_str);
     let found = known.contains(&text).then(|| text.to_owned());
     found.ok_or_else(|| "must be ok or refused".to_owned())
-}
-
-fn unix_time(text: &str) -> Result<OffsetDateTime, String> {
-    let seconds = text.parse().ok();
-    seconds
-        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok())
-        .ok_or_else(|| "must be Unix seconds".to_owned())
 }
 
 impl From<AuditRow> for AuditBody {

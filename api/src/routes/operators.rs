@@ -1,7 +1,7 @@
 //! `/v1/admin/…`: pausing, draining, limits, and who works. For admins (auditors may look); every change stands in the audit log.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use claimcheck_common::domain::{Class, TenantId, WorkerId};
 use claimcheck_common::store::operators::{self, PauseScope, TenantLimits};
@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 use crate::app::AppState;
 use crate::docs::{BadBody, NeedsAdmin, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
+use crate::extract::path::{NamePath, NamesPath};
 use crate::extract::{self, Caller};
 use crate::validate::budget::BudgetIn;
 use crate::validate::number::Whole;
@@ -120,11 +121,7 @@ pub async fn list_pauses(State(state): State<AppState>) -> Result<Json<PauseList
     responses((status = 204, description = "It is paused"),
               (status = 400, body = ErrorBody, description = "There is no such thing to pause"),
               NeedsToken, NeedsAdmin, Trouble))]
-pub async fn pause(
-    state: State<AppState>,
-    caller: Caller,
-    path: Path<(String, String)>,
-) -> Result<StatusCode, ApiError> {
+pub async fn pause(state: State<AppState>, caller: Caller, path: NamesPath) -> Result<StatusCode, ApiError> {
     set_pause(state, caller, path, true).await
 }
 
@@ -137,18 +134,14 @@ pub async fn pause(
     responses((status = 204, description = "It is not paused"),
               (status = 400, body = ErrorBody, description = "There is no such thing to pause"),
               NeedsToken, NeedsAdmin, Trouble))]
-pub async fn resume(
-    state: State<AppState>,
-    caller: Caller,
-    path: Path<(String, String)>,
-) -> Result<StatusCode, ApiError> {
+pub async fn resume(state: State<AppState>, caller: Caller, path: NamesPath) -> Result<StatusCode, ApiError> {
     set_pause(state, caller, path, false).await
 }
 
 async fn set_pause(
     State(state): State<AppState>,
     caller: Caller,
-    Path((scope, value)): Path<(String, String)>,
+    NamesPath(scope, value): NamesPath,
     paused: bool,
 ) -> Result<StatusCode, ApiError> {
     let (scope, value) = pausable(&scope, value)?;
@@ -230,7 +223,7 @@ pub async fn list_workers(State(state): State<AppState>) -> Result<Json<WorkerLi
 pub async fn drain_worker(
     State(state): State<AppState>,
     caller: Caller,
-    Path(id): Path<String>,
+    NamePath(id): NamePath,
 ) -> Result<StatusCode, ApiError> {
     let unknown = || ApiError::NotFound(Problem::new("worker_not_found", "There is no such worker.").at("id"));
     let id: WorkerId = id.parse().map_err(|_| unknown())?;
@@ -250,7 +243,7 @@ pub async fn drain_worker(
 pub async fn set_limits(
     State(state): State<AppState>,
     caller: Caller,
-    Path(id): Path<String>,
+    NamePath(id): NamePath,
     body: extract::Json<LimitsIn>,
 ) -> Result<StatusCode, ApiError> {
     let tenant: TenantId = id

@@ -23,7 +23,7 @@ use crate::app::AppState;
 use crate::docs::{BadQuery, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::caller::Credential;
-use crate::extract::path::ProviderPath;
+use crate::extract::path::NamePath;
 use crate::extract::{Caller, Origin, Query};
 use crate::sign_in::{Identity, Provider, SignInError, TICKET_LIFETIME, Ticket};
 use crate::validate::account::{Email, Username};
@@ -105,7 +105,7 @@ pub async fn list_providers(State(state): State<AppState>, query: Query) -> Resu
     ))]
 pub async fn start(
     State(state): State<AppState>,
-    ProviderPath(name): ProviderPath,
+    NamePath(name): NamePath,
     origin: Origin,
     query: Query,
 ) -> Result<Response, ApiError> {
@@ -132,7 +132,7 @@ pub async fn start(
     ))]
 pub async fn link(
     State(state): State<AppState>,
-    ProviderPath(name): ProviderPath,
+    NamePath(name): NamePath,
     caller: Caller,
     origin: Origin,
     query: Query,
@@ -176,7 +176,7 @@ pub async fn link(
     ))]
 pub async fn callback(
     State(state): State<AppState>,
-    ProviderPath(name): ProviderPath,
+    NamePath(name): NamePath,
     origin: Origin,
     headers: HeaderMap,
     query: Query,

@@ -1,7 +1,7 @@
 //! `/v1/webhook_endpoints`: where a project wants its events. Deliveries are sent by the role `dispatch` of the worker.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use claimcheck_common::domain::{EndpointId, PayloadKind};
 use claimcheck_common::store::webhooks::endpoints::{
@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 use crate::app::AppState;
 use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
+use crate::extract::path::NamePath;
 use crate::extract::{self, Caller};
 use crate::validate::text::Text;
 use crate::validate::webhook::{ChangeEndpoint, Headers, NewEndpoint};
@@ -158,7 +159,7 @@ pub async fn list_endpoints(State(state): State<AppState>, caller: Caller) -> Re
 pub async fn get_endpoint(
     State(state): State<AppState>,
     caller: Caller,
-    Path(id): Path<String>,
+    NamePath(id): NamePath,
 ) -> Result<Json<EndpointBody>, ApiError> {
     Ok(Json(EndpointBody::from(&find(&state, &caller, &id).await?)))
 }
@@ -174,7 +175,7 @@ pub async fn get_endpoint(
 pub async fn change_endpoint(
     State(state): State<AppState>,
     caller: Caller,
-    Path(id): Path<String>,
+    NamePath(id): NamePath,
     body: extract::Json<ChangeEndpoint>,
 ) -> Result<Json<EndpointBody>, ApiError> {
     let change = body.value;
@@ -206,7 +207,7 @@ pub async fn change_endpoint(
 pub async fn delete_endpoint(
     State(state): State<AppState>,
     caller: Caller,
-    Path(id): Path<String>,
+    NamePath(id): NamePath,
 ) -> Result<StatusCode, ApiError> {
     let id = find_own(&state, &caller, &id).await?.id;
     if endpoints::delete(&state.pool, owner(&caller), id).await? {

@@ -1,7 +1,7 @@
 //! `/v1/webhook_endpoints/{id}/deliveries`, `/recover` and `/stats`: what was sent, sending it again, how well it goes.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use claimcheck_common::domain::{DeliveryStatus, EventId};
 use claimcheck_common::store::webhooks::log::{self, Logged, LoggedAttempt, Stats};
@@ -14,8 +14,9 @@ use super::webhook_secrets::must_be_enabled;
 use crate::app::AppState;
 use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
+use crate::extract::path::{NamePath, NamesPath};
 use crate::extract::{self, Caller, Query};
-use crate::validate::number::Whole;
+use crate::validate::number::UnixTime;
 use crate::webhooks::find;
 
 /// An event on its way to an endpoint.
@@ -115,10 +116,10 @@ pub struct DeliveryList {
 pub struct Recovery {
     /// Unix seconds: events from then on.
     #[schema(value_type = i64)]
-    pub since: Whole<0, 253_402_300_799>,
+    pub since: UnixTime,
     /// Unix seconds: events before then; now unless given.
     #[schema(value_type = Option<i64>)]
-    pub until: Option<Whole<0, 253_402_300_799>>,
+    pub until: Option<UnixTime>,
     /// Go on behind this event: `last_id` of the call before.
     #[schema(value_type = Option<String>)]
     pub after: Option<EventId>,
@@ -184,7 +185,7 @@ pub struct StatsBody {
 pub async fn list_deliveries(
     State(state): State<AppState>,
     caller: Caller,
-    Path(id): Path<String>,
+    NamePath(id): NamePath,
     query: Query,
 ) -> Result<Json<DeliveryList>, ApiError> {
     let query = query.only(&["limit", "after", "status"])?;
@@ -216,7 +217,7 @@ pub async fn list_deliveries(
 pub async fn get_delivery(
     State(state): State<AppState>,
     caller: Caller,
-    Path((id, event)): Path<(String, String)>,
+    NamesPath(id, event): NamesPath,
 ) -> Result<Json<DeliveryDetail>, ApiError> {
     let endpoint = find(&state, &caller, &id).await?;
     let event = event.parse().map_err(|_| no_delivery())?;
@@ -243,7 +244,7 @@ pub async fn get_delivery(
 pub async fn resend(
     State(state): State<AppState>,
     caller: Caller,
-    Path((id, event)): Path<(String, String)>,
+    NamesPath(id, event): NamesPath,
 ) -> Result<(StatusCode, Json<DeliveryDetail>), ApiError> {
     let endpoint = find(&state, &caller, &id).await?;
     must_be_enabled(&endpoint)?;
@@ -251,7 +252,7 @@ pub async fn resend(
     if !log::resend(&state.pool, endpoint.id, event).await? {
         return Err(no_delivery());
     }
-    let shown = get_delivery(State(state), caller, Path((id, event.to_string()))).await?;
+    let shown = get_delivery(State(state), caller, NamesPath(id, event.to_string())).await?;
     Ok((StatusCode::ACCEPTED, shown))
 }
 
@@ -269,7 +270,7 @@ pub async fn resend(
 pub async fn recover(
     State(state): State<AppState>,
     caller: Caller,
-    Path(id): Path<String>,
+    NamePath(id): NamePath,
     body: extract::Json<Recovery>,
 ) -> Result<Json<RecoveryBody>, ApiError> {
     let endpoint = find(&state, &caller, &id).await?;
@@ -300,7 +301,7 @@ pub async fn recover(
 pub async fn get_stats(
     State(state): State<AppState>,
     caller: Caller,
-    Path(id): Path<String>,
+    NamePath(id): NamePath,
 ) -> Result<Json<StatsBody>, ApiError> {
     let endpoint = find(&state, &caller, &id).await?;
     let Stats {

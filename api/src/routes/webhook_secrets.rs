@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use claimcheck_common::domain::{EventType, JobId};
 use claimcheck_common::store::webhooks::endpoints::{self, Endpoint};
@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 use crate::app::AppState;
 use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
+use crate::extract::path::NamePath;
 use crate::extract::{self, Caller};
 use crate::validate::number::Whole;
 use crate::webhooks::{draw, find, find_own, not_found, owner};
@@ -81,7 +82,7 @@ pub struct ExampleBody {
 pub async fn get_secret(
     State(state): State<AppState>,
     caller: Caller,
-    Path(id): Path<String>,
+    NamePath(id): NamePath,
 ) -> Result<Json<SecretBody>, ApiError> {
     let endpoint = find(&state, &caller, &id).await?;
     shown(&state, &endpoint).map(Json)
@@ -99,7 +100,7 @@ pub async fn get_secret(
 pub async fn rotate_secret(
     State(state): State<AppState>,
     caller: Caller,
-    Path(id): Path<String>,
+    NamePath(id): NamePath,
     body: extract::Json<Rotation>,
 ) -> Result<Json<SecretBody>, ApiError> {
     let id = find(&state, &caller, &id).await?.id;
@@ -122,7 +123,7 @@ pub async fn rotate_secret(
 pub async fn send_example(
     State(state): State<AppState>,
     caller: Caller,
-    Path(id): Path<String>,
+    NamePath(id): NamePath,
     body: extract::Json<Example>,
 ) -> Result<(StatusCode, Json<ExampleBody>), ApiError> {
     let endpoint = find_own(&state, &caller, &id).await?;

@@ -8,14 +8,11 @@ use time::OffsetDateTime;
 use utoipa::ToSchema;
 
 use super::job::Metadata;
-use super::number::Whole;
+use super::number::UnixTime;
 use super::text::Text;
 use crate::error::ApiError;
 use crate::extract::Caller;
 use crate::view::StatusSchema;
-
-/// The years that a Unix time may lie in: up to 9999.
-type UnixTime = Whole<0, 253_402_300_799>;
 
 /// Which jobs. Fields that are null or absent do not narrow; `{}` is all of the project's.
 #[derive(Debug, Deserialize, ToSchema)]

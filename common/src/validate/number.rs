@@ -3,6 +3,7 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, Unexpected, Visitor};
+use time::OffsetDateTime;
 
 /// A whole number from `MIN` to `MAX`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +112,17 @@ impl<const MIN: i32, const MAX: i32> Visitor<'_> for BetweenVisitor<MIN, MAX> {
     }
 }
 
+/// The seconds of a Unix time, up to the year 9999: within the years that Postgres knows.
+pub type UnixTime = Whole<0, 253_402_300_799>;
+
+/// Reads a Unix time from a query parameter; the error says what is wanted.
+pub fn unix_time(text: &str) -> Result<OffsetDateTime, String> {
+    let seconds = text.parse().ok().and_then(UnixTime::new);
+    seconds
+        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds.get()).ok())
+        .ok_or_else(|| "must be Unix seconds, from 0 to the year 9999".to_owned())
+}
+
 /// Reads a whole number within `range` from a query parameter; the error says what is wanted.
 pub fn from_text(text: &str, range: std::ops::RangeInclusive<u32>) -> Result<u32, String> {
     match text.parse::<u32>() {
@@ -177,6 +189,22 @@ mod tests {
         assert!((from_str::<Between<-2, 2>>("-2").unwrap().get() + 2.0).abs() < f32::EPSILON);
         let error = from_str::<Between<-2, 2>>("-2.1").unwrap_err().to_string();
         assert!(error.contains("a number from -2 to 2"), "{error}");
+    }
+
+    #[test]
+    fn a_unix_time_lies_in_years_that_postgres_knows() {
+        assert!(unix_time("0").is_ok() && unix_time("253402300799").is_ok());
+        for bad in [
+            "-1",
+            "253402300800",
+            "-300000000000",
+            "9223372036854775807",
+            "1.5",
+            "now",
+            "",
+        ] {
+            assert!(unix_time(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]
