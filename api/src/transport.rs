@@ -18,7 +18,7 @@ use claimcheck_common::config::{Environment, TransportConfig};
 use ipnet::IpNet;
 use tower_http::compression::CompressionLayer;
 use tower_http::compression::predicate::{DefaultPredicate, Predicate, SizeAbove};
-use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, CorsLayer};
 
 use crate::error::{ApiError, Problem};
 
@@ -72,40 +72,33 @@ impl Transport {
 
     /// Lets pages of the configured origins call. Credentials are sent in headers of their own, so cookies stay at home.
     pub fn cors(&self) -> CorsLayer {
-        let sent = [
-            "authorization",
-            "content-type",
-            "idempotency-key",
-            "if-none-match",
-            "last-event-id",
-            "openai-project",
-            "traceparent",
-        ];
-        let mine = ["x-api-key", "x-request-id"];
         let told = [
             "etag",
             "location",
+            "preference-applied",
             "retry-after",
             "ratelimit",
             "ratelimit-policy",
+            "x-process-time",
             "x-request-id",
+            "x-should-retry",
         ];
         let ours = [
             "idempotent-replayed",
             "x-ratelimit-limit-requests",
+            "x-ratelimit-limit-tokens",
             "x-ratelimit-remaining-requests",
+            "x-ratelimit-remaining-tokens",
             "x-ratelimit-reset-requests",
+            "x-ratelimit-reset-tokens",
         ];
-        let names = |list: &[&'static str]| {
-            list.iter()
-                .map(|name| HeaderName::from_static(name))
-                .collect::<Vec<_>>()
-        };
+        let told = [&told[..], &ours[..]].concat();
         CorsLayer::new()
             .allow_origin(AllowOrigin::list(self.inner.origins.clone()))
             .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
-            .allow_headers(names(&[&sent[..], &mine[..]].concat()))
-            .expose_headers(names(&[&told[..], &ours[..]].concat()))
+            // Client libraries send headers of their own, and none means more here than to who writes it by hand.
+            .allow_headers(AllowHeaders::mirror_request())
+            .expose_headers(told.into_iter().map(HeaderName::from_static).collect::<Vec<_>>())
             .max_age(PREFLIGHT_KEPT)
     }
 

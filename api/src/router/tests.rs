@@ -426,6 +426,10 @@ async fn every_answer_keeps_browsers_careful() {
     );
 }
 
+/// What OpenAI's library and a page by hand send.
+const LIBRARY_HEADERS: &str = "authorization,content-type,idempotency-key,openai-organization,openai-project,prefer,\
+    x-stainless-lang,x-stainless-retry-count,x-stainless-timeout";
+
 #[tokio::test]
 async fn pages_of_configured_origins_alone_may_call() {
     let allowing = || transport(|config| config.cors_origins = vec!["https://app.example.org".to_owned()]);
@@ -433,23 +437,33 @@ async fn pages_of_configured_origins_alone_may_call() {
         Request::options("/v1/jobs")
             .header("origin", origin)
             .header("access-control-request-method", "POST")
-            .header("access-control-request-headers", "authorization,idempotency-key")
+            .header("access-control-request-headers", LIBRARY_HEADERS)
             .body(Body::empty())
             .unwrap()
     };
     let ours = send_to(allowing(), preflight("https://app.example.org")).await;
     assert_eq!(ours.status, StatusCode::OK);
     assert_eq!(ours.headers["access-control-allow-origin"], "https://app.example.org");
-    assert!(
-        ours.headers["access-control-allow-headers"]
-            .to_str()
-            .unwrap()
-            .contains("idempotency-key")
-    );
+    assert_eq!(ours.headers["access-control-allow-headers"], LIBRARY_HEADERS);
     assert!(!ours.headers.contains_key("access-control-allow-credentials"));
     for origin in ["https://evil.example.org", "https://app.example.org.evil.net", "null"] {
         let theirs = send_to(allowing(), preflight(origin)).await;
         assert!(!theirs.headers.contains_key("access-control-allow-origin"), "{origin}");
+    }
+    let request = Request::get("/").header("origin", "https://app.example.org");
+    let told = send_to(allowing(), request.body(Body::empty()).unwrap()).await;
+    let told = told.headers["access-control-expose-headers"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    for name in [
+        "retry-after",
+        "x-should-retry",
+        "preference-applied",
+        "x-process-time",
+        "x-ratelimit-remaining-tokens",
+    ] {
+        assert!(told.split(',').any(|shown| shown == name), "{name}: {told}");
     }
     let none = send(preflight("https://app.example.org")).await;
     assert!(
