@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use axum::extract::DefaultBodyLimit;
 use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{get, put};
 use axum::{Extension, Router};
 use tokio::sync::Semaphore;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -31,6 +32,7 @@ use crate::routes::{
     replay_job, responses, retry_job, root, service_accounts, sign_in, submit_job, token, tokenize, upload_file, usage,
     users, webhook_endpoints, webhook_log, webhook_secrets,
 };
+use crate::uploads::UPLOAD_TIME;
 use crate::{middleware, transport};
 
 /// A request is given up after this.
@@ -39,8 +41,8 @@ const TIME_LIMIT: Duration = Duration::from_secs(30);
 const WAITING_TIME_LIMIT: Duration = Duration::from_secs(90);
 /// One that generates while its caller waits, after this: its own limit and some room.
 const GENERATION_TIME_LIMIT: Duration = completions::WAIT_MAX.saturating_add(Duration::from_secs(30));
-/// An upload, after this: 200 MB at 3 Mbit/s.
-const UPLOAD_TIME_LIMIT: Duration = Duration::from_mins(10);
+/// An upload, after this: its own limit, and room to clear up after one that was too slow.
+const UPLOAD_TIME_LIMIT: Duration = UPLOAD_TIME.saturating_add(Duration::from_secs(30));
 /// Uploads at the same time: each holds a few pieces of a file in memory.
 const UPLOADS: usize = 16;
 /// Requests at work at the same time, probes apart.
@@ -132,6 +134,9 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(usage::usage).needs(JobsRead))
         .routes(routes!(bulk_jobs::cancel_jobs).needs(JobsWrite))
         .routes(routes!(bulk_jobs::retry_jobs).needs(Generate))
+        // Two names that jobs may have as well.
+        .route("/v1/jobs/cancel", put(put_job::put_job).needs(Generate))
+        .route("/v1/jobs/retry", put(put_job::put_job).needs(Generate))
         .routes(routes!(dead_letters::list_dead_letters).needs(JobsRead))
         .routes(routes!(audit::list_audit).needs(Keys));
 
@@ -185,7 +190,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(get_model::get_model).needs(Credential))
         .route(
             "/v1/models/{owner}/{name}",
-            axum::routing::get(get_model::get_owned_model).needs(Credential),
+            get(get_model::get_owned_model).needs(Credential),
         );
 
     let quick = accounts

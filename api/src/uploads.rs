@@ -18,6 +18,8 @@ use crate::validate::jsonl::Jsonl;
 
 /// Most bytes of a file.
 pub const FILE_BYTES_MAX: u64 = 200 << 20;
+/// A file must come within this: 200 MB at 3 Mbit/s.
+pub const UPLOAD_TIME: Duration = Duration::from_mins(10);
 /// A piece must come within this.
 const PIECE_TIME: Duration = Duration::from_secs(15);
 /// So much of a refused body is still read, so that the answer is not lost in a reset connection.
@@ -31,6 +33,7 @@ const TTL: std::ops::RangeInclusive<u64> = 3600..=2_592_000;
 pub struct Uploads {
     pool: Pool,
     store: FileStore,
+    time: Duration,
 }
 
 /// What the parts beside the file say.
@@ -42,15 +45,28 @@ struct Wishes {
 }
 
 /// The file as it came.
+#[derive(Default)]
 struct Received {
     bytes: u64,
     lines: u64,
+    ttl: Option<Duration>,
+    filename: Option<String>,
 }
 
 impl Uploads {
     /// Nothing is opened yet.
     pub const fn new(pool: Pool, store: FileStore) -> Self {
-        Self { pool, store }
+        Self {
+            pool,
+            store,
+            time: UPLOAD_TIME,
+        }
+    }
+
+    /// The same with another time for a file to come within.
+    #[must_use]
+    pub fn within(self, time: Duration) -> Self {
+        Self { time, ..self }
     }
 
     /// Receives `{purpose, file}`, in any order, and stores the file. A caller that leaves cannot cut it short.
@@ -71,8 +87,12 @@ impl Uploads {
             files::begin(&uploads.pool, &file).await?;
             let mut writer = uploads.store.writer(file.id);
             writer.write(Bytes::from(text)).await?;
-            let bytes = writer.finish().await?;
-            uploads.note(file.id, bytes, lines, None, None).await
+            let received = Received {
+                bytes: writer.finish().await?,
+                lines,
+                ..Received::default()
+            };
+            uploads.note(file.id, received).await
         });
         task.await.map_err(ApiError::internal)?
     }
@@ -91,7 +111,12 @@ impl Uploads {
 
     async fn receive_all(&self, file: NewFile, mut parts: Multipart) -> Result<FileView, ApiError> {
         files::begin(&self.pool, &file).await?;
-        let outcome = self.receive_parts(&file, &mut parts).await;
+        // Not around the note: what is noted is a file, and stays one.
+        let came = tokio::time::timeout(self.time, self.receive_parts(file.id, &mut parts)).await;
+        let outcome = match came.unwrap_or(Err(ApiError::SlowRequest)) {
+            Ok(received) => self.note(file.id, received).await,
+            Err(error) => Err(error),
+        };
         if outcome.is_err() {
             self.remove(file.id).await;
             let _late = tokio::time::timeout(DRAIN_TIME, drain(parts)).await;
@@ -99,7 +124,7 @@ impl Uploads {
         outcome
     }
 
-    async fn receive_parts(&self, file: &NewFile, parts: &mut Multipart) -> Result<FileView, ApiError> {
+    async fn receive_parts(&self, id: FileId, parts: &mut Multipart) -> Result<Received, ApiError> {
         let mut wishes = Wishes::default();
         let mut received = None;
         let mut filename = None;
@@ -110,7 +135,7 @@ impl Uploads {
                     return Err(twice("file"));
                 }
                 filename = part.file_name().map(readable_name);
-                received = Some(self.store_part(file.id, &mut part).await?);
+                received = Some(self.store_part(id, &mut part).await?);
             } else {
                 wishes.take(&name, &mut part).await?;
             }
@@ -120,9 +145,11 @@ impl Uploads {
         if !wishes.purpose {
             return Err(missing("purpose"));
         }
-        let Received { bytes, lines } = received.ok_or_else(|| missing("file"))?;
-        let ttl = wishes.ttl()?;
-        self.note(file.id, bytes, lines, ttl, filename).await
+        Ok(Received {
+            filename,
+            ttl: wishes.ttl()?,
+            ..received.ok_or_else(|| missing("file"))?
+        })
     }
 
     async fn store_part(&self, id: FileId, part: &mut Field<'_>) -> Result<Received, ApiError> {
@@ -141,17 +168,17 @@ impl Uploads {
         Ok(Received {
             bytes: writer.finish().await?,
             lines,
+            ..Received::default()
         })
     }
 
-    async fn note(
-        &self,
-        id: FileId,
-        bytes: u64,
-        lines: u64,
-        ttl: Option<Duration>,
-        filename: Option<String>,
-    ) -> Result<FileView, ApiError> {
+    async fn note(&self, id: FileId, received: Received) -> Result<FileView, ApiError> {
+        let Received {
+            bytes,
+            lines,
+            ttl,
+            filename,
+        } = received;
         let noted = files::finish(&self.pool, id, bytes, lines, ttl, filename).await?;
         noted.ok_or_else(|| ApiError::internal("an upload was swept while it was stored"))
     }
@@ -167,11 +194,13 @@ impl Wishes {
                 Ok(())
             }
             "purpose" => Err(ApiError::invalid(name, "`purpose` must be `batch`.")),
+            "expires_after[anchor]" if self.anchor => Err(twice(name)),
             "expires_after[anchor]" if text == "created_at" => {
                 self.anchor = true;
                 Ok(())
             }
             "expires_after[anchor]" => Err(ApiError::invalid(name, "`expires_after[anchor]` must be `created_at`.")),
+            "expires_after[seconds]" if self.seconds.is_some() => Err(twice(name)),
             "expires_after[seconds]" => {
                 let seconds = text.parse().ok().filter(|seconds| TTL.contains(seconds));
                 self.seconds = Some(seconds.ok_or_else(|| {

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
+use claimcheck_api::AppState;
+use claimcheck_common::config::JwtAlgorithm;
 use claimcheck_tests::{World, eventually};
+use futures::StreamExt;
 use reqwest::{Body, Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 
 use crate::batches::Worker;
-use crate::http_face::{Api, Session, answer, code, with_api};
+use crate::http_face::{Api, Session, answer, code, config, with_api};
 
 const BOUNDARY: &str = "the-boundary";
 const LIMIT: Duration = Duration::from_secs(20);
@@ -197,6 +200,17 @@ async fn a_bad_upload_of_every_kind_is_refused_by_name_and_leaves_nothing() {
                 Some("more"),
             ),
             (
+                "two anchors",
+                form(&[
+                    batch,
+                    ("expires_after[anchor]", b"created_at"),
+                    ("expires_after[anchor]", b"created_at"),
+                    ("file", b"{}"),
+                ]),
+                "duplicate_field",
+                Some("expires_after[anchor]"),
+            ),
+            (
                 "half an expiry",
                 form(&[batch, ("file", b"{}"), ("expires_after[seconds]", b"3600")]),
                 "invalid_value",
@@ -246,6 +260,44 @@ async fn a_file_beyond_the_limit_is_refused_and_leaves_nothing() {
             .await
             .unwrap();
         assert_eq!(sent.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        nothing_is_left(world).await;
+    })
+    .await;
+}
+
+/// An API of the same world whose uploads have a moment to come, and a user of it.
+async fn brief(world: &World) -> Session {
+    let mut config = config(world);
+    config.api.jwt_algorithm = JwtAlgorithm::Hs256;
+    let api = Api::start_with(config.clone()).await;
+    let ada = api.user("ada").await;
+    api.stop().await;
+    let state = AppState::new(&config).unwrap();
+    let uploads = state.uploads.clone().within(Duration::from_millis(300));
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let base = format!("http://{}", listener.local_addr().unwrap());
+    let router = claimcheck_api::router::router(AppState { uploads, ..state });
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    Session { base, ..ada }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_goes_on_too_long_is_given_up_and_leaves_nothing() {
+    with_api(async |world, _| {
+        let ada = brief(world).await;
+        let mut body = form(&[("purpose", b"batch"), ("file", b"{}\n")]);
+        body.truncate(body.len() - format!("\r\n--{BOUNDARY}--\r\n").len());
+        // Each piece comes in time, for three seconds.
+        let pieces = futures::stream::unfold(0, |number| async move {
+            tokio::time::sleep(Duration::from_millis(30)).await;
+            (number < 100).then(|| (Ok::<_, std::io::Error>(b"{}\n".to_vec()), number + 1))
+        });
+        let body = Body::wrap_stream(futures::stream::iter([Ok(body)]).chain(pieces));
+        let (status, answered) = post_form(&ada, body).await;
+        assert_eq!(
+            (status, code(&answered)),
+            (StatusCode::REQUEST_TIMEOUT, "request_timeout")
+        );
         nothing_is_left(world).await;
     })
     .await;

@@ -30,8 +30,8 @@ pub(crate) struct Api {
 /// A user with a token.
 #[derive(Clone)]
 pub(crate) struct Session {
-    base: String,
-    client: reqwest::Client,
+    pub(crate) base: String,
+    pub(crate) client: reqwest::Client,
     pub(crate) username: String,
     pub(crate) token: String,
 }

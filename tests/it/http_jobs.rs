@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use claimcheck_common::domain::Choice;
 use claimcheck_tests::World;
 use reqwest::StatusCode;
 use serde_json::{Value, json};
 
+use crate::http_completions::{choice, claim_all, finish};
 use crate::http_face::{CONTEXT, MODEL, Session, announce, answer, code, with_api};
+use crate::identity_keys;
 
 async fn count(world: &World, sql: &'static str) -> i64 {
     sqlx::query_scalar(sql).fetch_one(&world.pool).await.unwrap()
@@ -368,6 +371,66 @@ async fn while_the_first_request_is_in_flight_its_key_is_409() {
         );
         first.rollback().await.unwrap();
         assert_eq!(keyed(&ada, "k", r#"{"prompt": "hi"}"#).await.0, StatusCode::ACCEPTED);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_ends_before_its_outputs_are_too_much_for_one_answer() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        let mut wanted = Vec::new();
+        for _ in 0..20 {
+            wanted.push(ada.submit(&json!({"prompt": "hi"})).await);
+        }
+        wanted.reverse();
+        for key in claim_all(world, 20).await {
+            let long = Choice {
+                logprobs: None,
+                ..choice(0, &"x".repeat(1 << 20), 0.0)
+            };
+            finish(world, key, vec![long]).await;
+        }
+        let mut seen = Vec::new();
+        let mut path = "/v1/jobs?limit=20".to_owned();
+        loop {
+            let (status, page) = answer(ada.get(&path)).await;
+            assert_eq!(status, StatusCode::OK);
+            let ids = page["data"].as_array().unwrap().iter();
+            let ids: Vec<_> = ids.map(|job| job["id"].as_str().unwrap().to_owned()).collect();
+            assert!((1..=8).contains(&ids.len()), "{} of a MiB each", ids.len());
+            seen.extend(ids);
+            if page["has_more"] == false {
+                break;
+            }
+            path = format!("/v1/jobs?limit=20&after={}", page["last_id"].as_str().unwrap());
+        }
+        assert_eq!(seen, wanted);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_may_be_called_what_a_route_is_called() {
+    with_api(async |_, api| {
+        let ada = api.user("ada").await;
+        for name in ["cancel", "retry", "c%61ncel"] {
+            let (status, body) = answer(ada.put(&format!("/v1/jobs/{name}")).json(&json!({"prompt": "hi"}))).await;
+            let again = if name.contains('%') {
+                StatusCode::OK
+            } else {
+                StatusCode::ACCEPTED
+            };
+            assert_eq!(status, again, "{name}: {body}");
+        }
+        let reader = identity_keys::keyed(&ada, &["jobs:read"]).await;
+        let refused = answer(reader.put("/v1/jobs/cancel").json(&json!({"prompt": "hi"}))).await;
+        assert_eq!(
+            (refused.0, code(&refused.1)),
+            (StatusCode::FORBIDDEN, "insufficient_scope")
+        );
+        let (status, all) = answer(ada.post("/v1/jobs/cancel").json(&json!({}))).await;
+        assert_eq!((status, &all["count"]), (StatusCode::OK, &json!(2)));
     })
     .await;
 }

@@ -163,7 +163,7 @@ async fn reading(explainer: &mut Explainer, pool: &Pool, project: ProjectId, job
         };
         explainer.forget().await;
         let listed = jobs::list(pool, project, &filter, page).await.unwrap();
-        assert_eq!(listed.len() as u64, rows, "{name}");
+        assert_eq!(listed.jobs.len() as u64, rows, "{name}");
         let quoted = |text: Option<String>| text.map_or("NULL".to_owned(), |text| format!("'{text}'"));
         let arguments = format!(
             "'{}', {}, {}, {}, {GROUP}",

@@ -805,7 +805,7 @@ async fn lists_page_newest_first_and_foreign_jobs_do_not_exist() {
             let page = jobs::list(pool, mine.project_id, &filter, Page { after, limit: 3 })
                 .await
                 .unwrap();
-            page.into_iter().map(|job| job.key.id).collect::<Vec<_>>()
+            page.jobs.into_iter().map(|job| job.key.id).collect::<Vec<_>>()
         };
         assert_eq!(list(JobFilter::default(), None).await, ids[..3]);
         assert_eq!(list(JobFilter::default(), Some(ids[2])).await, ids[3..]);

@@ -33,6 +33,8 @@ pub struct JobList {
 }
 
 /// List jobs
+///
+/// A page whose outputs would come to more than 8 MiB ends before its `limit`, with `has_more`.
 #[utoipa::path(get, path = "/v1/jobs", tag = "Jobs",
     params(
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 100, description = "Jobs on a page (20)"),
@@ -57,8 +59,9 @@ pub async fn list_jobs(State(state): State<AppState>, caller: Caller, query: Que
         after,
         limit: limit.look_for(),
     };
-    let mut found = jobs::list(&state.pool, caller.project_id, &filter, page).await?;
-    let has_more = limit.cut(&mut found);
+    let listed = jobs::list(&state.pool, caller.project_id, &filter, page).await?;
+    let mut found = listed.jobs;
+    let has_more = limit.cut(&mut found) || listed.cut_short;
     let data: Vec<_> = found.iter().map(JobBody::from).collect();
     Ok(Json(JobList {
         object: "list",

@@ -1,7 +1,9 @@
 //! `PUT /v1/jobs/{client_id}`: creates a job under the caller's own id, once however often it is sent.
 
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use std::convert::Infallible;
+
+use axum::extract::{FromRequestParts, Path, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use claimcheck_common::store::idempotency::{Answer, Before, ClaimedBy};
@@ -41,11 +43,11 @@ use crate::waiting::delivered;
 pub async fn put_job(
     State(state): State<AppState>,
     Metered(caller): Metered,
-    id: Result<Path<String>, PathRejection>,
+    ClientIdPath(id): ClientIdPath,
     headers: HeaderMap,
     RawJson(raw): RawJson,
 ) -> Result<Response, ApiError> {
-    let id = idempotency::client_id(id.as_deref().map_or("", String::as_str))?;
+    let id = idempotency::client_id(&id)?;
     if let Some(asked) = dry_run::wanted(&raw)? {
         let job = prepare(&state, &caller, &headers, asked).await?;
         return dry_run::answer(&state, &[job]).await;
@@ -77,5 +79,21 @@ pub async fn put_job(
             .at(idempotency::CLIENT_ID),
         )),
         Submitted::Refused(refusal) => Err(refused(refusal)),
+    }
+}
+
+/// The last segment of the path: the route's `{id}`, or a name that is a route of its own to other methods. What does not read stays as
+/// it was sent, which is no id.
+#[derive(Debug)]
+pub struct ClientIdPath(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for ClientIdPath {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        Ok(Self(match Path::<String>::from_request_parts(parts, state).await {
+            Ok(Path(id)) => id,
+            Err(_) => parts.uri.path().rsplit('/').next().unwrap_or_default().to_owned(),
+        }))
     }
 }

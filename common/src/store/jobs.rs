@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
-use sqlx::PgExecutor;
+use futures::TryStreamExt;
 use sqlx::postgres::PgRow;
 use sqlx::postgres::types::PgInterval;
+use sqlx::{PgExecutor, Row, ValueRef};
 use time::OffsetDateTime;
 
 use super::row::{get as column, json, parse, present, unsigned};
@@ -119,6 +120,9 @@ pub struct JobInput {
     pub metadata: Option<BTreeMap<String, String>>,
 }
 
+/// A page of jobs ends before its outputs come to more bytes of JSON than this, unless it is one job.
+const OUTPUTS_MAX: usize = 8 << 20;
+
 /// Which jobs of a project a list shows.
 #[derive(Debug, Clone, Default)]
 pub struct JobFilter {
@@ -173,13 +177,22 @@ pub async fn get(executor: impl PgExecutor<'_>, project: ProjectId, id: JobId) -
     row.as_ref().map(view).transpose()
 }
 
+/// What a page was given of what it asked for.
+#[derive(Debug)]
+pub struct Listed {
+    /// Newest first.
+    pub jobs: Vec<JobView>,
+    /// Whether the page ended before its limit, since its outputs came to [`OUTPUTS_MAX`].
+    pub cut_short: bool,
+}
+
 /// A page of a project's jobs, newest first. Each filter walks its own index, whatever the project's size.
 pub async fn list(
     executor: impl PgExecutor<'_>,
     project: ProjectId,
     filter: &JobFilter,
     page: Page,
-) -> StoreResult<Vec<JobView>> {
+) -> StoreResult<Listed> {
     // Conditions are written out only where they apply: the planner then sees the index that fits.
     let status = if filter.status.is_some() {
         "AND j.status = $2"
@@ -196,7 +209,7 @@ pub async fn list(
     } else {
         "AND $4::uuid IS NULL"
     };
-    let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+    let mut rows = sqlx::query(sqlx::AssertSqlSafe(format!(
         "{VIEW} WHERE j.project_id = $1 {status} {model} {after} ORDER BY j.id DESC LIMIT $5"
     )))
     .bind(project.uuid())
@@ -206,9 +219,32 @@ pub async fn list(
     .bind(i64::from(page.limit))
     // Planned anew for what is asked: one plan for every status walks the whole list for the rare one.
     .persistent(false)
-    .fetch_all(executor)
-    .await?;
-    rows.iter().map(view).collect()
+    .fetch(executor);
+    let mut listed = Listed {
+        jobs: Vec::new(),
+        cut_short: false,
+    };
+    let mut outputs = 0;
+    // Row by row: many long outputs are never in memory together.
+    while let Some(row) = rows.try_next().await? {
+        outputs += output_bytes(&row)?;
+        if outputs > OUTPUTS_MAX && !listed.jobs.is_empty() {
+            listed.cut_short = true;
+            break;
+        }
+        listed.jobs.push(view(&row)?);
+    }
+    Ok(listed)
+}
+
+/// How long a job's output is, as it came from the database.
+fn output_bytes(row: &PgRow) -> StoreResult<usize> {
+    let output = row.try_get_raw("choices")?;
+    Ok(if output.is_null() {
+        0
+    } else {
+        output.as_bytes().map_err(StoreError::contradiction)?.len()
+    })
 }
 
 fn view(row: &PgRow) -> StoreResult<JobView> {
