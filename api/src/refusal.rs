@@ -1,13 +1,12 @@
 //! How a submit is answered for which there is no room, and how an answer tells what is left of a budget.
 
-use std::time::Duration;
-
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use claimcheck_common::domain::BudgetStanding;
 use claimcheck_common::store::budgets::{Holder, OverBudget};
 use claimcheck_common::store::quota::Refusal;
 
 use crate::error::{ApiError, Problem};
+use crate::limits::seconds;
 
 /// The word for programs.
 pub const fn code(refusal: &Refusal) -> &'static str {
@@ -88,13 +87,10 @@ pub fn write_tokens(headers: &mut HeaderMap, standing: &BudgetStanding) {
     }
 }
 
-/// Whole seconds, rounded up: whoever comes then is not too early.
-fn seconds(time: Duration) -> u32 {
-    u32::try_from(time.as_micros().div_ceil(1_000_000)).unwrap_or(u32::MAX)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use axum::response::IntoResponse;
     use claimcheck_common::domain::{Budget, Money};

@@ -345,3 +345,27 @@ async fn a_drained_worker_hears_of_it_with_its_next_beat_and_starts_that_fail_ar
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_limits_of_a_tenant_that_does_not_exist_are_404() {
+    with_api(async |world, api| {
+        let root = admin(world, api.user("root").await).await;
+        for tenant in [
+            claimcheck_common::domain::TenantId::new().to_string(),
+            "org_x".to_owned(),
+        ] {
+            let path = format!("/v1/admin/tenants/{tenant}/limits");
+            let (status, body) = answer(root.put(&path).json(&json!({"max_queued": 1}))).await;
+            assert_eq!(
+                (status, code(&body)),
+                (StatusCode::NOT_FOUND, "tenant_not_found"),
+                "{tenant}"
+            );
+        }
+        let left =
+            "SELECT (SELECT count(*) FROM tenant_limits) + count(*) FROM audit_log WHERE action = 'tenant.limited'";
+        let left: i64 = sqlx::query_scalar(left).fetch_one(&world.pool).await.unwrap();
+        assert_eq!(left, 0);
+    })
+    .await;
+}

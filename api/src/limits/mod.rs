@@ -238,7 +238,7 @@ fn refusal(outcome: &Outcome) -> Option<ApiError> {
 }
 
 /// Whole seconds, rounded up: whoever comes then is not too early.
-fn seconds(time: Duration) -> u32 {
+pub fn seconds(time: Duration) -> u32 {
     u32::try_from(time.as_micros().div_ceil(1_000_000)).unwrap_or(u32::MAX)
 }
 

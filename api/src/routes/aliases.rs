@@ -15,7 +15,7 @@ use crate::app::AppState;
 use crate::docs::{BadBody, NeedsAdmin, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::NamePath;
-use crate::extract::{self, Caller};
+use crate::extract::{self, Caller, Query};
 use crate::validate::number::Whole;
 use crate::validate::text::{Text, check};
 
@@ -78,7 +78,8 @@ pub struct AliasList {
 /// List aliases
 #[utoipa::path(get, path = "/v1/admin/aliases", tag = "Operators",
     responses((status = 200, body = AliasList, description = "All names"), NeedsToken, NeedsAdmin, Trouble))]
-pub async fn list_aliases(State(state): State<AppState>) -> Result<Json<AliasList>, ApiError> {
+pub async fn list_aliases(State(state): State<AppState>, query: Query) -> Result<Json<AliasList>, ApiError> {
+    query.only(&[])?;
     let data = aliases::list(&state.pool).await?.into_iter().map(AliasBody::from);
     Ok(Json(AliasList {
         object: "list",
@@ -136,7 +137,9 @@ pub async fn remove_alias(
     State(state): State<AppState>,
     caller: Caller,
     NamePath(name): NamePath,
+    query: Query,
 ) -> Result<StatusCode, ApiError> {
+    query.only(&[])?;
     let unknown = || ApiError::NotFound(Problem::new("alias_not_found", "There is no such alias.").at("name"));
     check(&name, 1, NAME_MAX).map_err(|_| unknown())?;
     if aliases::remove(&state.pool, name, caller.by()).await? {

@@ -72,7 +72,7 @@ pub struct AuditList {
 /// Read the audit log
 ///
 /// Auditors and admins see everything, others what concerns their own organization.
-#[utoipa::path(get, path = "/v1/audit", tag = "Operators", security(("bearer" = [])),
+#[utoipa::path(get, path = "/v1/audit", tag = "Operators",
     params(
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 100, description = "Rows on a page (20)"),
         ("after" = Option<String>, Query, description = "Only rows older than this id"),

@@ -57,7 +57,9 @@ pub async fn get_batch(
     State(state): State<AppState>,
     caller: Caller,
     BatchIdPath(id): BatchIdPath,
+    query: Query,
 ) -> Result<Json<BatchBody>, ApiError> {
+    query.only(&[])?;
     shown(batches::get(&state.pool, caller.project_id, id).await?)
 }
 
@@ -76,7 +78,9 @@ pub async fn cancel_batch(
     State(state): State<AppState>,
     caller: Caller,
     BatchIdPath(id): BatchIdPath,
+    query: Query,
 ) -> Result<Json<BatchBody>, ApiError> {
+    query.only(&[])?;
     shown(batches::request_cancel(&state.pool, caller.project_id, id, caller.by()).await?)
 }
 
@@ -94,7 +98,9 @@ pub async fn pause_batch(
     State(state): State<AppState>,
     caller: Caller,
     BatchIdPath(id): BatchIdPath,
+    query: Query,
 ) -> Result<Json<BatchBody>, ApiError> {
+    query.only(&[])?;
     shown(batches::pause(&state.pool, caller.project_id, id, caller.by()).await?)
 }
 
@@ -112,7 +118,9 @@ pub async fn resume_batch(
     State(state): State<AppState>,
     caller: Caller,
     BatchIdPath(id): BatchIdPath,
+    query: Query,
 ) -> Result<Json<BatchBody>, ApiError> {
+    query.only(&[])?;
     shown(batches::resume(&state.pool, caller.project_id, id, caller.by()).await?)
 }
 

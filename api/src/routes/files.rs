@@ -80,7 +80,9 @@ pub async fn get_file(
     State(state): State<AppState>,
     caller: Caller,
     FileIdPath(id): FileIdPath,
+    query: Query,
 ) -> Result<Json<FileBody>, ApiError> {
+    query.only(&[])?;
     let file = files::get(&state.pool, caller.project_id, id).await?;
     Ok(Json(FileBody::from(&file.ok_or_else(file_not_found)?)))
 }
@@ -99,7 +101,9 @@ pub async fn file_content(
     State(state): State<AppState>,
     caller: Caller,
     FileIdPath(id): FileIdPath,
+    query: Query,
 ) -> Result<Response, ApiError> {
+    query.only(&[])?;
     let file = files::get(&state.pool, caller.project_id, id).await?;
     let file = file.ok_or_else(file_not_found)?;
     let bytes = state.files.read(id, 0).await?;
@@ -130,7 +134,9 @@ pub async fn delete_file(
     State(state): State<AppState>,
     caller: Caller,
     FileIdPath(id): FileIdPath,
+    query: Query,
 ) -> Result<Json<DeletedFile>, ApiError> {
+    query.only(&[])?;
     match files::delete(&state.pool, caller.project_id, id).await? {
         Deleted::Done => state.uploads.remove(id).await,
         Deleted::InUse => {

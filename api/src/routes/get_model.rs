@@ -7,6 +7,7 @@ use claimcheck_common::catalog::Unfound;
 use crate::app::AppState;
 use crate::docs::{NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody};
+use crate::extract::Query;
 use crate::routes::list_models::ModelBody;
 use crate::validate::text::check;
 
@@ -21,7 +22,9 @@ use crate::validate::text::check;
 pub async fn get_model(
     State(state): State<AppState>,
     name: Result<Path<String>, axum::extract::rejection::PathRejection>,
+    query: Query,
 ) -> Result<Json<ModelBody>, ApiError> {
+    query.only(&[])?;
     let Path(name) = name.map_err(|_| not_found("?"))?;
     find(&state, &name).await
 }
@@ -30,7 +33,9 @@ pub async fn get_model(
 pub async fn get_owned_model(
     State(state): State<AppState>,
     name: Result<Path<(String, String)>, axum::extract::rejection::PathRejection>,
+    query: Query,
 ) -> Result<Json<ModelBody>, ApiError> {
+    query.only(&[])?;
     let Path((owner, name)) = name.map_err(|_| not_found("?"))?;
     find(&state, &format!("{owner}/{name}")).await
 }

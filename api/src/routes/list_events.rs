@@ -35,7 +35,7 @@ pub struct EventList {
 ///
 /// The oldest first. Poll with `after` set to the last `last_id`: each event comes once, in an order that never changes, also
 /// those that are committed late. `job.started` is there only where a webhook asks for it.
-#[utoipa::path(get, path = "/v1/events", tag = "Webhooks", security(("bearer" = [])),
+#[utoipa::path(get, path = "/v1/events", tag = "Webhooks",
     params(("limit" = Option<u32>, Query, minimum = 1, maximum = 100, description = "Events on a page (20)"),
            ("after" = Option<String>, Query, description = "Only events that come after this one"),
            ("type" = Option<String>, Query, description = "Only events of this type")),

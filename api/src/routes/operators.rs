@@ -12,7 +12,7 @@ use crate::app::AppState;
 use crate::docs::{BadBody, NeedsAdmin, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::{NamePath, NamesPath};
-use crate::extract::{self, Caller};
+use crate::extract::{self, Caller, Query};
 use crate::validate::budget::BudgetIn;
 use crate::validate::number::Whole;
 use crate::validate::text::check;
@@ -96,7 +96,8 @@ pub struct LimitsIn {
 /// List pauses
 #[utoipa::path(get, path = "/v1/admin/pauses", tag = "Operators",
     responses((status = 200, body = PauseList, description = "All that is paused"), NeedsToken, NeedsAdmin, Trouble))]
-pub async fn list_pauses(State(state): State<AppState>) -> Result<Json<PauseList>, ApiError> {
+pub async fn list_pauses(State(state): State<AppState>, query: Query) -> Result<Json<PauseList>, ApiError> {
+    query.only(&[])?;
     let data = operators::pauses(&state.pool)
         .await?
         .into_iter()
@@ -121,7 +122,13 @@ pub async fn list_pauses(State(state): State<AppState>) -> Result<Json<PauseList
     responses((status = 204, description = "It is paused"),
               (status = 400, body = ErrorBody, description = "There is no such thing to pause"),
               NeedsToken, NeedsAdmin, Trouble))]
-pub async fn pause(state: State<AppState>, caller: Caller, path: NamesPath) -> Result<StatusCode, ApiError> {
+pub async fn pause(
+    state: State<AppState>,
+    caller: Caller,
+    path: NamesPath,
+    query: Query,
+) -> Result<StatusCode, ApiError> {
+    query.only(&[])?;
     set_pause(state, caller, path, true).await
 }
 
@@ -134,7 +141,13 @@ pub async fn pause(state: State<AppState>, caller: Caller, path: NamesPath) -> R
     responses((status = 204, description = "It is not paused"),
               (status = 400, body = ErrorBody, description = "There is no such thing to pause"),
               NeedsToken, NeedsAdmin, Trouble))]
-pub async fn resume(state: State<AppState>, caller: Caller, path: NamesPath) -> Result<StatusCode, ApiError> {
+pub async fn resume(
+    state: State<AppState>,
+    caller: Caller,
+    path: NamesPath,
+    query: Query,
+) -> Result<StatusCode, ApiError> {
+    query.only(&[])?;
     set_pause(state, caller, path, false).await
 }
 
@@ -182,7 +195,8 @@ fn shown(scope: &str, value: String) -> String {
 /// List workers
 #[utoipa::path(get, path = "/v1/admin/workers", tag = "Operators",
     responses((status = 200, body = WorkerList, description = "Who works"), NeedsToken, NeedsAdmin, Trouble))]
-pub async fn list_workers(State(state): State<AppState>) -> Result<Json<WorkerList>, ApiError> {
+pub async fn list_workers(State(state): State<AppState>, query: Query) -> Result<Json<WorkerList>, ApiError> {
+    query.only(&[])?;
     let data = operators::workers(&state.pool)
         .await?
         .into_iter()
@@ -224,7 +238,9 @@ pub async fn drain_worker(
     State(state): State<AppState>,
     caller: Caller,
     NamePath(id): NamePath,
+    query: Query,
 ) -> Result<StatusCode, ApiError> {
+    query.only(&[])?;
     let unknown = || ApiError::NotFound(Problem::new("worker_not_found", "There is no such worker.").at("id"));
     let id: WorkerId = id.parse().map_err(|_| unknown())?;
     if operators::drain(&state.pool, id, caller.by()).await? {
@@ -246,9 +262,8 @@ pub async fn set_limits(
     NamePath(id): NamePath,
     body: extract::Json<LimitsIn>,
 ) -> Result<StatusCode, ApiError> {
-    let tenant: TenantId = id
-        .parse()
-        .map_err(|_| ApiError::NotFound(Problem::new("tenant_not_found", "There is no such tenant.").at("id")))?;
+    let unknown = || ApiError::NotFound(Problem::new("tenant_not_found", "There is no such tenant.").at("id"));
+    let tenant: TenantId = id.parse().map_err(|_| unknown())?;
     if let Some(plan) = &body.value.plan
         && !state.limits.has_plan(plan)
     {
@@ -264,6 +279,9 @@ pub async fn set_limits(
             None => None,
         },
     };
-    operators::set_limits(&state.pool, tenant, limits, caller.by()).await?;
-    Ok(StatusCode::NO_CONTENT)
+    if operators::set_limits(&state.pool, tenant, limits, caller.by()).await? {
+        Ok(StatusCode::NO_CONTENT)
+    } else {
+        Err(unknown())
+    }
 }

@@ -15,7 +15,7 @@ use crate::app::AppState;
 use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::NamePath;
-use crate::extract::{self, Caller};
+use crate::extract::{self, Caller, Query};
 use crate::validate::text::Text;
 use crate::validate::webhook::{ChangeEndpoint, Headers, NewEndpoint};
 use crate::webhooks::{draw, find, find_own, not_found, owner};
@@ -97,7 +97,7 @@ pub struct EndpointList {
 /// Make an endpoint
 ///
 /// The answer shows the secret that deliveries are signed with.
-#[utoipa::path(post, path = "/v1/webhook_endpoints", tag = "Webhooks", security(("bearer" = [])),
+#[utoipa::path(post, path = "/v1/webhook_endpoints", tag = "Webhooks",
     request_body = NewEndpoint,
     responses((status = 201, body = NewEndpointBody, description = "It gets deliveries from now on"),
               (status = 409, body = ErrorBody, description = "There are as many as there may be (`endpoint_limit`)"),
@@ -137,9 +137,14 @@ pub async fn create_endpoint(
 }
 
 /// List endpoints
-#[utoipa::path(get, path = "/v1/webhook_endpoints", tag = "Webhooks", security(("bearer" = [])),
+#[utoipa::path(get, path = "/v1/webhook_endpoints", tag = "Webhooks",
     responses((status = 200, body = EndpointList, description = "All of the project"), NeedsToken, Trouble))]
-pub async fn list_endpoints(State(state): State<AppState>, caller: Caller) -> Result<Json<EndpointList>, ApiError> {
+pub async fn list_endpoints(
+    State(state): State<AppState>,
+    caller: Caller,
+    query: Query,
+) -> Result<Json<EndpointList>, ApiError> {
+    query.only(&[])?;
     let found = endpoints::list(&state.pool, caller.project_id).await?;
     let data: Vec<_> = found.iter().map(EndpointBody::from).collect();
     Ok(Json(EndpointList {
@@ -152,7 +157,7 @@ pub async fn list_endpoints(State(state): State<AppState>, caller: Caller) -> Re
 }
 
 /// Get an endpoint
-#[utoipa::path(get, path = "/v1/webhook_endpoints/{endpoint_id}", tag = "Webhooks", security(("bearer" = [])),
+#[utoipa::path(get, path = "/v1/webhook_endpoints/{endpoint_id}", tag = "Webhooks",
     params(("endpoint_id" = String, Path, description = "`whe_…`, or `jobs` for the one that signs for jobs' own URLs")),
     responses((status = 200, body = EndpointBody, description = "The endpoint"),
               (status = 404, body = ErrorBody, description = "There is no such endpoint"), NeedsToken, Trouble))]
@@ -160,14 +165,16 @@ pub async fn get_endpoint(
     State(state): State<AppState>,
     caller: Caller,
     NamePath(id): NamePath,
+    query: Query,
 ) -> Result<Json<EndpointBody>, ApiError> {
+    query.only(&[])?;
     Ok(Json(EndpointBody::from(&find(&state, &caller, &id).await?)))
 }
 
 /// Change an endpoint
 ///
 /// `enabled: false` pauses it: what happens meanwhile can be recovered later.
-#[utoipa::path(patch, path = "/v1/webhook_endpoints/{endpoint_id}", tag = "Webhooks", security(("bearer" = [])),
+#[utoipa::path(patch, path = "/v1/webhook_endpoints/{endpoint_id}", tag = "Webhooks",
     params(("endpoint_id" = String, Path, description = "`whe_…`")), request_body = ChangeEndpoint,
     responses((status = 200, body = EndpointBody, description = "The endpoint as it is now"),
               (status = 404, body = ErrorBody, description = "There is no such endpoint"),
@@ -200,7 +207,7 @@ pub async fn change_endpoint(
 }
 
 /// Delete an endpoint
-#[utoipa::path(delete, path = "/v1/webhook_endpoints/{endpoint_id}", tag = "Webhooks", security(("bearer" = [])),
+#[utoipa::path(delete, path = "/v1/webhook_endpoints/{endpoint_id}", tag = "Webhooks",
     params(("endpoint_id" = String, Path, description = "`whe_…`")),
     responses((status = 204, description = "It gets nothing more"),
               (status = 404, body = ErrorBody, description = "There is no such endpoint"), NeedsToken, Trouble))]
@@ -208,7 +215,9 @@ pub async fn delete_endpoint(
     State(state): State<AppState>,
     caller: Caller,
     NamePath(id): NamePath,
+    query: Query,
 ) -> Result<StatusCode, ApiError> {
+    query.only(&[])?;
     let id = find_own(&state, &caller, &id).await?.id;
     if endpoints::delete(&state.pool, owner(&caller), id).await? {
         Ok(StatusCode::NO_CONTENT)

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use claimcheck_common::domain::{DeliveryStatus, EventId};
+use claimcheck_common::domain::{DeliveryStatus, EndpointId, EventId};
 use claimcheck_common::store::webhooks::log::{self, Logged, LoggedAttempt, Stats};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -174,7 +174,6 @@ pub struct StatsBody {
 
 /// List deliveries
 #[utoipa::path(get, path = "/v1/webhook_endpoints/{endpoint_id}/deliveries", tag = "Webhooks",
-    security(("bearer" = [])),
     params(("endpoint_id" = String, Path, description = "`whe_…`, or `jobs` for those to jobs' own URLs"),
         ("limit" = Option<u32>, Query, minimum = 1, maximum = 100, description = "Deliveries on a page (20)"),
         ("after" = Option<String>, Query, description = "Only events older than this one"),
@@ -209,7 +208,6 @@ pub async fn list_deliveries(
 ///
 /// With every attempt.
 #[utoipa::path(get, path = "/v1/webhook_endpoints/{endpoint_id}/deliveries/{event_id}", tag = "Webhooks",
-    security(("bearer" = [])),
     params(("endpoint_id" = String, Path, description = "`whe_…` or `jobs`"),
            ("event_id" = String, Path, description = "`evt_…`")),
     responses((status = 200, body = DeliveryDetail, description = "The delivery"),
@@ -218,12 +216,16 @@ pub async fn get_delivery(
     State(state): State<AppState>,
     caller: Caller,
     NamesPath(id, event): NamesPath,
+    query: Query,
 ) -> Result<Json<DeliveryDetail>, ApiError> {
+    query.only(&[])?;
     let endpoint = find(&state, &caller, &id).await?;
-    let event = event.parse().map_err(|_| no_delivery())?;
-    let (delivery, attempts) = log::find(&state.pool, endpoint.id, event)
-        .await?
-        .ok_or_else(no_delivery)?;
+    detail(&state, endpoint.id, event.parse().map_err(|_| no_delivery())?).await
+}
+
+async fn detail(state: &AppState, endpoint: EndpointId, event: EventId) -> Result<Json<DeliveryDetail>, ApiError> {
+    let found = log::find(&state.pool, endpoint, event).await?;
+    let (delivery, attempts) = found.ok_or_else(no_delivery)?;
     Ok(Json(DeliveryDetail {
         delivery: DeliveryBody::from(&delivery),
         log: attempts.iter().map(AttemptBody::from).collect(),
@@ -234,7 +236,6 @@ pub async fn get_delivery(
 ///
 /// Whatever became of it; also an event that this endpoint was never sent.
 #[utoipa::path(post, path = "/v1/webhook_endpoints/{endpoint_id}/deliveries/{event_id}/resend", tag = "Webhooks",
-    security(("bearer" = [])),
     params(("endpoint_id" = String, Path, description = "`whe_…` or `jobs`"),
            ("event_id" = String, Path, description = "`evt_…`")),
     responses((status = 202, body = DeliveryDetail, description = "It is on its way"),
@@ -245,15 +246,16 @@ pub async fn resend(
     State(state): State<AppState>,
     caller: Caller,
     NamesPath(id, event): NamesPath,
+    query: Query,
 ) -> Result<(StatusCode, Json<DeliveryDetail>), ApiError> {
+    query.only(&[])?;
     let endpoint = find(&state, &caller, &id).await?;
     must_be_enabled(&endpoint)?;
     let event: EventId = event.parse().map_err(|_| no_delivery())?;
     if !log::resend(&state.pool, endpoint.id, event).await? {
         return Err(no_delivery());
     }
-    let shown = get_delivery(State(state), caller, NamesPath(id, event.to_string())).await?;
-    Ok((StatusCode::ACCEPTED, shown))
+    Ok((StatusCode::ACCEPTED, detail(&state, endpoint.id, event).await?))
 }
 
 /// Recover a time range
@@ -261,7 +263,7 @@ pub async fn resend(
 /// Sends again what was given up, and what happened while the endpoint was disabled or not yet there. At most 500 events a call,
 /// the oldest first.
 #[utoipa::path(post, path = "/v1/webhook_endpoints/{endpoint_id}/recover", tag = "Webhooks",
-    security(("bearer" = [])), request_body = Recovery,
+    request_body = Recovery,
     params(("endpoint_id" = String, Path, description = "`whe_…` or `jobs`")),
     responses((status = 200, body = RecoveryBody, description = "How far it has come"),
               (status = 404, body = ErrorBody, description = "There is no such endpoint"),
@@ -294,7 +296,7 @@ pub async fn recover(
 }
 
 /// Get statistics
-#[utoipa::path(get, path = "/v1/webhook_endpoints/{endpoint_id}/stats", tag = "Webhooks", security(("bearer" = [])),
+#[utoipa::path(get, path = "/v1/webhook_endpoints/{endpoint_id}/stats", tag = "Webhooks",
     params(("endpoint_id" = String, Path, description = "`whe_…` or `jobs`")),
     responses((status = 200, body = StatsBody, description = "The last 24 hours"),
               (status = 404, body = ErrorBody, description = "There is no such endpoint"), NeedsToken, Trouble))]
@@ -302,7 +304,9 @@ pub async fn get_stats(
     State(state): State<AppState>,
     caller: Caller,
     NamePath(id): NamePath,
+    query: Query,
 ) -> Result<Json<StatsBody>, ApiError> {
+    query.only(&[])?;
     let endpoint = find(&state, &caller, &id).await?;
     let Stats {
         pending,

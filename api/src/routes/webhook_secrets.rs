@@ -16,7 +16,7 @@ use crate::app::AppState;
 use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::NamePath;
-use crate::extract::{self, Caller};
+use crate::extract::{self, Caller, Query};
 use crate::validate::number::Whole;
 use crate::webhooks::{draw, find, find_own, not_found, owner};
 
@@ -75,7 +75,7 @@ pub struct ExampleBody {
 }
 
 /// Get the secret
-#[utoipa::path(get, path = "/v1/webhook_endpoints/{endpoint_id}/secret", tag = "Webhooks", security(("bearer" = [])),
+#[utoipa::path(get, path = "/v1/webhook_endpoints/{endpoint_id}/secret", tag = "Webhooks",
     params(("endpoint_id" = String, Path, description = "`whe_…`, or `jobs` for what jobs' own URLs are signed with")),
     responses((status = 200, body = SecretBody, description = "What deliveries are signed with"),
               (status = 404, body = ErrorBody, description = "There is no such endpoint"), NeedsToken, Trouble))]
@@ -83,7 +83,9 @@ pub async fn get_secret(
     State(state): State<AppState>,
     caller: Caller,
     NamePath(id): NamePath,
+    query: Query,
 ) -> Result<Json<SecretBody>, ApiError> {
+    query.only(&[])?;
     let endpoint = find(&state, &caller, &id).await?;
     shown(&state, &endpoint).map(Json)
 }
@@ -92,7 +94,7 @@ pub async fn get_secret(
 ///
 /// Deliveries carry the signatures of both secrets until the overlap is over, so that the receiver can change in between.
 #[utoipa::path(post, path = "/v1/webhook_endpoints/{endpoint_id}/secret/rotate", tag = "Webhooks",
-    security(("bearer" = [])), request_body = Rotation,
+    request_body = Rotation,
     params(("endpoint_id" = String, Path, description = "`whe_…` or `jobs`")),
     responses((status = 200, body = SecretBody, description = "The new secret, and the one before"),
               (status = 404, body = ErrorBody, description = "There is no such endpoint"),
@@ -114,7 +116,7 @@ pub async fn rotate_secret(
 /// Send an example
 ///
 /// A delivery like any other, with made-up ids and `example: true` in its data.
-#[utoipa::path(post, path = "/v1/webhook_endpoints/{endpoint_id}/example", tag = "Webhooks", security(("bearer" = [])),
+#[utoipa::path(post, path = "/v1/webhook_endpoints/{endpoint_id}/example", tag = "Webhooks",
     request_body = Example, params(("endpoint_id" = String, Path, description = "`whe_…`")),
     responses((status = 202, body = ExampleBody, description = "It is on its way"),
               (status = 404, body = ErrorBody, description = "There is no such endpoint"),

@@ -188,14 +188,15 @@ pub struct TenantLimits {
     pub budget: Option<Budget>,
 }
 
-/// Sets a tenant's own limits, and writes it down.
-pub async fn set_limits(pool: &Pool, tenant: TenantId, limits: TenantLimits, by: impl Into<By>) -> StoreResult<()> {
+/// Sets a tenant's own limits, and writes it down. `false` if there is no such tenant.
+pub async fn set_limits(pool: &Pool, tenant: TenantId, limits: TenantLimits, by: impl Into<By>) -> StoreResult<bool> {
     let by = by.into();
     transaction(pool, move |connection| {
         let (limits, by) = (limits.clone(), by.clone());
         Box::pin(async move {
-            sqlx::query(
-                "INSERT INTO tenant_limits (tenant_id, max_queued, max_running, plan, max_batch_tokens) VALUES ($1, $2, $3, $4, $5)
+            let set = sqlx::query(
+                "INSERT INTO tenant_limits (tenant_id, max_queued, max_running, plan, max_batch_tokens)
+                 SELECT id, $2, $3, $4, $5 FROM organizations WHERE id = $1
                  ON CONFLICT (tenant_id) DO UPDATE SET max_queued = excluded.max_queued, max_running = excluded.max_running,
                      plan = excluded.plan, max_batch_tokens = excluded.max_batch_tokens",
             )
@@ -206,6 +207,9 @@ pub async fn set_limits(pool: &Pool, tenant: TenantId, limits: TenantLimits, by:
             .bind(limits.max_batch_tokens.map(u64::cast_signed))
             .execute(&mut *connection)
             .await?;
+            if set.rows_affected() == 0 {
+                return Ok(false);
+            }
             budgets::set(&mut *connection, tenant.uuid(), tenant.uuid(), limits.budget).await?;
             let details = serde_json::json!({
                 "max_queued": limits.max_queued, "max_running": limits.max_running, "plan": limits.plan,
@@ -214,7 +218,8 @@ pub async fn set_limits(pool: &Pool, tenant: TenantId, limits: TenantLimits, by:
                 "budget_duration": limits.budget.and_then(|budget| budget.period).map(|period| period.as_secs()),
             });
             let entry = Entry::done(None, "tenant.limited", Some(tenant.uuid())).with(details);
-            audit::record(connection, &by, entry).await
+            audit::record(connection, &by, entry).await?;
+            Ok(true)
         })
     })
     .await
