@@ -2,7 +2,7 @@
 //! writing their files.
 //!
 //! Any number of processes may do it: a batch is taken up under a lease, looked after for a moment and let go. Each step
-//! stands in the tables before the next begins (`common/src/store/batch_work.rs`), so a process may be killed anywhere: the
+//! stands in the tables before the next begins (`common/src/store/batch_work/`), so a process may be killed anywhere: the
 //! next one goes on from there. Memory is bounded by the chunk, whatever the batch's size.
 //!
 //! A batch's way: `validate.rs` → `feed.rs` → `finalize.rs`, turn by turn (`turn.rs`).
