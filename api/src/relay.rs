@@ -3,6 +3,7 @@
 //! Any number of replicas may run; one at a time serves a queue. A failure rolls its transaction back, so that every row
 //! stays until its message was confirmed: messages may be doubled, never lost. Next: the worker's `consumer.rs`.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use claimcheck_common::backoff::Backoff;
@@ -11,6 +12,7 @@ use claimcheck_common::domain::QueueName;
 use claimcheck_common::queue::{Broker, JobMessage, Publisher, QueueError};
 use claimcheck_common::store::notify::JobChanges;
 use claimcheck_common::store::{Pool, StoreError, outbox};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::outgoing::{Outgoing, Where};
@@ -39,6 +41,10 @@ pub struct Relay {
     outgoing: Outgoing,
     /// Rows may wait for room, for their time or for an operator.
     left: bool,
+    /// When all queues were looked at.
+    looked: Instant,
+    /// Queues that the broker does not serve, and when each is tried again.
+    refused: HashMap<QueueName, (Backoff, Instant)>,
     publisher: Option<Publisher>,
 }
 
@@ -53,6 +59,8 @@ impl Relay {
             changes,
             outgoing,
             left: true,
+            looked: Instant::now(),
+            refused: HashMap::new(),
             publisher: None,
         }
     }
@@ -84,10 +92,12 @@ impl Relay {
     /// Waits until there may be something to do.
     async fn work(&self, stop: &CancellationToken) -> Where {
         tokio::select! {
+            // In this order: queues that are told of all the time must not keep the others from being looked at.
+            biased;
             () = stop.cancelled() => Where::Anywhere,
-            place = self.outgoing.next() => place,
+            () = tokio::time::sleep_until(self.looked + self.config.relay_interval) => Where::Anywhere,
             () = self.changes.any(), if self.left => Where::Anywhere,
-            () = tokio::time::sleep(self.config.relay_interval) => Where::Anywhere,
+            place = self.outgoing.next() => place,
         }
     }
 
@@ -97,20 +107,53 @@ impl Relay {
             Where::Queues(queues) => queues,
             Where::Anywhere => {
                 self.outgoing.take();
+                self.looked = Instant::now();
                 outbox::queues(&self.pool).await?.into_iter().collect()
             }
         };
         self.left = !queues.is_empty();
-        for queue in &queues {
-            while self.relay_batch(queue).await? == BATCH as usize {}
+        for queue in queues {
+            self.relay_queue(queue).await?;
         }
         Ok(())
     }
 
+    /// Relays what is due of one queue. One that the broker does not serve is left for a while: the others need not wait for it.
+    async fn relay_queue(&mut self, queue: QueueName) -> Result<(), RelayError> {
+        if self
+            .refused
+            .get(&queue)
+            .is_some_and(|(_, until)| Instant::now() < *until)
+        {
+            return Ok(());
+        }
+        // Without a connection no queue is served. It is made first: while that takes its time, no row is locked.
+        self.publisher().await?;
+        loop {
+            match self.relay_batch(&queue).await {
+                Ok(moved) if moved == BATCH as usize => {}
+                Ok(_) => {
+                    self.refused.remove(&queue);
+                    return Ok(());
+                }
+                Err(RelayError::Queue(error)) => {
+                    let (model, class) = (queue.model.clone(), queue.class.as_str());
+                    tracing::warn!(%error, model, class, "messages of a queue could not be published");
+                    self.publisher = None;
+                    let (backoff, until) = self
+                        .refused
+                        .entry(queue)
+                        .or_insert_with(|| (Backoff::default(), Instant::now()));
+                    *until = Instant::now() + backoff.pause();
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// One transaction: take what the window has room for, publish, delete what was confirmed.
     async fn relay_batch(&mut self, queue: &QueueName) -> Result<usize, RelayError> {
-        // Connected first: while it takes its time, no row is locked.
-        self.publisher().await?;
         let mut transaction = outbox::begin(&self.pool).await?;
         let rows = outbox::take(&mut transaction, queue, self.config.release_window, BATCH).await?;
         if rows.is_empty() {

@@ -16,7 +16,7 @@ pub struct Backoff {
 impl Backoff {
     /// Waits for this failure's turn.
     pub async fn wait(&mut self) {
-        tokio::time::sleep(self.next()).await;
+        tokio::time::sleep(self.pause()).await;
     }
 
     /// Things work again: the next failure waits briefly.
@@ -24,7 +24,8 @@ impl Backoff {
         self.failures = 0;
     }
 
-    fn next(&mut self) -> Duration {
+    /// How long this failure is to wait.
+    pub fn pause(&mut self) -> Duration {
         let whole = FIRST.saturating_mul(1 << self.failures.min(10)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
         whole.mul_f64(rand::rng().random_range(0.5..=1.0))
@@ -39,10 +40,10 @@ mod tests {
     fn waits_grow_to_a_limit_and_start_over_after_success() {
         let mut backoff = Backoff::default();
         for _ in 0..100 {
-            assert!(backoff.next() <= LONGEST);
+            assert!(backoff.pause() <= LONGEST);
         }
-        assert!(backoff.next() >= LONGEST / 2);
+        assert!(backoff.pause() >= LONGEST / 2);
         backoff.reset();
-        assert!(backoff.next() <= FIRST);
+        assert!(backoff.pause() <= FIRST);
     }
 }

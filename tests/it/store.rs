@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use claimcheck_api::outgoing::Outgoing;
 use claimcheck_api::relay::Relay;
 use claimcheck_common::domain::{
     Choice, Class, Completion, FinishReason, GenerationParams, JobError, JobId, JobKey, JobStatus, ModelRef, Price,
@@ -164,7 +165,7 @@ async fn lapse_all_leases(world: &World) {
 
 /// Runs the relay until `world`'s outbox is empty.
 async fn relay_everything(world: &World) {
-    with_relay(world, async || {
+    with_relay(world, Outgoing::default(), async || {
         eventually("the outbox is empty", LIMIT, async || {
             (outbox::depth(&world.pool).await.unwrap() == 0).then_some(())
         })
@@ -173,14 +174,14 @@ async fn relay_everything(world: &World) {
     .await;
 }
 
-async fn with_relay(world: &World, work: impl AsyncFnOnce()) {
+async fn with_relay(world: &World, outgoing: Outgoing, work: impl AsyncFnOnce()) {
     let stop = CancellationToken::new();
     let relay = Relay::new(
         world.pool.clone(),
         world.broker(),
         world.delivery.clone(),
         JobChanges::default(),
-        claimcheck_api::outgoing::Outgoing::default(),
+        outgoing,
     );
     let running = tokio::spawn(relay.run(stop.clone()));
     work().await;
@@ -578,7 +579,7 @@ async fn the_release_window_keeps_the_brokers_queue_short_and_claims_make_room()
         }
         let mut received = Vec::new();
         let world = &*world;
-        with_relay(world, async || {
+        with_relay(world, Outgoing::default(), async || {
             eventually("the window is full", LIMIT, async || {
                 (outbox::depth(&pool).await.unwrap() == 15).then_some(())
             })
@@ -609,8 +610,8 @@ async fn two_relays_neither_lose_nor_overfill_anything() {
         for _ in 0..60 {
             accept(&world.pool, new_job(&account)).await;
         }
-        with_relay(world, async || {
-            with_relay(world, async || {
+        with_relay(world, Outgoing::default(), async || {
+            with_relay(world, Outgoing::default(), async || {
                 eventually("the window is full", LIMIT, async || {
                     (outbox::depth(&world.pool).await.unwrap() == 30).then_some(())
                 })
@@ -620,6 +621,40 @@ async fn two_relays_neither_lose_nor_overfill_anything() {
         })
         .await;
         assert_eq!(world.broker().ready(&queue()).await.unwrap(), 30);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_nobody_tells_of_is_relayed_though_the_relay_is_told_of_other_queues_all_the_time() {
+    in_world(async |world| {
+        let world = &*world;
+        let outgoing = Outgoing::default();
+        let telling = tokio::spawn({
+            let outgoing = outgoing.clone();
+            let mut often = tokio::time::interval(Duration::from_millis(1));
+            async move {
+                loop {
+                    often.tick().await;
+                    outgoing.to(QueueName {
+                        model: "another".to_owned(),
+                        class: Class::Interactive,
+                    });
+                }
+            }
+        });
+        with_relay(world, outgoing, async || {
+            // The first may be found as the relay starts.
+            for _ in 0..2 {
+                submitted(&world.pool).await;
+                eventually("the outbox is empty", LIMIT, async || {
+                    (outbox::depth(&world.pool).await.unwrap() == 0).then_some(())
+                })
+                .await;
+            }
+        })
+        .await;
+        telling.abort();
     })
     .await;
 }

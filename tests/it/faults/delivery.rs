@@ -123,7 +123,11 @@ async fn a_queue_that_the_broker_cannot_serve_holds_up_no_other() {
             (!ready.status().is_success()).then_some(())
         })
         .await;
-        caller.submit("job", &job(1, 4)).await;
+        // Its queue comes before the other one's, and its message cannot be published.
+        let mut late = job(1, 4);
+        late["class"] = "batch".into();
+        caller.submit("late", &late).await;
+        caller.submit("job", &job(2, 4)).await;
         until_count(world, 1, COMPLETED).await;
     })
     .await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use claimcheck_common::config::DeliveryConfig;
 use claimcheck_common::queue::Broker;
 use claimcheck_common::store::Pool;
-use claimcheck_common::store::rescue;
+use claimcheck_common::store::rescue::{self, ReleasedQueue};
 
 use super::{MaintenanceError, Task};
 
@@ -41,23 +41,33 @@ impl Task for Reemit {
     }
 
     async fn run(&mut self) -> Result<(), MaintenanceError> {
+        let mut outcome = Ok(());
         for queue in rescue::overdue_queues(&self.pool, self.after).await? {
-            let ready = self.broker.ready(&queue.queue).await?;
-            let missing = missing(queue.released, ready);
-            if missing == 0 {
-                continue;
-            }
-            let name = self.broker.queue(&queue.queue);
-            let sent = rescue::reemit(&self.pool, queue.queue, missing, self.after).await?;
-            if sent > 0 {
-                tracing::warn!(
-                    queue = name,
-                    sent,
-                    ready,
-                    "messages were missing in the broker and are sent again"
-                );
-                metrics::counter!("claimcheck_reemitted_total").increment(sent);
-            }
+            // A queue that cannot be looked at keeps none of the others from it; the first failure is told.
+            let looked = self.look(queue).await;
+            outcome = outcome.and(looked);
+        }
+        outcome
+    }
+}
+
+impl Reemit {
+    async fn look(&self, queue: ReleasedQueue) -> Result<(), MaintenanceError> {
+        let ready = self.broker.ready(&queue.queue).await?;
+        let missing = missing(queue.released, ready);
+        if missing == 0 {
+            return Ok(());
+        }
+        let name = self.broker.queue(&queue.queue);
+        let sent = rescue::reemit(&self.pool, queue.queue, missing, self.after).await?;
+        if sent > 0 {
+            tracing::warn!(
+                queue = name,
+                sent,
+                ready,
+                "messages were missing in the broker and are sent again"
+            );
+            metrics::counter!("claimcheck_reemitted_total").increment(sent);
         }
         Ok(())
     }
