@@ -15,17 +15,24 @@ use crate::store::{accept, account, claim_one, count, new_job, settle_completed}
 
 const WINDOW: u32 = 8;
 
-fn queue() -> QueueName {
+fn queue(class: Class) -> QueueName {
     QueueName {
         model: "m".to_owned(),
-        class: Class::Interactive,
+        class,
     }
 }
 
-/// One turn of the relay, as if the broker had confirmed all: the jobs it released.
+/// One turn of the relay at the queue of class `interactive`.
 async fn release(pool: &Pool) -> Vec<JobId> {
+    release_of(pool, Class::Interactive).await
+}
+
+/// One turn of the relay at a queue, as if the broker had confirmed all: the jobs it released.
+async fn release_of(pool: &Pool, class: Class) -> Vec<JobId> {
     let mut transaction = pool.begin().await.unwrap();
-    let rows = outbox::take(&mut transaction, &queue(), WINDOW, 256).await.unwrap();
+    let rows = outbox::take(&mut transaction, &queue(class), WINDOW, 256)
+        .await
+        .unwrap();
     let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
     outbox::confirm(&mut transaction, &ids).await.unwrap();
     transaction.commit().await.unwrap();
@@ -162,6 +169,33 @@ async fn what_is_beyond_a_tenants_running_limit_stays_and_goes_when_there_is_roo
         assert_eq!(release(pool).await, [], "one is released and one runs");
         settle_completed(pool, key, "a text").await;
         assert_eq!(release(pool).await.len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_tenants_running_limit_holds_over_all_its_queues() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let account = account(pool).await;
+        let limits = TenantLimits {
+            max_running: Some(2),
+            ..TenantLimits::default()
+        };
+        limit(pool, &account, limits).await;
+        for class in [Class::Interactive, Class::Batch, Class::Batch] {
+            let job = NewJob {
+                class,
+                ..new_job(&account)
+            };
+            accept(pool, job).await;
+        }
+        assert_eq!(release(pool).await.len(), 1);
+        assert_eq!(
+            release_of(pool, Class::Batch).await.len(),
+            1,
+            "the other place is taken"
+        );
     })
     .await;
 }

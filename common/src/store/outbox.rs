@@ -58,9 +58,9 @@ pub async fn queues(pool: &Pool) -> StoreResult<Vec<QueueName>> {
 ///
 /// The window is counted from rows (what is released and not yet claimed) and shared out between tenants: whoever has
 /// the fewest jobs in it is next, so that one with 50,000 rows stands behind another's single one. Within a tenant
-/// priority counts, then the deadline, then the job's age: what is rescued or tried again has its old place. What is paused, or beyond its tenant's `max_running`, stays. One relay at a
-/// time serves a queue, so that two of them do not fill the same room twice; an empty answer also means that another one is at
-/// it.
+/// priority counts, then the deadline, then the job's age: what is rescued or tried again has its old place. What is paused, or beyond its tenant's `max_running` over all queues,
+/// stays. One relay at a time serves a queue, so that two of them do not fill the same room twice; an empty answer also means that
+/// another one is at it. (Two that serve two queues at the same moment may each take a tenant's last running jobs.)
 pub async fn take(
     connection: &mut PgConnection,
     queue: &QueueName,
@@ -89,11 +89,15 @@ pub async fn take(
              SELECT tenant_id, count(*) AS jobs FROM released WHERE model = $1 AND class = $2 GROUP BY tenant_id
          ), room AS MATERIALIZED (
              SELECT greatest(least($3 - coalesce(sum(jobs), 0), $4), 0)::bigint AS jobs FROM inside
+         ), elsewhere AS MATERIALIZED (
+             -- In other queues; read only where a tenant has a limit, and no longer than all windows together.
+             SELECT tenant_id, count(*) AS jobs FROM released WHERE (model, class) <> ($1, $2) GROUP BY tenant_id
          ), share AS MATERIALIZED (
              SELECT tenant.tenant_id, coalesce(inside.jobs, 0) AS jobs,
                  CASE WHEN limits.max_running IS NOT NULL THEN limits.max_running - (
                      SELECT count(*) FROM jobs j
-                     WHERE j.status IN ('in_progress', 'cancelling') AND j.tenant_id = tenant.tenant_id) END AS most
+                     WHERE j.status IN ('in_progress', 'cancelling') AND j.tenant_id = tenant.tenant_id
+                 ) - coalesce((SELECT e.jobs FROM elsewhere e WHERE e.tenant_id = tenant.tenant_id), 0) END AS most
              FROM tenant LEFT JOIN inside USING (tenant_id) LEFT JOIN tenant_limits limits USING (tenant_id)
              WHERE NOT is_paused($1, $2, tenant.tenant_id)
          ), turn AS MATERIALIZED (

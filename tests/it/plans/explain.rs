@@ -5,8 +5,8 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Row};
 use std::fmt::Write as _;
 
-/// Tables that do not grow with the jobs: reading them whole is the quickest way.
-const FEW_ROWS: [&str; 4] = ["workers", "pauses", "tenant_limits", "budgets"];
+/// Tables that do not grow with the jobs (`released` no further than the windows): reading them whole is the quickest way.
+const FEW_ROWS: [&str; 5] = ["workers", "pauses", "tenant_limits", "budgets", "released"];
 
 /// A statement as it was executed.
 pub(super) struct Explained {
