@@ -1,5 +1,5 @@
-//! Erasing: a job's prompt, parameters, metadata and output go, also from the answer that is kept for a repeated request. Its
-//! facts and its audit rows stay; neither ever held a text.
+//! Erasing: a job's prompt, parameters, metadata and output go, also from the answer that is kept for a repeated request, and with
+//! them what receivers of its webhooks answered. Its facts and its audit rows stay; neither ever held a text.
 
 use std::time::Duration;
 
@@ -83,7 +83,7 @@ pub async fn delivered(executor: impl PgExecutor<'_>, id: JobId) -> StoreResult<
 async fn erase_texts(executor: impl PgExecutor<'_>, ids: Vec<uuid::Uuid>, by: &By) -> StoreResult<u64> {
     let done = sqlx::query(
         "WITH erased AS (
-             UPDATE jobs SET erased_at = now() WHERE id = ANY($1) AND erased_at IS NULL RETURNING id, tenant_id
+             UPDATE jobs SET erased_at = now() WHERE id = ANY($1) AND erased_at IS NULL RETURNING id, tenant_id, project_id
          ), input AS (
              DELETE FROM job_inputs WHERE job_id IN (SELECT id FROM erased)
          ), output AS (
@@ -93,6 +93,11 @@ async fn erase_texts(executor: impl PgExecutor<'_>, ids: Vec<uuid::Uuid>, by: &B
              SET response_body = (response_body::jsonb
                  || jsonb_build_object('parameters', NULL, 'metadata', jsonb_build_object()))::json
              WHERE job_id IN (SELECT id FROM erased)
+         ), answer AS (
+             -- A receiver may have answered with what it was sent.
+             UPDATE webhook_attempts a SET answer = NULL
+             FROM erased j JOIN events e ON e.job_id = j.id JOIN webhook_endpoints p ON p.project_id = j.project_id
+             WHERE a.endpoint_id = p.id AND a.event_id = e.id AND a.answer IS NOT NULL
          )
          INSERT INTO audit_log (tenant_id, actor, credential, address, request_id, action, subject)
          SELECT tenant_id, $2, $3, $4, $5, 'job.erased', id FROM erased",

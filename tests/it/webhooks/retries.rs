@@ -77,7 +77,7 @@ async fn a_success_forgets_the_failures_before_it() {
         let ada = api.user("ada").await;
         let made = endpoint(&ada, &receiver.url("/"), json!({})).await;
         let dispatching = Dispatching::start(world);
-        completed(world, &ada).await;
+        let job = completed(world, &ada).await;
         delivery(&ada, &made, "waiting").await;
         assert!(answer(ada.get(&path(&made, ""))).await.1["failing_since"].is_i64());
         bring_forward(world).await;
@@ -93,6 +93,15 @@ async fn a_success_forgets_the_failures_before_it() {
             logged["log"][0]["answer"], "hello\u{fffd}there",
             "what Postgres cannot hold is replaced"
         );
+        // It may have been what was sent to it.
+        let erased = ada
+            .request(Method::DELETE, &format!("/v1/jobs/{job}"))
+            .send()
+            .await
+            .unwrap();
+        assert!(erased.status().is_success());
+        let logged = delivery(&ada, &made, "delivered").await;
+        assert!(logged["log"][0]["answer"].is_null() && logged["log"][1]["answer"].is_null());
         assert!(answer(ada.get(&path(&made, ""))).await.1["failing_since"].is_null());
         dispatching.stop().await;
     })
