@@ -6,12 +6,12 @@ use claimcheck_common::domain::{JobError, JobId, Role, WorkerId};
 use claimcheck_common::store::models::{self, Seen};
 use claimcheck_common::store::settle::{self, Settlement};
 use claimcheck_common::store::{Pool, accounts, claim};
-use claimcheck_tests::{World, eventually};
+use claimcheck_tests::{Gate, Moment, World, eventually};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::http_face::{MODEL, Session, answer, code, with_api};
-use crate::store::{LEASE, settle_completed};
+use crate::store::{LEASE, count, settle_completed};
 
 pub(crate) fn a_job() -> Value {
     json!({"prompt": "Once upon a time", "metadata": {"order": "17"}})
@@ -210,6 +210,37 @@ async fn dead_letters_are_listed_by_their_owner_and_redriven_once_by_an_admin() 
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_whose_job_is_just_being_erased_is_not_done_again() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        let id = ada.submit(&a_job()).await;
+        fail(&world.pool, &id).await;
+        let root = admin(world, api.user("root").await).await;
+        // The erasing waits before its commit.
+        let mut gate = Gate::shut(world, Moment::Commit, "DELETE ON job_inputs", "true").await;
+        let erasing = tokio::spawn(ada.request(Method::DELETE, &format!("/v1/jobs/{id}")).send());
+        gate.reached().await;
+        let redriving = tokio::spawn(root.post("/v1/dead_letters/redrive").json(&json!({})).send());
+        eventually(
+            "somebody waits for the job's row",
+            Duration::from_secs(20),
+            async || (count(&world.pool, WAIT_FOR_ROWS).await > 0).then_some(()),
+        )
+        .await;
+        gate.open().await;
+        assert!(erasing.await.unwrap().unwrap().status().is_success());
+        let redriven: Value = redriving.await.unwrap().unwrap().json().await.unwrap();
+        assert_eq!(redriven["count"].as_u64(), Some(0), "{redriven}");
+        assert_eq!(count(&world.pool, "SELECT count(*) FROM jobs").await, 1);
+    })
+    .await;
+}
+
+const WAIT_FOR_ROWS: &str =
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'
+    AND wait_event IN ('transactionid', 'tuple')";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_waiting_job_has_a_place_by_the_fair_order_and_an_eta_once_there_is_a_pace() {

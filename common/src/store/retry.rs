@@ -174,7 +174,8 @@ pub(super) async fn run_again(
         "SELECT j.id, j.tenant_id, j.project_id, j.api_key_id, j.model, j.prompt_tokens,
              (i.parameters ->> 'max_tokens')::bigint * (i.parameters ->> 'n')::bigint AS completion_tokens
          FROM jobs j JOIN job_inputs i ON i.job_id = j.id
-         WHERE j.id = ANY($1) AND j.finished_at IS NOT NULL ORDER BY j.id",
+         -- Locked, so that none is erased between here and its copy.
+         WHERE j.id = ANY($1) AND j.finished_at IS NOT NULL AND j.erased_at IS NULL ORDER BY j.id FOR SHARE OF j",
     )
     .bind(old.iter().map(|id| id.uuid()).collect::<Vec<_>>())
     .fetch_all(&mut *connection)
