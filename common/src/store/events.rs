@@ -76,6 +76,15 @@ macro_rules! starts {
 }
 pub(super) use starts;
 
+/// Gives events that came with a dump from another cluster a place before all that are written here: their transaction numbers are
+/// those of that cluster, and the feed would wait until this one has used as many.
+pub(super) async fn settle_in(connection: &mut PgConnection) -> StoreResult<()> {
+    sqlx::query("UPDATE events SET xid = '0' WHERE xid >= pg_snapshot_xmax(pg_current_snapshot())")
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
 /// A page of a project's events, the oldest first, from behind `after` on.
 ///
 /// The order is that of the transactions that wrote them, up to the oldest one that is still at work: what is committed later

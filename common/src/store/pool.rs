@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool};
 
-use super::{StoreError, StoreResult};
+use super::{StoreError, StoreResult, events};
 use crate::config::DatabaseConfig;
 
 /// The pool that every store function takes.
@@ -101,18 +101,21 @@ fn silent(limit: Duration) -> sqlx::Error {
 /// plan is the same whatever they are given.
 pub(super) const BEGIN_WITH_KEPT_PLANS: &str = "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan";
 
-/// A connection for one errand.
+/// A connection for one errand of the owner, which may read a whole table and take its time.
 pub(super) async fn connect_alone(url: &str) -> StoreResult<PgConnection> {
-    Ok(PgConnection::connect_with(&options(url, REST_LIMIT)?).await?)
+    let options = options(url, REST_LIMIT)?.options([("statement_timeout", "0")]);
+    Ok(PgConnection::connect_with(&options).await?)
 }
 
-/// Brings the schema of the database at `url` up to date, as its owner.
+/// Brings the schema of the database at `url` up to date, as its owner. A database that was restored from a dump goes on as one
+/// that was always here ([`events::settle_in`]).
 pub async fn migrate(url: &str) -> StoreResult<()> {
     let mut connection = connect_alone(url).await?;
     sqlx::migrate!("../migrations")
         .run(&mut connection)
         .await
         .map_err(|error| StoreError::Refused(error.into()))?;
+    events::settle_in(&mut connection).await?;
     connection.close().await?;
     Ok(())
 }

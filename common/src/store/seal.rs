@@ -249,13 +249,18 @@ fn look(row: &PgRow, head: &mut Option<Head>, dropped: i64, noted: Option<&Head>
 
 /// The first row that has no seal although a later one has.
 async fn put_in(pool: &Pool) -> StoreResult<Option<i64>> {
+    // It reads the whole log, which may take longer than a statement of a service may.
+    let mut transaction = pool
+        .begin_with("BEGIN READ ONLY; SET LOCAL statement_timeout = 0")
+        .await?;
     let row = sqlx::query_scalar(
         "SELECT min(a.id) FROM audit_log a WHERE a.id < (SELECT max(audit_id) FROM audit_seals)
              AND a.occurred_at >= coalesce((SELECT max(before) FROM audit_drops), '-infinity')
              AND NOT EXISTS (SELECT FROM audit_seals s WHERE s.audit_id = a.id)",
     )
-    .fetch_one(pool)
+    .fetch_one(&mut *transaction)
     .await?;
+    transaction.commit().await?;
     Ok(row)
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use claimcheck_common::domain::{EventId, EventType, ProjectId};
+use claimcheck_common::store;
 use claimcheck_common::store::events::{self, NewEvent};
 use claimcheck_tests::eventually;
 use reqwest::StatusCode;
@@ -191,6 +192,26 @@ async fn reading_on_from_an_event_that_was_forgotten_passes_over_nothing() {
         let on = page_of(&ada, &format!("?after={gone}"), 2).await;
         assert_eq!(ids(&on)[0], *kept);
         assert_eq!(on["data"][1]["data"]["id"], job);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_a_database_that_was_restored_from_a_dump_hears_what_is_new() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        completed(world, &ada).await;
+        let old = ids(&page_of(&ada, "", 1).await).remove(0);
+        // As a cluster wrote it that had come further than this one.
+        let elsewhere = "UPDATE events SET xid = (pg_current_xact_id()::text::bigint + 1000000)::text::xid8";
+        world.execute_as_owner(elsewhere).await;
+        assert_eq!(page(&ada, "").await["data"], json!([]));
+        store::migrate(world.database.owner_url()).await.unwrap();
+        let job = completed(world, &ada).await;
+        let all = page_of(&ada, "", 2).await;
+        assert_eq!(ids(&all)[0], old);
+        let on = page_of(&ada, &format!("?after={old}"), 1).await;
+        assert_eq!(on["data"][0]["data"]["id"], job);
     })
     .await;
 }
