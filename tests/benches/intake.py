@@ -23,6 +23,7 @@ PROMPT = {"prompt": "Once upon a time", "max_tokens": 1, "temperature": 0}
 DATABASES = {"ours": "bench_intake", "peer": "bench_intake_peer"}
 PEER_SECRET = "x" * 32
 SETTLE_LIMIT = 180
+PAGES_TOLD = 2
 
 
 def options() -> argparse.Namespace:
@@ -119,6 +120,12 @@ class Watch:
             await asyncio.sleep(0.05)
 
 
+async def pages(db: asyncpg.Connection) -> int:
+    """Pages of the database that statements have looked at so far, by whatever connection."""
+    await db.execute("SELECT pg_stat_clear_snapshot()")
+    return await db.fetchval("SELECT blks_hit + blks_read FROM pg_stat_database WHERE datname = current_database()")
+
+
 async def measure_ours(
     ours: Installation, token: str, db: asyncpg.Connection, wanted: argparse.Namespace, rate: int | None = None
 ) -> dict:
@@ -127,6 +134,7 @@ async def measure_ours(
     data = os.environ.get("CLAIMCHECK_BENCH_DATA", "")
     since = await db.fetchval("SELECT clock_timestamp()")
     wal, cpu, began = await db.fetchval("SELECT pg_current_wal_lsn()::text"), cpu_seconds(ours.children, data), time.monotonic()
+    looked_at = await pages(db)
     task = asyncio.create_task(watch.watch())
     result = await load(ours.url, token, wanted.connections, wanted.seconds, rate)
     task.cancel()
@@ -139,6 +147,9 @@ async def measure_ours(
     jobs = max(result["accepted"], 1)
     result["cpu_us"] = {name: (after[name] - cpu.get(name, 0.0)) / jobs * 1e6 for name in sorted(after)}
     result["wal_bytes"] = int(await db.fetchval("SELECT pg_current_wal_lsn() - $1::text::pg_lsn", wal)) / jobs
+    # Connections tell of them within a second.
+    await asyncio.sleep(PAGES_TOLD)
+    result["pages"] = (await pages(db) - looked_at) / jobs
     result["released_most"] = watch.released
     row = await db.fetchrow(
         """SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM started_at - created_at)) * 1e3 AS p50,
@@ -198,12 +209,12 @@ def cpu_cell(results: list[dict]) -> str:
 
 def cost_row(name: str, results: list[dict]) -> list[str]:
     numbers = [f"{median(results, 'a_second'):.0f}", f"{median(results, 'p50'):.1f}", f"{median(results, 'p99'):.1f}"]
-    numbers += [f"{median(results, value):.0f}" for value in ("settled_a_second", "wal_bytes")]
+    numbers += [f"{median(results, value):.0f}" for value in ("settled_a_second", "wal_bytes", "pages")]
     numbers += [cpu_cell(results)]
     return [name, *numbers, *(f"{median(results, value):.0f}" for value in ("released_most", "outbox_at_end"))]
 
 
-COST_HEADS = ["rows in jobs", "accepted/s", "p50 ms", "p99 ms", "settled/s", "WAL bytes a job", "CPU µs a job", "released, most", "outbox at end"]
+COST_HEADS = ["rows in jobs", "accepted/s", "p50 ms", "p99 ms", "settled/s", "WAL bytes a job", "pages a job", "CPU µs a job", "released, most", "outbox at end"]
 
 
 async def run(wanted: argparse.Namespace, folder: Path) -> dict:
