@@ -182,7 +182,7 @@ pub async fn get(executor: impl PgExecutor<'_>, project: ProjectId, id: JobId) -
 pub struct Listed {
     /// Newest first.
     pub jobs: Vec<JobView>,
-    /// Whether the page ended before its limit, since its outputs came to [`OUTPUTS_MAX`].
+    /// Whether the page ended before its limit, since its outputs came to 8 MiB.
     pub cut_short: bool,
 }
 

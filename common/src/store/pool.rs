@@ -108,7 +108,7 @@ pub(super) async fn connect_alone(url: &str) -> StoreResult<PgConnection> {
 }
 
 /// Brings the schema of the database at `url` up to date, as its owner. A database that was restored from a dump goes on as one
-/// that was always here ([`events::settle_in`]).
+/// that was always here.
 pub async fn migrate(url: &str) -> StoreResult<()> {
     let mut connection = connect_alone(url).await?;
     sqlx::migrate!("../migrations")
