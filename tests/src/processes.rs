@@ -228,6 +228,26 @@ impl Process {
         assert!(sent.is_ok_and(|status| status.success()), "{signal} could not be sent");
     }
 
+    /// Freezes it: when this answers, none of its threads runs any more.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub async fn freeze(&self) {
+        self.signal("STOP");
+        let id = self.child.as_ref().expect("a running process").id();
+        // The signal stops one thread, which then stops the others: until then they go on.
+        eventually("every thread has stopped", LIMIT, async || {
+            let threads = std::fs::read_dir(format!("/proc/{id}/task")).ok()?;
+            let mut stopped = threads.map(|thread| {
+                let said = std::fs::read_to_string(thread?.path().join("stat"))?;
+                // Behind the name, which stands in parentheses.
+                std::io::Result::Ok(said.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T')))
+            });
+            stopped.all(|stopped| stopped.unwrap_or(false)).then_some(())
+        })
+        .await;
+    }
+
     /// Waits until it ended by itself.
     pub async fn ended(&mut self) -> ExitStatus {
         let child = self.child.as_mut().expect("a running process");

@@ -149,7 +149,7 @@ async fn rescued_jobs_that_are_sent_to_the_silent_worker_again_soon_go_to_anothe
         }
         until_count(world, 8, RUNNING).await;
         // Its connections stand, and the broker takes turns.
-        silent.signal("STOP");
+        silent.freeze().await;
         let began = Instant::now();
         let other = installation.generator("other", []).await;
         until_count(

@@ -27,7 +27,7 @@ async fn a_sleeper_wakes(world: &World) -> ((f64, f64), (f64, f64)) {
     let sleeper = installation.generator("sleeper", slow()).await;
     caller.submit("once", &job(1, LONG)).await;
     until_count(world, 1, RUNNING).await;
-    sleeper.signal("STOP");
+    sleeper.freeze().await;
     assert_eq!(
         count(world, "SELECT count(*) FROM jobs WHERE finished_at IS NOT NULL").await,
         0
@@ -41,7 +41,7 @@ async fn a_sleeper_wakes(world: &World) -> ((f64, f64), (f64, f64)) {
         "SELECT count(*) FROM jobs WHERE status = 'in_progress' AND attempt = 2",
     )
     .await;
-    second.signal("STOP");
+    second.freeze().await;
     assert_eq!(
         count(world, "SELECT count(*) FROM jobs WHERE finished_at IS NOT NULL").await,
         0
@@ -113,7 +113,7 @@ async fn a_worker_whose_lease_lapsed_while_it_was_frozen_is_replaced_and_changes
             caller.submit(&format!("job-{number}"), &job(number, LONG)).await;
         }
         until_count(world, 4, RUNNING).await;
-        frozen.signal("STOP");
+        frozen.freeze().await;
         let _second = installation.worker("second", []).await;
         until_count(world, 4, "SELECT count(*) FROM jobs WHERE fence >= 2").await;
         frozen.signal("CONT");

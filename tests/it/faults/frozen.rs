@@ -13,7 +13,7 @@ const SOON: Duration = Duration::from_secs(25);
 /// Freezes a process that stands at the gate, and opens: its statement ends, and its transaction stays open. Answers when.
 async fn freeze(process: &Process, mut gate: Gate) -> Instant {
     gate.reached().await;
-    process.signal("STOP");
+    process.freeze().await;
     // Not opened by dropping the trigger: that would wait for the end of the transaction.
     drop(gate);
     Instant::now()
