@@ -79,13 +79,14 @@ pub(super) async fn cancel_locked(
     settle(connection, &waiting, by).await?;
     if !running.is_empty() {
         let ids: Vec<_> = running.iter().map(|id| id.uuid()).collect();
-        sqlx::query(
+        sqlx::query(concat!(
             "WITH asked AS (
                  UPDATE jobs SET status = 'cancelling', cancel_requested_at = now() WHERE id = ANY($1) RETURNING *
-             )
-             INSERT INTO audit_log (tenant_id, actor, credential, address, request_id, action, subject)
-             SELECT tenant_id, $2, $3, $4, $5, 'job.cancelling', id FROM asked",
-        )
+             ), ",
+            notify::changed!("asked"),
+            " INSERT INTO audit_log (tenant_id, actor, credential, address, request_id, action, subject)
+             SELECT tenant_id, $2, $3, $4, $5, 'job.cancelling', id FROM asked CROSS JOIN told",
+        ))
         .bind(ids)
         .bind(&by.actor)
         .bind(by.credential())
@@ -93,7 +94,6 @@ pub(super) async fn cancel_locked(
         .bind(by.request_id())
         .execute(&mut *connection)
         .await?;
-        notify::jobs_changed(connection, &running).await?;
         notify::tell(connection, CHANNEL, &running).await?;
     }
     Ok((waiting.len() + running.len()) as u64)

@@ -77,10 +77,10 @@ pub async fn heartbeat(
 /// Records when the first prefill of these claims began.
 pub async fn mark_started(pool: &Pool, begun: Vec<(JobKey, Instant)>) -> StoreResult<()> {
     transaction(pool, move |connection| {
-        let begun = begun.clone();
+        let keys: Vec<_> = begun.iter().map(|(key, _)| *key).collect();
+        let (ids, fences) = columns(&keys);
+        let ago = column(&begun, |(_, began)| began.elapsed().as_secs_f64());
         Box::pin(async move {
-            let keys: Vec<_> = begun.iter().map(|(key, _)| *key).collect();
-            let (ids, fences) = columns(&keys);
             sqlx::query(concat!(
                 "WITH started AS MATERIALIZED (
                      SELECT j.id, held.ago FROM jobs j
@@ -92,15 +92,16 @@ pub async fn mark_started(pool: &Pool, begun: Vec<(JobKey, Instant)>) -> StoreRe
                      FROM started WHERE j.id = started.id RETURNING j.*
                  ), ",
                 events::starts!("begun", "true"),
-                " SELECT count(*) FROM begun",
+                ", ",
+                notify::changed!("begun"),
+                " SELECT payloads FROM told",
             ))
             .bind(ids)
             .bind(fences)
-            .bind(column(&begun, |(_, began)| began.elapsed().as_secs_f64()))
-            .execute(&mut *connection)
+            .bind(ago)
+            .execute(connection)
             .await?;
-            let changed: Vec<_> = keys.iter().map(|key| key.id).collect();
-            notify::jobs_changed(connection, &changed).await
+            Ok(())
         })
     })
     .await

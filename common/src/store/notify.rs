@@ -44,11 +44,6 @@ macro_rules! changed {
 }
 pub(super) use changed;
 
-/// Tells every process that these jobs changed, at the commit of the caller's transaction.
-pub async fn jobs_changed(connection: &mut PgConnection, ids: &[JobId]) -> StoreResult<()> {
-    tell(connection, CHANNEL, ids).await
-}
-
 /// Tells whoever listens to `channel` of these jobs, at the commit of the caller's transaction.
 pub(super) async fn tell(connection: &mut PgConnection, channel: &str, ids: &[JobId]) -> StoreResult<()> {
     for chunk in ids.chunks(IDS_PER_PAYLOAD) {
