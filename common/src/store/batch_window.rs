@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 
 use super::StoreResult;
+use super::batches::unfinished;
 use super::row::get;
 use crate::domain::{CompletionWindow, TenantId};
 
@@ -74,10 +75,12 @@ pub(super) async fn forecast(
         .execute(&mut *connection)
         .await?;
     // A statement of its own, after the lock: it sees what those before have committed.
-    let row = sqlx::query(
+    let row = sqlx::query(concat!(
         "WITH open AS (
              SELECT tenant_id, sum(total - completed - failed) AS lines FROM batches
-             WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling') GROUP BY tenant_id
+             WHERE status IN ",
+        unfinished!(),
+        " GROUP BY tenant_id
          ), own AS (
              SELECT coalesce((SELECT lines FROM open WHERE tenant_id = $1), 0) AS lines
          ), newest AS (
@@ -94,7 +97,7 @@ pub(super) async fn forecast(
              (SELECT sum(prefetch)::float8 FROM workers
               WHERE ready_at IS NOT NULL AND NOT draining AND last_seen_at > now() - interval '30 seconds') AS slots
          FROM own",
-    )
+    ))
     .bind(tenant.uuid())
     .bind(lines.cast_signed())
     .bind(SAMPLE_JOBS)

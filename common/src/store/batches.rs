@@ -18,6 +18,14 @@ use crate::domain::{
     ApiKeyId, BatchId, BatchStatus, CompletionWindow, FileId, Id, LineProblem, ProjectId, TenantId, UserId,
 };
 
+/// The states of a batch that has not ended, as SQL.
+macro_rules! unfinished {
+    () => {
+        "('validating', 'in_progress', 'finalizing', 'cancelling')"
+    };
+}
+pub(super) use unfinished;
+
 /// For so long after a request its retry by a client library may find the batch.
 const RETRY_WITHIN: Duration = Duration::from_mins(1);
 

@@ -8,6 +8,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgExecutor};
 use time::OffsetDateTime;
 
+use super::batches::unfinished;
 use super::row::{get as column, parse};
 use super::{Pool, StoreResult, transaction};
 use crate::domain::{FileId, FilePurpose, Id, ProjectId, TenantId};
@@ -180,8 +181,11 @@ pub async fn delete(pool: &Pool, project: ProjectId, id: FileId) -> StoreResult<
 }
 
 /// Whether an unfinished batch reads the file `f`.
-const IN_USE: &str = "EXISTS (SELECT FROM batches b WHERE b.input_file_id = f.id
-    AND b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))";
+const IN_USE: &str = concat!(
+    "EXISTS (SELECT FROM batches b WHERE b.input_file_id = f.id AND b.status IN ",
+    unfinished!(),
+    ")"
+);
 
 /// Where a sweep has come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sqlx::AssertSqlSafe;
 
+use super::batches::unfinished;
 use super::rescue::CHUNK;
 use super::row::ids;
 use super::{Pool, StoreResult, transaction};
@@ -12,19 +13,21 @@ use crate::domain::BatchId;
 /// Deletes one chunk of jobs that ended longer than `keep` ago, with their inputs and outputs. Events of such jobs go
 /// with them; the audit log stays. Answers how many jobs went.
 pub async fn forget_jobs(pool: &Pool, keep: Duration) -> StoreResult<u64> {
-    let done = sqlx::query(
+    let done = sqlx::query(concat!(
         "WITH old AS MATERIALIZED (
              SELECT id FROM jobs j WHERE finished_at < now() - $1::interval
                  -- What a batch came to is needed until its files are written.
                  AND NOT EXISTS (
                      SELECT FROM batch_items i JOIN batches b ON b.id = i.batch_id
-                     WHERE i.id = j.id AND b.status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))
+                     WHERE i.id = j.id AND b.status IN ",
+        unfinished!(),
+        ")
              ORDER BY finished_at LIMIT $2
          ), event AS (
              DELETE FROM events WHERE job_id IN (SELECT id FROM old)
          )
          DELETE FROM jobs WHERE id IN (SELECT id FROM old)",
-    )
+    ))
     .bind(keep)
     .bind(CHUNK)
     .execute(pool)
@@ -46,8 +49,11 @@ pub async fn forget_events(pool: &Pool, keep: Duration) -> StoreResult<u64> {
 }
 
 /// Whether the failed lines of the batch `b` are being done again: which ones they are stands in its items.
-const IN_USE: &str = "EXISTS (SELECT FROM batches r WHERE r.retry_of = b.id
-    AND r.status IN ('validating', 'in_progress', 'finalizing', 'cancelling'))";
+const IN_USE: &str = concat!(
+    "EXISTS (SELECT FROM batches r WHERE r.retry_of = b.id AND r.status IN ",
+    unfinished!(),
+    ")"
+);
 
 /// Deletes one chunk of the lines of batches that ended longer than `keep` ago, and one of such batches that have none left; their
 /// files have times of their own. Answers how many lines and batches went: none if there is nothing more to delete.

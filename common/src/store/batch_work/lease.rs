@@ -9,24 +9,26 @@ use uuid::Uuid;
 use super::{Held, Mark, Progress, progress};
 use crate::domain::Id;
 use crate::store::api_keys::grant;
-use crate::store::batches::view;
+use crate::store::batches::{unfinished, view};
 use crate::store::row::{get, unsigned};
 use crate::store::{Pool, StoreResult};
 
 /// Takes the batch that has waited longest, if one is due.
 pub async fn take(pool: &Pool, lease_time: Duration) -> StoreResult<Option<Held>> {
     let lease = Uuid::now_v7();
-    let row = sqlx::query(
+    let row = sqlx::query(concat!(
         "WITH due AS MATERIALIZED (
              SELECT id, api_key_id FROM batches
-             WHERE status IN ('validating', 'in_progress', 'finalizing', 'cancelling') AND due_at <= now()
+             WHERE status IN ",
+        unfinished!(),
+        " AND due_at <= now()
                  AND (lease IS NULL OR lease_expires_at < now())
              ORDER BY due_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
          )
          UPDATE batches b SET lease = $1, lease_expires_at = now() + $2::interval
          FROM due LEFT JOIN api_keys k ON k.id = due.api_key_id WHERE b.id = due.id
          RETURNING b.*, b.expires_at <= now() AS late, k.scopes, k.models, k.max_tokens",
-    )
+    ))
     .bind(lease)
     .bind(lease_time)
     .fetch_optional(pool)
