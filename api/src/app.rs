@@ -226,7 +226,7 @@ impl AppState {
             key_uses,
             catalog: Catalog::new(pool.clone()),
             changes: JobChanges::default(),
-            intake: Intake::open(pool.clone(), render),
+            intake: Intake::open(&pool, render),
             attendance: Attendance::new(config.delivery.hangup_grace, config.delivery.attendance()),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             place_lookups: Arc::new(Semaphore::new(PLACE_LOOKUPS)),

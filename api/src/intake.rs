@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use claimcheck_common::store::idempotency::Render;
 use claimcheck_common::store::submit::{self, Patience, Submission, Submitted};
-use claimcheck_common::store::{Pool, StoreError, StoreResult};
+use claimcheck_common::store::{Lane, Pool, StoreError, StoreResult};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::groups::{self, Limits};
@@ -37,7 +37,7 @@ struct Waiting {
 
 /// What all groups share.
 struct Committer {
-    pool: Pool,
+    lane: Lane,
     render: Render,
     alone: Semaphore,
     slow: Semaphore,
@@ -45,9 +45,9 @@ struct Committer {
 
 impl Intake {
     /// Opens the door. Must be called within a runtime.
-    pub fn open(pool: Pool, render: Render) -> Self {
+    pub fn open(pool: &Pool, render: Render) -> Self {
         let committer = Arc::new(Committer {
-            pool,
+            lane: Lane::new(pool),
             render,
             alone: Semaphore::new(ALONE),
             slow: Semaphore::new(SLOW),
@@ -77,7 +77,7 @@ impl Committer {
             return;
         }
         let submissions: Arc<[Submission]> = group.iter().map(|waiting| waiting.submission.clone()).collect();
-        match submit::submit_group(&self.pool, submissions, Patience::Short, self.render).await {
+        match submit::submit_group(&self.lane, submissions, Patience::Short, self.render).await {
             Ok(outcomes) => {
                 for (waiting, outcome) in group.into_iter().zip(outcomes) {
                     let _left = waiting.answer.send(Ok(outcome));
@@ -106,7 +106,7 @@ impl Committer {
     async fn try_alone(&self, submission: &Submission, patience: Patience, room: &Semaphore) -> StoreResult<Submitted> {
         let _place = room.acquire().await;
         let alone = [submission.clone()].into();
-        let mut outcomes = submit::submit_group(&self.pool, alone, patience, self.render).await?;
+        let mut outcomes = submit::submit_group(&self.lane, alone, patience, self.render).await?;
         outcomes
             .pop()
             .ok_or_else(|| StoreError::interrupted("a submit without an outcome"))

@@ -10,7 +10,8 @@ use std::time::Duration;
 use claimcheck_common::store::api_keys::{self, Digest, Holder};
 use claimcheck_common::store::models::{self, Alias};
 use claimcheck_common::store::sessions::Present;
-use claimcheck_common::store::{Pool, StoreError, StoreResult, sessions, within};
+use claimcheck_common::store::{Held, Lane, Pool, StoreError, StoreResult, sessions, within};
+use futures::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::groups::{self, Limits};
@@ -38,8 +39,10 @@ impl AccountReads {
     /// Must be called within a runtime.
     pub fn open(pool: Pool) -> Self {
         let door = open(
-            pool.clone(),
-            |pool, asked| async move { Ok(HashMap::from_iter(sessions::present(&pool, asked).await?)) },
+            &pool,
+            |connection, asked| {
+                Box::pin(async move { Ok(HashMap::from_iter(sessions::present(&mut **connection, asked).await?)) })
+            },
             |found: &HashMap<sessions::Asked, Present>, asked| found.get(&asked).cloned(),
         );
         Self { pool, door }
@@ -68,8 +71,10 @@ impl KeyReads {
     /// Must be called within a runtime.
     pub fn open(pool: Pool) -> Self {
         let door = open(
-            pool.clone(),
-            |pool, digests| async move { Ok(HashMap::from_iter(api_keys::holders(&pool, digests).await?)) },
+            &pool,
+            |connection, digests| {
+                Box::pin(async move { Ok(HashMap::from_iter(api_keys::holders(&mut **connection, digests).await?)) })
+            },
             |found: &HashMap<Digest, Holder>, digest| found.get(&digest).cloned(),
         );
         Self { pool, door }
@@ -98,8 +103,8 @@ impl ModelReads {
     /// Must be called within a runtime.
     pub fn open(pool: Pool) -> Self {
         let door = open(
-            pool.clone(),
-            |pool, _| async move { Ok(Arc::from(models::aliases(&pool).await?)) },
+            &pool,
+            |connection, _| Box::pin(async move { Ok(Arc::from(models::aliases(&mut **connection).await?)) }),
             |found: &Arc<[Alias]>, ()| found.clone(),
         );
         Self { pool, door }
@@ -115,17 +120,27 @@ impl ModelReads {
 }
 
 /// Opens a door where `read` is told each key that a group asks for, once, and each asker gets its `part` of what was found.
-fn open<K, V, R, F>(pool: Pool, read: fn(Pool, Vec<K>) -> F, part: fn(&R, K) -> V) -> mpsc::Sender<Asked<K, V>>
+fn open<K, V, R>(
+    pool: &Pool,
+    read: for<'c> fn(&'c mut Held, Vec<K>) -> BoxFuture<'c, StoreResult<R>>,
+    part: fn(&R, K) -> V,
+) -> mpsc::Sender<Asked<K, V>>
 where
     K: Copy + Ord + Send + 'static,
     V: Send + 'static,
     R: Send + Sync + 'static,
-    F: Future<Output = StoreResult<R>> + Send + 'static,
 {
+    let lane = Lane::new(pool);
     groups::open(LIMITS, move |group: Vec<Asked<K, V>>| {
         let keys: BTreeSet<K> = group.iter().map(|(key, _)| *key).collect();
-        let reading = read(pool.clone(), keys.into_iter().collect());
+        let lane = lane.clone();
         async move {
+            let reading = async {
+                let mut connection = lane.acquire().await?;
+                let found = read(&mut connection, keys.into_iter().collect()).await?;
+                connection.give_back();
+                Ok(found)
+            };
             let found = within(READ_LIMIT, reading).await;
             answer_all(group, found.as_ref(), part);
         }

@@ -3,7 +3,7 @@
 //! Any number of replicas may run; one at a time serves a queue. A failure rolls its transaction back, so that every row
 //! stays until its message was confirmed: messages may be doubled, never lost. Next: the worker's `consumer.rs`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use claimcheck_common::backoff::Backoff;
@@ -11,7 +11,8 @@ use claimcheck_common::config::DeliveryConfig;
 use claimcheck_common::domain::QueueName;
 use claimcheck_common::queue::{Broker, JobMessage, Publisher, QueueError};
 use claimcheck_common::store::notify::JobChanges;
-use claimcheck_common::store::{Pool, StoreError, outbox};
+use claimcheck_common::store::outbox::OutboxRow;
+use claimcheck_common::store::{Lane, Pool, StoreError, outbox};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -32,15 +33,23 @@ enum RelayError {
     Late,
 }
 
+/// What came of a batch.
+struct Moved {
+    rows: usize,
+    /// The queue has rows that did not go with it.
+    left: bool,
+}
+
 /// Moves due outbox rows to the broker.
 pub struct Relay {
     pool: Pool,
+    lane: Lane,
     broker: Broker,
     config: DeliveryConfig,
     changes: JobChanges,
     outgoing: Outgoing,
-    /// Rows may wait for room, for their time or for an operator.
-    left: bool,
+    /// Queues with rows that wait for room, for their time or for an operator.
+    left: BTreeSet<QueueName>,
     /// When all queues were looked at.
     looked: Instant,
     /// Queues that the broker does not serve, and when each is tried again.
@@ -53,12 +62,13 @@ impl Relay {
     /// in the window. Rows written elsewhere are found within the relay interval.
     pub fn new(pool: Pool, broker: Broker, config: DeliveryConfig, changes: JobChanges, outgoing: Outgoing) -> Self {
         Self {
+            lane: Lane::new(&pool),
             pool,
             broker,
             config,
             changes,
             outgoing,
-            left: true,
+            left: BTreeSet::new(),
             looked: Instant::now(),
             refused: HashMap::new(),
             publisher: None,
@@ -96,7 +106,7 @@ impl Relay {
             biased;
             () = stop.cancelled() => Where::Anywhere,
             () = tokio::time::sleep_until(self.looked + self.config.relay_interval) => Where::Anywhere,
-            () = self.changes.any(), if self.left => Where::Anywhere,
+            () = self.changes.any(), if !self.left.is_empty() => Where::Queues(self.left.clone()),
             place = self.outgoing.next() => place,
         }
     }
@@ -108,10 +118,10 @@ impl Relay {
             Where::Anywhere => {
                 self.outgoing.take();
                 self.looked = Instant::now();
-                outbox::queues(&self.pool).await?.into_iter().collect()
+                self.left = outbox::queues(&self.pool).await?.into_iter().collect();
+                self.left.clone()
             }
         };
-        self.left = !queues.is_empty();
         for queue in queues {
             self.relay_queue(queue).await?;
         }
@@ -131,9 +141,14 @@ impl Relay {
         self.publisher().await?;
         loop {
             match self.relay_batch(&queue).await {
-                Ok(moved) if moved == BATCH as usize => {}
-                Ok(_) => {
+                Ok(moved) if moved.rows == BATCH as usize => {}
+                Ok(moved) => {
                     self.refused.remove(&queue);
+                    if moved.left {
+                        self.left.insert(queue);
+                    } else {
+                        self.left.remove(&queue);
+                    }
                     return Ok(());
                 }
                 Err(RelayError::Queue(error)) => {
@@ -153,29 +168,21 @@ impl Relay {
     }
 
     /// One transaction: take what the window has room for, publish, delete what was confirmed.
-    async fn relay_batch(&mut self, queue: &QueueName) -> Result<usize, RelayError> {
-        let mut transaction = outbox::begin(&self.pool).await?;
+    async fn relay_batch(&mut self, queue: &QueueName) -> Result<Moved, RelayError> {
+        let mut connection = self.lane.acquire().await?;
+        let mut transaction = outbox::begin(&mut connection).await?;
         let rows = outbox::take(&mut transaction, queue, self.config.release_window, BATCH).await?;
-        if rows.is_empty() {
-            return Ok(0);
-        }
-        let (ids, messages): (Vec<_>, Vec<_>) = rows
-            .into_iter()
-            .map(|row| {
-                (
-                    row.id,
-                    JobMessage {
-                        job_id: row.job_id,
-                        traceparent: row.traceparent,
-                    },
-                )
-            })
-            .unzip();
-        self.publisher().await?.publish(queue, &messages).await?;
-        outbox::confirm(&mut transaction, &ids).await?;
+        let left = if rows.is_empty() {
+            outbox::has_rows(&mut transaction, queue).await?
+        } else {
+            let (ids, messages): (Vec<_>, Vec<_>) = rows.iter().map(|row| (row.id, message(row))).unzip();
+            self.publisher().await?.publish(queue, &messages).await?;
+            outbox::confirm(&mut transaction, queue, &ids).await?
+        };
         transaction.commit().await.map_err(StoreError::from)?;
-        metrics::counter!("claimcheck_relay_messages_total").increment(ids.len() as u64);
-        Ok(ids.len())
+        connection.give_back();
+        metrics::counter!("claimcheck_relay_messages_total").increment(rows.len() as u64);
+        Ok(Moved { rows: rows.len(), left })
     }
 
     async fn publisher(&mut self) -> Result<&mut Publisher, QueueError> {
@@ -184,5 +191,12 @@ impl Relay {
             tracing::info!("the relay is connected to the broker");
         }
         Ok(self.publisher.as_mut().expect("connected above"))
+    }
+}
+
+fn message(row: &OutboxRow) -> JobMessage {
+    JobMessage {
+        job_id: row.job_id,
+        traceparent: row.traceparent.clone(),
     }
 }

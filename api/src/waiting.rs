@@ -6,7 +6,7 @@
 use claimcheck_common::domain::{JobId, ProjectId};
 use claimcheck_common::store::erase;
 use claimcheck_common::store::jobs::{self, JobView};
-use claimcheck_common::store::notify::JobWaiter;
+use claimcheck_common::store::notify::{JobWaiter, Of};
 use tokio::time::Instant;
 
 use crate::app::AppState;
@@ -30,10 +30,11 @@ impl Drop for Waiting {
     }
 }
 
-/// What `read` says once it is `enough`, or says at `deadline` or when the process is to stop.
+/// What `read` says once it is `enough`, or says at `deadline` or when the process is to stop. It is asked again after each of `news`.
 pub async fn until<T, F>(
     state: &AppState,
     id: JobId,
+    news: Of,
     deadline: Instant,
     read: impl Fn() -> F,
     enough: impl Fn(&T) -> bool,
@@ -42,7 +43,7 @@ where
     F: Future<Output = Result<T, ApiError>>,
 {
     // Who does not wait needs no waking.
-    let waiter = (Instant::now() < deadline).then(|| state.changes.subscribe(id));
+    let waiter = (Instant::now() < deadline).then(|| state.changes.subscribe(id, news));
     loop {
         let changed = waiter.as_ref().map(JobWaiter::changed);
         let said = read().await?;
@@ -67,7 +68,7 @@ pub async fn until_ended(
     deadline: Instant,
 ) -> Result<JobView, ApiError> {
     let read = || async { jobs::get(&state.pool, project, id).await?.ok_or_else(job_not_found) };
-    let job = until(state, id, deadline, read, |job| job.status.is_terminal()).await?;
+    let job = until(state, id, Of::TheEnd, deadline, read, |job| job.status.is_terminal()).await?;
     delivered(state, &job).await?;
     Ok(job)
 }

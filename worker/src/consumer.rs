@@ -14,7 +14,7 @@ use claimcheck_common::config::DeliveryConfig;
 use claimcheck_common::domain::{Class, JobId, QueueName, WorkerId};
 use claimcheck_common::queue::{Acker, Broker, Delivery, QueueError, Subscription};
 use claimcheck_common::store::claim::{self, ClaimedJob};
-use claimcheck_common::store::{Pool, StoreError};
+use claimcheck_common::store::{Lane, StoreError};
 use futures::FutureExt;
 use futures::future::try_join_all;
 use tokio::sync::Mutex;
@@ -48,7 +48,7 @@ enum Interrupted {
 /// Takes deliveries as long as the worker runs.
 pub struct Consumer {
     /// Where jobs are claimed.
-    pub pool: Pool,
+    pub lane: Lane,
     /// Where deliveries come from.
     pub broker: Broker,
     /// The lease.
@@ -185,7 +185,7 @@ impl Consumer {
         loop {
             // Not dropped at a stop: the commit could still come, and the job would have to lapse. But a claim that is
             // answered after its lease is worth nothing.
-            let claim = claim::claim(&self.pool, self.worker, ids.clone(), lease);
+            let claim = claim::claim(&self.lane, self.worker, ids.clone(), lease);
             match tokio::time::timeout(lease, claim).await {
                 Ok(Ok(jobs)) => return Ok(by_id(jobs)),
                 Ok(Err(error)) if !error.is_transient() => return Ok(self.claim_singly(ids, &error).await),
@@ -205,7 +205,7 @@ impl Consumer {
         tracing::error!(%error, deliveries = ids.len(), "a group could not be claimed, claiming one by one");
         let mut claimed = Vec::new();
         for id in ids {
-            match claim::claim(&self.pool, self.worker, vec![id], self.delivery.lease).await {
+            match claim::claim(&self.lane, self.worker, vec![id], self.delivery.lease).await {
                 Ok(jobs) => claimed.extend(jobs),
                 Err(error) => tracing::error!(job = %id, %error, "the job cannot be claimed"),
             }

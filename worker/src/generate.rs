@@ -14,7 +14,7 @@ use claimcheck_common::domain::{ModelSource, Runtime, WorkerId};
 use claimcheck_common::policy::Rules;
 use claimcheck_common::queue::Broker;
 use claimcheck_common::redis::Redis;
-use claimcheck_common::store::{Pool, models};
+use claimcheck_common::store::{Lane, Pool, models};
 use tokio::sync::{Mutex, mpsc};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -192,7 +192,7 @@ impl Generate {
         let mut heart = AbortOnDropHandle::new(tokio::spawn(heartbeat.run(stop_beating.clone())));
         let mut recorder = AbortOnDropHandle::new(tokio::spawn(results.record(events)));
         let consumer = Consumer {
-            pool: self.pool,
+            lane: Lane::new(&self.pool),
             broker: self.broker,
             delivery: self.delivery,
             worker: self.worker,

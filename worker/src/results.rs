@@ -12,7 +12,7 @@ use claimcheck_common::domain::{FinishReason, JobError, JobKey, JobStatus, Runti
 use claimcheck_common::policy::{Policy, Rules, Side};
 use claimcheck_common::queue::Acker;
 use claimcheck_common::store::settle::{self, Measured, Settled, Settlement};
-use claimcheck_common::store::{Pool, StoreResult, lease};
+use claimcheck_common::store::{Lane, Pool, StoreResult, lease};
 use tokio::sync::mpsc;
 
 use crate::acks;
@@ -32,6 +32,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct Results {
     pool: Pool,
+    settling: Lane,
     in_flight: Arc<InFlight>,
     policy: Rules,
     actor: String,
@@ -42,6 +43,7 @@ impl Results {
     /// `worker` is who the audit log names, `runtime` what receipts say that it ran on.
     pub fn new(pool: Pool, in_flight: Arc<InFlight>, policy: Rules, worker: WorkerId, runtime: Runtime) -> Self {
         Self {
+            settling: Lane::new(&pool),
             pool,
             in_flight,
             policy,
@@ -95,7 +97,7 @@ impl Results {
             return;
         }
         metrics::histogram!("claimcheck_settle_group_size").record(group.len() as f64);
-        let settled = until_answered(|| settle::settle_group(&self.pool, group.clone(), self.actor.clone())).await;
+        let settled = until_answered(|| settle::settle_group(&self.settling, group.clone(), self.actor.clone())).await;
         let Some(settled) = settled else {
             // Not beaten for any more: the lease lapses, and the attempts of a job that cannot be settled come to an end.
             for settlement in &group {

@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use claimcheck_common::store::jobs;
+use claimcheck_common::store::notify::Of;
 use tokio::time::Instant;
 
 use crate::app::AppState;
@@ -59,9 +60,10 @@ pub async fn get_job(
         state.promises.seen(id, job.started_at, job.status.is_terminal());
         Ok((job, rendered))
     };
-    let (job, rendered) = until(&state, id, deadline, read, |(job, rendered)| {
-        let news = known.is_present() && !known.has(&rendered.etag);
-        job.status.is_terminal() || news
+    // Who has a state waits for another one, who has none for the end.
+    let news = if known.is_present() { Of::Changes } else { Of::TheEnd };
+    let (job, rendered) = until(&state, id, news, deadline, read, |(job, rendered)| {
+        job.status.is_terminal() || (known.is_present() && !known.has(&rendered.etag))
     })
     .await?;
     delivered(&state, &job).await?;

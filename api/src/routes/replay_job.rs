@@ -8,6 +8,7 @@ use axum::response::Response;
 use claimcheck_common::domain::{JobId, JobStatus, Runtime};
 use claimcheck_common::store::idempotency::Answer;
 use claimcheck_common::store::jobs::JobView;
+use claimcheck_common::store::notify::Of;
 use claimcheck_common::store::once::Once;
 use claimcheck_common::store::replay::{self, Difference, Replay, Run};
 use claimcheck_common::store::retry::{self, Purpose};
@@ -150,7 +151,7 @@ async fn ended(state: &AppState, caller: &Caller, id: JobId, wait: Duration) -> 
         let replay = replay::find(&state.pool, caller.project_id, id).await?;
         replay.ok_or_else(job_not_found)
     };
-    until(state, id, deadline, read, |replay| replay.status.is_terminal()).await
+    until(state, id, Of::TheEnd, deadline, read, |replay| replay.status.is_terminal()).await
 }
 
 /// The answer to a replay that was just made, and to its request whenever it is repeated.

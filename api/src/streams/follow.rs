@@ -7,7 +7,7 @@ use claimcheck_common::deltas::Follow;
 use claimcheck_common::domain::{Choice, FinishReason, JobId, JobStatus, Logprobs, ProjectId};
 use claimcheck_common::store::StoreError;
 use claimcheck_common::store::jobs::{self, JobView, WaitingReason};
-use claimcheck_common::store::notify::JobWaiter;
+use claimcheck_common::store::notify::{JobWaiter, Of};
 use claimcheck_common::store::place::{self, Place};
 use futures::future::{Either, select};
 use tokio::time::{Instant, sleep, sleep_until};
@@ -95,7 +95,7 @@ impl JobStream {
     /// Registers for what happens from now on; the first call of [`Self::next`] reads the job.
     pub fn new(state: &AppState, project: ProjectId, id: JobId, cursor: Cursor, shown: Option<Shown>) -> Self {
         Self {
-            waiter: state.changes.subscribe(id),
+            waiter: state.changes.subscribe(id, Of::Changes),
             follow: state.following.follow(id),
             state: state.clone(),
             project,

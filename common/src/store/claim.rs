@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{get, json, parse, present, unsigned};
-use super::{Pool, StoreResult, notify, outbox};
+use super::{Lane, StoreResult, notify, operators, outbox};
 use crate::domain::{GenerationParams, Id, JobId, JobKey, Prompt, Share, WorkerId};
 
 /// A job that is now this worker's until its lease ends.
@@ -30,8 +30,13 @@ pub struct ClaimedJob {
 ///
 /// A job that is queued but must not run yet (its time has not come, or it is paused) gets its outbox row back in the same
 /// transaction, so that dropping its message loses nothing.
-pub async fn claim(pool: &Pool, worker: WorkerId, ids: Vec<JobId>, lease: Duration) -> StoreResult<Vec<ClaimedJob>> {
-    transaction_begun_by(pool, BEGIN_WITH_KEPT_PLANS, ANSWER_LIMIT, move |connection| {
+pub async fn claim(
+    lane: impl Into<Lane>,
+    worker: WorkerId,
+    ids: Vec<JobId>,
+    lease: Duration,
+) -> StoreResult<Vec<ClaimedJob>> {
+    transaction_begun_by(lane, BEGIN_WITH_KEPT_PLANS, ANSWER_LIMIT, move |connection| {
         let ids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
         Box::pin(async move {
             let Waiting { due, early } = lock(connection, ids).await?;
@@ -56,9 +61,13 @@ struct Waiting {
 async fn lock(connection: &mut PgConnection, ids: Vec<Uuid>) -> StoreResult<Waiting> {
     let rows = sqlx::query(
         // Locked in id order. No SKIP LOCKED: a row that is skipped would look like a duplicate.
-        "SELECT id, available_at <= now() AND NOT is_paused(model, class, tenant_id) AS due,
+        concat!(
+            "SELECT id, available_at <= now() AND NOT ",
+            operators::is_paused!("model", "class", "tenant_id"),
+            " AS due,
              coalesce(least(deadline_at, CASE WHEN fence = 0 THEN start_by END) <= now(), false) AS late
          FROM jobs WHERE id = ANY($1) AND status = 'queued' ORDER BY id FOR UPDATE",
+        ),
     )
     .bind(ids)
     .fetch_all(connection)
@@ -94,7 +103,7 @@ async fn begin(
              WHERE id = ANY($1) AND status = 'queued'
              RETURNING id, fence, class, lapses, tenant_id, priority, deadline_at
          ), ",
-        notify::changed!("claimed"),
+        notify::changed!("claimed", ",begun"),
         " SELECT c.*, i.prompt, i.parameters FROM claimed c JOIN job_inputs i ON i.job_id = c.id CROSS JOIN told ORDER BY c.id",
     ))
     .bind(ids)

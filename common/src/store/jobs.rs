@@ -144,9 +144,10 @@ pub struct Page {
 /// Why the job `j` does not run yet, as SQL.
 macro_rules! waiting_reason {
     () => {
-        "CASE WHEN j.status = 'scheduled' THEN 'scheduled'
+        concat!(
+            "CASE WHEN j.status = 'scheduled' THEN 'scheduled'
               WHEN j.status <> 'queued' THEN NULL
-              WHEN is_paused(j.model, j.class, j.tenant_id) THEN 'paused'
+              WHEN ", crate::store::operators::is_paused!("j.model", "j.class", "j.tenant_id"), " THEN 'paused'
               WHEN j.available_at > now() THEN CASE
                   -- A paused batch puts its waiting jobs off.
                   WHEN j.class = 'batch' AND EXISTS (SELECT FROM batch_items i JOIN batches b ON b.id = i.batch_id
@@ -155,6 +156,7 @@ macro_rules! waiting_reason {
               WHEN NOT EXISTS (SELECT FROM workers w WHERE w.model = j.model AND w.ready_at IS NOT NULL AND NOT w.draining
                                    AND w.last_seen_at > now() - interval '30 seconds') THEN 'worker_unhealthy'
               ELSE 'capacity' END AS waiting"
+        )
     };
 }
 pub(super) use waiting_reason;

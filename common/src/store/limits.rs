@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use sqlx::PgExecutor;
 
-use super::StoreResult;
 use super::row::get;
+use super::{StoreResult, operators};
 use crate::domain::{Id, TenantId};
 
 /// Tenants that have a plan of their own, with its name.
@@ -22,11 +22,12 @@ pub async fn own_plans(executor: impl PgExecutor<'_>) -> StoreResult<Vec<(Tenant
 /// paused. What waits in the outbox waits for its tenant's turn, which is no overload.
 pub async fn queue_age(executor: impl PgExecutor<'_>) -> StoreResult<Duration> {
     // The release window bounds how many there are.
-    let seconds: Option<f64> = sqlx::query_scalar(
-        "SELECT extract(epoch FROM now() - available_at)::float8 FROM (
-             SELECT j.* FROM released r JOIN jobs j ON j.id = r.job_id WHERE r.class = 'interactive' ORDER BY j.available_at
-         ) released WHERE NOT is_paused(model, class, tenant_id) LIMIT 1",
-    )
+    let seconds: Option<f64> = sqlx::query_scalar(concat!(
+        "SELECT extract(epoch FROM now() - j.available_at)::float8 FROM released r JOIN jobs j ON j.id = r.job_id
+         WHERE r.class = 'interactive' AND NOT ",
+        operators::is_paused!("j.model", "j.class", "j.tenant_id"),
+        " ORDER BY j.available_at LIMIT 1",
+    ))
     .fetch_optional(executor)
     .await?;
     Ok(Duration::from_secs_f64(seconds.unwrap_or_default().max(0.0)))

@@ -32,6 +32,7 @@ pub mod files;
 pub mod idempotency;
 pub mod identities;
 pub mod jobs;
+mod lane;
 pub mod lease;
 pub mod limits;
 pub mod models;
@@ -63,4 +64,5 @@ pub mod submit;
 pub mod webhooks;
 
 pub use error::{StoreError, StoreResult};
+pub use lane::{Held, Lane};
 pub use pool::{Pool, connect, connect_leased, migrate, ping, transaction, within};

@@ -25,14 +25,20 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// After so long without a notification, a connection is asked whether it lives.
 const SILENCE: Duration = Duration::from_secs(10);
 
+/// The last word of a payload whose jobs have begun: none of them has ended. Releases that do not know it read it as no id.
+const BEGUN: &str = ",begun";
+
 /// Tells every process of the rows `$changed` of a statement on jobs, at the commit of its transaction, as a CTE. It must be joined, or
-/// it is not run; it is always one row.
+/// it is not run; it is always one row. `$last` is nothing or [`BEGUN`].
 macro_rules! changed {
     ($changed:literal) => {
+        crate::store::notify::changed!($changed, "")
+    };
+    ($changed:literal, $last:literal) => {
         concat!(
             "told AS MATERIALIZED (
                  SELECT count(pg_notify('claimcheck_jobs', ids)) AS payloads FROM (
-                     SELECT string_agg(id::text, ',') AS ids FROM (
+                     SELECT string_agg(id::text, ',') || '", $last, "' AS ids FROM (
                          SELECT id, (row_number() OVER () - 1) / 200 AS payload FROM ",
             $changed,
             "
@@ -122,10 +128,30 @@ struct Shared {
 }
 
 struct Waiting {
-    wake: Arc<Notify>,
+    changed: Arc<Notify>,
+    /// Not told of beginnings.
+    ended: Arc<Notify>,
     waiters: usize,
     /// Status and fence as the last look saw them.
     seen: Option<(String, i64)>,
+}
+
+impl Waiting {
+    fn wake(&self, has_ended: bool) {
+        self.changed.notify_waiters();
+        if has_ended {
+            self.ended.notify_waiters();
+        }
+    }
+}
+
+/// What a caller wants to hear of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Of {
+    /// Every change.
+    Changes,
+    /// Its end. It may be woken by other changes too, but not by the job's claim and its first step, which every job has.
+    TheEnd,
 }
 
 /// One caller's wish to hear of one job; dropping it ends it.
@@ -137,10 +163,11 @@ pub struct JobWaiter {
 
 impl JobChanges {
     /// Registers before the first read, so that no change falls between reading and waiting.
-    pub fn subscribe(&self, id: JobId) -> JobWaiter {
+    pub fn subscribe(&self, id: JobId, of: Of) -> JobWaiter {
         let mut waiters = self.lock();
         let waiting = waiters.entry(id.uuid()).or_insert_with(|| Waiting {
-            wake: Arc::new(Notify::new()),
+            changed: Arc::default(),
+            ended: Arc::default(),
             waiters: 0,
             seen: None,
         });
@@ -148,7 +175,10 @@ impl JobChanges {
         JobWaiter {
             changes: self.clone(),
             id: id.uuid(),
-            wake: waiting.wake.clone(),
+            wake: match of {
+                Of::Changes => waiting.changed.clone(),
+                Of::TheEnd => waiting.ended.clone(),
+            },
         }
     }
 
@@ -204,9 +234,10 @@ impl JobChanges {
 
     fn wake(&self, payload: &str) {
         let waiters = self.lock();
+        let has_ended = !payload.ends_with(BEGUN);
         for id in told(payload) {
             if let Some(waiting) = waiters.get(&id.uuid()) {
-                waiting.wake.notify_waiters();
+                waiting.wake(has_ended);
             }
         }
         drop(waiters);
@@ -230,7 +261,7 @@ impl JobChanges {
                 && waiting.seen.as_ref() != Some(&now)
             {
                 waiting.seen = Some(now);
-                waiting.wake.notify_waiters();
+                waiting.wake(true);
             }
         }
         Ok(())

@@ -3,11 +3,11 @@
 //! The relay's transaction stays open while it publishes, for five seconds at most: a relay that dies gives its rows
 //! back by itself.
 
-use sqlx::{PgConnection, Postgres, Row, Transaction};
+use sqlx::{Connection, PgConnection, Postgres, Row, Transaction};
 use uuid::Uuid;
 
 use super::row::{get, parse};
-use super::{Pool, StoreResult};
+use super::{Pool, StoreResult, operators};
 use crate::domain::{JobId, QueueName};
 
 /// A message that waits to be published.
@@ -23,9 +23,9 @@ pub struct OutboxRow {
 
 /// Begins a relay's transaction. It is not flushed at its commit: what a crash undoes is published once more, and a message that
 /// comes twice finds nothing to claim.
-pub async fn begin(pool: &Pool) -> StoreResult<Transaction<'static, Postgres>> {
+pub async fn begin(connection: &mut PgConnection) -> StoreResult<Transaction<'_, Postgres>> {
     let words = "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL synchronous_commit = off";
-    Ok(pool.begin_with(words).await?)
+    Ok(connection.begin_with(words).await?)
 }
 
 /// The queues that have rows, due or not.
@@ -75,7 +75,7 @@ pub async fn take(
     if !mine {
         return Ok(Vec::new());
     }
-    let rows = sqlx::query(
+    let rows = sqlx::query(concat!(
         // The tenants by a loose index scan, and of each no more rows than could be taken: the cost follows the window and
         // the number of tenants, not the length of their lists.
         "WITH RECURSIVE tenant AS (
@@ -99,7 +99,9 @@ pub async fn take(
                      WHERE j.status IN ('in_progress', 'cancelling') AND j.tenant_id = tenant.tenant_id
                  ) - coalesce((SELECT e.jobs FROM elsewhere e WHERE e.tenant_id = tenant.tenant_id), 0) END AS most
              FROM tenant LEFT JOIN inside USING (tenant_id) LEFT JOIN tenant_limits limits USING (tenant_id)
-             WHERE NOT is_paused($1, $2, tenant.tenant_id)
+             WHERE NOT ",
+        operators::is_paused!("$1", "$2", "tenant.tenant_id"),
+        "
          ), turn AS MATERIALIZED (
              SELECT next.*, share.jobs + next.place AS turn
              FROM share CROSS JOIN room CROSS JOIN LATERAL (
@@ -120,7 +122,7 @@ pub async fn take(
              SELECT id, job_id, traceparent FROM outbox WHERE id = chosen.id FOR UPDATE SKIP LOCKED
          ) o
          ORDER BY chosen.turn, chosen.priority DESC, chosen.deadline_at, chosen.job_id",
-    )
+    ))
     .bind(&queue.model)
     .bind(queue.class.as_str())
     .bind(i64::from(window))
@@ -139,26 +141,44 @@ pub async fn take(
         .collect()
 }
 
-/// Deletes rows whose messages were confirmed and not returned, and notes the release of jobs that still wait.
+/// Deletes rows of a queue whose messages were confirmed and not returned, and notes the release of jobs that still wait. Answers
+/// whether the queue has other rows, due or not.
 ///
-/// Their rows are locked but not written: a claim that comes now waits, and finds what is noted here by a statement that begins
+/// The jobs' rows are locked but not written: a claim that comes now waits, and finds what is noted here by a statement that begins
 /// when it has the lock ([`super::claim`]).
-pub async fn confirm(connection: &mut PgConnection, rows: &[i64]) -> StoreResult<()> {
-    sqlx::query(
+pub async fn confirm(connection: &mut PgConnection, queue: &QueueName, rows: &[i64]) -> StoreResult<bool> {
+    Ok(sqlx::query_scalar(
         "WITH sent AS (
              DELETE FROM outbox WHERE id = ANY($1) RETURNING job_id
          ), waiting AS MATERIALIZED (
              SELECT j.id, j.model, j.class, j.tenant_id, j.lapses > 0 AS rescued FROM jobs j
              WHERE j.id IN (SELECT job_id FROM sent) AND j.status = 'queued' ORDER BY j.id FOR NO KEY UPDATE OF j
+         ), noted AS (
+             INSERT INTO released (job_id, model, class, tenant_id, rescued)
+             SELECT id, model, class, tenant_id, rescued FROM waiting
+             ON CONFLICT (job_id) DO UPDATE SET released_at = excluded.released_at
          )
-         INSERT INTO released (job_id, model, class, tenant_id, rescued)
-         SELECT id, model, class, tenant_id, rescued FROM waiting
-         ON CONFLICT (job_id) DO UPDATE SET released_at = excluded.released_at",
+         -- Counted as they were when the statement began, with those that it deletes.
+         SELECT count(*) > cardinality($1) FROM (
+             SELECT FROM outbox WHERE model = $2 AND class = $3 LIMIT cardinality($1) + 1
+         ) there",
     )
     .bind(rows)
-    .execute(connection)
-    .await?;
-    Ok(())
+    .bind(&queue.model)
+    .bind(queue.class.as_str())
+    .fetch_one(connection)
+    .await?)
+}
+
+/// Whether a queue has rows, due or not.
+pub async fn has_rows(connection: &mut PgConnection, queue: &QueueName) -> StoreResult<bool> {
+    Ok(
+        sqlx::query_scalar("SELECT EXISTS (SELECT FROM outbox WHERE model = $1 AND class = $2)")
+            .bind(&queue.model)
+            .bind(queue.class.as_str())
+            .fetch_one(connection)
+            .await?,
+    )
 }
 
 /// Forgets within the caller's transaction that these jobs were released. Their rows are locked, by a statement before.

@@ -2,7 +2,7 @@
 
 use sqlx::{PgExecutor, Row};
 
-use super::StoreResult;
+use super::{StoreResult, operators};
 use crate::domain::{Class, ProjectId, TenantId};
 
 /// Counting stops here: whoever has so many waiting needs no exact number.
@@ -31,8 +31,10 @@ pub async fn find(
     class: Class,
     max_queued: Option<u32>,
 ) -> StoreResult<Outlook> {
-    let row = sqlx::query(
-        "SELECT is_paused($2, $3, $1) AS paused,
+    let row = sqlx::query(concat!(
+        "SELECT ",
+        operators::is_paused!("$2", "$3", "$1"),
+        " AS paused,
              EXISTS (SELECT FROM workers w WHERE w.model = $2 AND w.ready_at IS NOT NULL AND NOT w.draining
                          AND w.last_seen_at > now() - interval '30 seconds') AS served,
              (SELECT max_queued FROM tenant_limits WHERE tenant_id = $1) AS max_queued,
@@ -46,7 +48,7 @@ pub async fn find(
                      WHERE tenant_id = $1 AND project_id = $5 AND finished_at IS NULL AND status IN ('scheduled', 'queued')
                      LIMIT l.max_queued
                  ) counted)) FROM project_limits l WHERE l.project_id = $5) AS project_room",
-    )
+    ))
     .bind(tenant.uuid())
     .bind(model)
     .bind(class.as_str())

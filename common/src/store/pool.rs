@@ -7,6 +7,7 @@ use futures::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool};
 
+use super::lane::Lane;
 use super::{StoreError, StoreResult, events};
 use crate::config::DatabaseConfig;
 
@@ -14,7 +15,7 @@ use crate::config::DatabaseConfig;
 pub type Pool = PgPool;
 
 /// A connection that rested for longer is asked whether it lives before it is used.
-const TRUSTED: Duration = Duration::from_secs(1);
+pub(super) const TRUSTED: Duration = Duration::from_secs(1);
 /// A connection that does not answer at once within this is closed.
 const PING_LIMIT: Duration = Duration::from_secs(1);
 /// A transaction that takes longer waits for a server that is gone: longer than any statement may take.
@@ -84,7 +85,7 @@ pub async fn within<T>(limit: Duration, work: impl Future<Output = StoreResult<T
     answer.unwrap_or_else(|_| Err(silent(limit).into()))
 }
 
-async fn alive(connection: &mut PgConnection) -> sqlx::Result<()> {
+pub(super) async fn alive(connection: &mut PgConnection) -> sqlx::Result<()> {
     let answer = tokio::time::timeout(PING_LIMIT, connection.ping()).await;
     answer.unwrap_or_else(|_| Err(silent(PING_LIMIT)))
 }
@@ -140,7 +141,7 @@ where
 
 /// As [`transaction`], begun by other words (settings may follow the `BEGIN` at no cost) and given up after `limit`.
 pub(super) async fn transaction_begun_by<T, F>(
-    pool: &Pool,
+    lane: impl Into<Lane>,
     begin: &'static str,
     limit: Duration,
     work: F,
@@ -149,11 +150,11 @@ where
     T: Send + 'static,
     F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Send + Sync + 'static,
 {
-    let pool = pool.clone();
+    let lane = lane.into();
     let task = tokio::spawn(async move {
         let mut repeats = REPEATS;
         loop {
-            match attempt(&pool, begin, limit, &work).await {
+            match attempt(&lane, begin, limit, &work).await {
                 Err(StoreError::Retry(cause)) if repeats > 0 => {
                     tracing::debug!(%cause, "transaction repeated");
                     repeats -= 1;
@@ -181,20 +182,38 @@ pub(super) async fn rehearsal<T: Send + 'static>(
     .await
 }
 
-async fn attempt<T, F>(pool: &Pool, begin: &'static str, limit: Duration, work: &F) -> StoreResult<T>
+async fn attempt<T, F>(lane: &Lane, begin: &'static str, limit: Duration, work: &F) -> StoreResult<T>
 where
     F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>>,
 {
-    let mut connection = pool.acquire().await?;
-    let outcome = tokio::time::timeout(limit, async {
-        let mut transaction = connection.begin_with(begin).await?;
-        let value = work(&mut transaction).await?;
-        transaction.commit().await?;
-        Ok(value)
-    });
-    if let Ok(outcome) = outcome.await {
-        return outcome;
+    let mut connection = lane.acquire().await?;
+    match tokio::time::timeout(limit, through(&mut connection, begin, work)).await {
+        Ok(Ok(outcome)) => {
+            connection.give_back();
+            outcome
+        }
+        Ok(Err(error)) => Err(error),
+        Err(_) => {
+            connection.close();
+            Err(silent(limit).into())
+        }
     }
-    connection.close_on_drop();
-    Err(silent(limit).into())
+}
+
+/// The outcome of a transaction that was committed or rolled back; an error if neither is known.
+async fn through<T, F>(connection: &mut PgConnection, begin: &'static str, work: &F) -> StoreResult<StoreResult<T>>
+where
+    F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>>,
+{
+    let mut transaction = connection.begin_with(begin).await?;
+    match work(&mut transaction).await {
+        Ok(value) => {
+            transaction.commit().await?;
+            Ok(Ok(value))
+        }
+        Err(error) => match transaction.rollback().await {
+            Ok(()) => Ok(Err(error)),
+            Err(_) => Err(error),
+        },
+    }
 }

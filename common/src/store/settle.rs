@@ -13,7 +13,7 @@ use super::audit::{self, By};
 use super::lease::columns;
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{get, parse};
-use super::{Pool, StoreError, StoreResult, budgets, events, notify, outbox};
+use super::{Lane, StoreError, StoreResult, budgets, events, notify, outbox};
 use crate::domain::{
     Choice, Completion, EventId, FinishReason, Id, JobError, JobId, JobKey, JobStatus, Runtime, Spent,
 };
@@ -176,9 +176,13 @@ pub fn deadline_exceeded() -> JobError {
 ///
 /// A settlement that the database refuses (an output it cannot hold) spoils no other: the group is then settled one by
 /// one, and the refused one ends as failed.
-pub async fn settle_group(pool: &Pool, group: Vec<Settlement>, by: impl Into<By>) -> StoreResult<Vec<Settled>> {
-    let by = by.into();
-    match settle_in_one(pool, group.clone(), by.clone()).await {
+pub async fn settle_group(
+    lane: impl Into<Lane>,
+    group: Vec<Settlement>,
+    by: impl Into<By>,
+) -> StoreResult<Vec<Settled>> {
+    let (lane, by) = (&lane.into(), by.into());
+    match settle_in_one(lane, group.clone(), by.clone()).await {
         Err(StoreError::Refused(cause)) => {
             tracing::warn!(%cause, jobs = group.len(), "a group of results was refused, settling them one by one");
         }
@@ -187,11 +191,11 @@ pub async fn settle_group(pool: &Pool, group: Vec<Settlement>, by: impl Into<By>
     let mut settled = Vec::new();
     for settlement in group {
         let key = settlement.key;
-        let outcome = match settle_in_one(pool, vec![settlement], by.clone()).await {
+        let outcome = match settle_in_one(lane, vec![settlement], by.clone()).await {
             Err(StoreError::Refused(cause)) => {
                 tracing::error!(job = %key.id, %cause, "a result was refused");
                 let error = JobError::server("output_not_storable", "The output of this job could not be stored.");
-                settle_in_one(pool, vec![Settlement::failed(key, error)], by.clone()).await
+                settle_in_one(lane, vec![Settlement::failed(key, error)], by.clone()).await
             }
             outcome => outcome,
         };
@@ -200,8 +204,8 @@ pub async fn settle_group(pool: &Pool, group: Vec<Settlement>, by: impl Into<By>
     Ok(settled)
 }
 
-async fn settle_in_one(pool: &Pool, group: Vec<Settlement>, by: By) -> StoreResult<Vec<Settled>> {
-    transaction_begun_by(pool, BEGIN_WITH_KEPT_PLANS, ANSWER_LIMIT, move |connection| {
+async fn settle_in_one(lane: &Lane, group: Vec<Settlement>, by: By) -> StoreResult<Vec<Settled>> {
+    transaction_begun_by(lane, BEGIN_WITH_KEPT_PLANS, ANSWER_LIMIT, move |connection| {
         let (group, by) = (group.clone(), by.clone());
         Box::pin(async move { settle(connection, &group, by).await })
     })

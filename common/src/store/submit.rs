@@ -18,7 +18,7 @@ use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::quota::{After, Asked, Refusal};
 use super::row::{column, get};
 use super::webhooks::endpoints::{JobWebhook, attach};
-use super::{Pool, StoreError, StoreResult, attend, budgets, quota};
+use super::{Lane, StoreError, StoreResult, attend, budgets, quota};
 use crate::domain::{
     ApiKeyId, BudgetStanding, Class, GenerationParams, JobId, JobKey, JobStatus, ModelRef, Price, ProjectId, Prompt,
     TenantId, Tokens, Usage, UserId,
@@ -160,8 +160,13 @@ impl Patience {
 }
 
 /// Records a job in a transaction of its own. `render` makes the answer that a repeated request will be shown.
-pub async fn submit(pool: &Pool, job: NewJob, claim: Option<Claim>, render: Render) -> StoreResult<Submitted> {
-    let group = submit_group(pool, [Submission { job, claim }].into(), Patience::Full, render);
+pub async fn submit(
+    lane: impl Into<Lane>,
+    job: NewJob,
+    claim: Option<Claim>,
+    render: Render,
+) -> StoreResult<Submitted> {
+    let group = submit_group(lane, [Submission { job, claim }].into(), Patience::Full, render);
     let only = group.await?.pop();
     only.ok_or_else(|| StoreError::contradiction("a submit without an outcome"))
 }
@@ -170,20 +175,20 @@ pub async fn submit(pool: &Pool, job: NewJob, claim: Option<Claim>, render: Rend
 /// the connection was lost, that nobody knows: submitting the same job again, alone, then answers
 /// as if it were the first time.
 pub async fn submit_group(
-    pool: &Pool,
+    lane: impl Into<Lane>,
     group: Arc<[Submission]>,
     patience: Patience,
     render: Render,
 ) -> StoreResult<Vec<Submitted>> {
-    let jobs = group.clone();
-    let outcome = transaction_begun_by(pool, patience.begin(), patience.limit(), move |connection| {
+    let (lane, jobs) = (&lane.into(), group.clone());
+    let outcome = transaction_begun_by(lane, patience.begin(), patience.limit(), move |connection| {
         let group = group.clone();
         Box::pin(async move { submit_all(connection, &group, render).await })
     });
     match (outcome.await, &*jobs) {
         // Its id was drawn for this one submit: it is there from an earlier try whose answer was lost.
         (Err(StoreError::Conflict { constraint }), [Submission { job, .. }]) if constraint == "jobs_pkey" => {
-            let view = jobs::get(pool, job.project_id, job.id).await?;
+            let view = jobs::get(lane.pool(), job.project_id, job.id).await?;
             let view = view.ok_or_else(|| StoreError::contradiction("a job's id is taken in another project"))?;
             Ok(vec![Submitted::Accepted(Box::new(view), None)])
         }
