@@ -210,6 +210,7 @@ impl AppState {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let receipt_secret = config.api.receipt_secret.as_ref().unwrap_or(&config.api.jwt_secret);
         let receipt_key = ReceiptKey::from_secret(receipt_secret).context("there is no key for receipts")?;
+        let outgoing = Outgoing::default();
         Ok(Self {
             tokens,
             providers: Providers::new(&config.sign_in, config.transport.env).context("CLAIMCHECK_SIGN_IN")?,
@@ -226,13 +227,13 @@ impl AppState {
             key_uses,
             catalog: Catalog::new(pool.clone()),
             changes: JobChanges::default(),
-            intake: Intake::open(&pool, render),
+            intake: Intake::open(&pool, render, outgoing.clone()),
             attendance: Attendance::new(config.delivery.hangup_grace, config.delivery.attendance()),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),
             place_lookups: Arc::new(Semaphore::new(PLACE_LOOKUPS)),
             uploads: Uploads::new(pool.clone(), files.clone()),
             files,
-            outgoing: Outgoing::default(),
+            outgoing,
             max_queued: config.api.max_queued,
             prices: config.api.prices.clone(),
             promises: Promises::default(),

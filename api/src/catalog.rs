@@ -1,6 +1,11 @@
 //! The served models as requests ask for them: [`claimcheck_common::catalog`], with reads that many requests share.
+//!
+//! What names lead to is gone by for [`LIFE`] under the mark that the request's call to Redis brought (`limits/shared.rs`): whoever
+//! changes a name takes the mark away before answering, so that the next request at any process reads anew. A worker that announces
+//! a model does not; where a name is unknown, or there is no mark, the database is asked.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use claimcheck_common::catalog::{self, Tokenizers, TokenizersError, Unfound};
 use claimcheck_common::domain::Prompt;
@@ -9,10 +14,14 @@ use claimcheck_common::store::models::{Alias, ServedModel};
 use claimcheck_common::tokenizer::Tokenizer;
 
 use crate::error::ApiError;
+use crate::limits::Mark;
 use crate::reads::ModelReads;
 
 /// Shorter prompts are encoded in place: handing them to another thread would cost more.
 const SHORT_PROMPT_BYTES: usize = 512;
+
+/// A new revision that a worker announces is drawn after so long at the latest.
+const LIFE: Duration = Duration::from_secs(1);
 
 /// The served models.
 #[derive(Clone)]
@@ -20,6 +29,14 @@ pub struct Catalog {
     pool: Pool,
     reads: ModelReads,
     tokenizers: Tokenizers,
+    kept: Arc<Mutex<Option<Kept>>>,
+}
+
+/// All names as they were read while a mark stood.
+struct Kept {
+    all: Arc<[Alias]>,
+    mark: Mark,
+    since: Instant,
 }
 
 impl Catalog {
@@ -29,6 +46,7 @@ impl Catalog {
             reads: ModelReads::open(pool.clone()),
             pool,
             tokenizers: Tokenizers::default(),
+            kept: Arc::default(),
         }
     }
 
@@ -37,24 +55,38 @@ impl Catalog {
         Ok(self.reads.all().await?)
     }
 
-    /// The model that is to do what a request asks for: of several behind a name one is drawn.
-    pub async fn find(&self, name: Option<&str>) -> Result<ServedModel, ApiError> {
-        Ok(self.name(name).await?.drawn(rand::random()).clone())
+    /// The model that is to do what a request asks for: of several behind a name one is drawn. `mark` is what the request knows of
+    /// the names.
+    pub async fn find(&self, name: Option<&str>, mark: Option<Mark>) -> Result<ServedModel, ApiError> {
+        if let Some(all) = mark.and_then(|mark| self.kept(mark))
+            && let Ok(found) = catalog::find(&all, name)
+        {
+            return Ok(found.drawn(rand::random()).clone());
+        }
+        let since = Instant::now();
+        let all = self.reads.all().await?;
+        if let Some(mark) = mark {
+            let kept = Kept {
+                all: all.clone(),
+                mark,
+                since,
+            };
+            *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+        }
+        Ok(named(&all, name)?.drawn(rand::random()).clone())
     }
 
-    /// What a name leads to; without one, the only model there is.
-    pub async fn name(&self, name: Option<&str>) -> Result<Alias, ApiError> {
+    /// What a name leads to now.
+    pub async fn name(&self, name: &str) -> Result<Alias, ApiError> {
         let all = self.reads.all().await?;
-        match catalog::find(&all, name) {
-            Ok(found) => Ok(found.clone()),
-            Err(Unfound::Nothing) => Err(ApiError::busy(
-                "No model is served yet; start a worker, or try again in a moment.",
-                5,
-            )),
-            Err(several @ Unfound::Several(_)) => Err(ApiError::Invalid(several.problem())),
-            // 404, as OpenAI answers an unknown model.
-            Err(unknown @ Unfound::Unknown(_)) => Err(ApiError::NotFound(unknown.problem())),
-        }
+        named(&all, Some(name)).cloned()
+    }
+
+    /// All names, if they are known under this mark.
+    fn kept(&self, mark: Mark) -> Option<Arc<[Alias]>> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = kept.as_ref().filter(|kept| kept.mark == mark && kept.since.elapsed() < LIFE);
+        kept.map(|kept| kept.all.clone())
     }
 
     /// The prompt's length in the model's tokens.
@@ -79,4 +111,17 @@ impl Catalog {
             Err(error) => Err(ApiError::internal(error)),
         }
     }
+}
+
+/// What a name leads to; without one, the only model there is.
+fn named<'a>(all: &'a [Alias], name: Option<&str>) -> Result<&'a Alias, ApiError> {
+    catalog::find(all, name).map_err(|unfound| match unfound {
+        Unfound::Nothing => ApiError::busy(
+            "No model is served yet; start a worker, or try again in a moment.",
+            5,
+        ),
+        Unfound::Several(_) => ApiError::Invalid(unfound.problem()),
+        // 404, as OpenAI answers an unknown model.
+        Unfound::Unknown(_) => ApiError::NotFound(unfound.problem()),
+    })
 }

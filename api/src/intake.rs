@@ -4,14 +4,17 @@
 //! holds whatever has come meanwhile. A group that fails or takes too long is undone, and each of its submissions is then
 //! committed alone, so that a bad one fails alone and a slow one waits alone.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use claimcheck_common::domain::QueueName;
 use claimcheck_common::store::idempotency::Render;
 use claimcheck_common::store::submit::{self, Patience, Submission, Submitted};
 use claimcheck_common::store::{Lane, Pool, StoreError, StoreResult};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::groups::{self, Limits};
+use crate::outgoing::Outgoing;
 
 /// One group at a time, so that more come together in the next; with two, a group held 14 of 64 callers on average.
 const LIMITS: Limits = Limits {
@@ -39,16 +42,18 @@ struct Waiting {
 struct Committer {
     lane: Lane,
     render: Render,
+    outgoing: Outgoing,
     alone: Semaphore,
     slow: Semaphore,
 }
 
 impl Intake {
-    /// Opens the door. Must be called within a runtime.
-    pub fn open(pool: &Pool, render: Render) -> Self {
+    /// Opens the door; `outgoing` hears of what is committed. Must be called within a runtime.
+    pub fn open(pool: &Pool, render: Render, outgoing: Outgoing) -> Self {
         let committer = Arc::new(Committer {
             lane: Lane::new(pool),
             render,
+            outgoing,
             alone: Semaphore::new(ALONE),
             slow: Semaphore::new(SLOW),
         });
@@ -77,7 +82,7 @@ impl Committer {
             return;
         }
         let submissions: Arc<[Submission]> = group.iter().map(|waiting| waiting.submission.clone()).collect();
-        match submit::submit_group(&self.lane, submissions, Patience::Short, self.render).await {
+        match self.submit(submissions, Patience::Short).await {
             Ok(outcomes) => {
                 for (waiting, outcome) in group.into_iter().zip(outcomes) {
                     let _left = waiting.answer.send(Ok(outcome));
@@ -106,9 +111,24 @@ impl Committer {
     async fn try_alone(&self, submission: &Submission, patience: Patience, room: &Semaphore) -> StoreResult<Submitted> {
         let _place = room.acquire().await;
         let alone = [submission.clone()].into();
-        let mut outcomes = submit::submit_group(&self.lane, alone, patience, self.render).await?;
+        let mut outcomes = self.submit(alone, patience).await?;
         outcomes
             .pop()
             .ok_or_else(|| StoreError::interrupted("a submit without an outcome"))
+    }
+
+    /// Commits, and tells the relay before anybody is answered: the message is what a job waits for next.
+    async fn submit(&self, submissions: Arc<[Submission]>, patience: Patience) -> StoreResult<Vec<Submitted>> {
+        let outcomes = submit::submit_group(&self.lane, submissions, patience, self.render).await?;
+        let accepted = outcomes.iter().filter_map(|outcome| match outcome {
+            Submitted::Accepted(job, _) => Some(QueueName {
+                model: job.model.name.clone(),
+                class: job.class,
+            }),
+            _ => None,
+        });
+        let queues: BTreeSet<_> = accepted.collect();
+        queues.into_iter().for_each(|queue| self.outgoing.to(queue));
+        Ok(outcomes)
     }
 }

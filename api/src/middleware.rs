@@ -17,7 +17,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::error::ApiError;
-use crate::limits::{self, Standing};
+use crate::limits::{self, Mark, Standing};
 use crate::refusal;
 
 /// Names a request in answers and logs.
@@ -39,6 +39,7 @@ struct Notes {
     user: OnceLock<UserId>,
     standings: OnceLock<Vec<Standing>>,
     budget: OnceLock<BudgetStanding>,
+    names: OnceLock<Mark>,
 }
 
 impl RequestNotes {
@@ -60,6 +61,16 @@ impl RequestNotes {
     /// Where the caller stands with its limits; the answer tells.
     pub fn set_standings(&self, standings: Vec<Standing>) {
         let _already_known = self.inner.standings.set(standings);
+    }
+
+    /// The mark that the models' names had when the request came.
+    pub fn set_names(&self, mark: Mark) {
+        let _already_known = self.inner.names.set(mark);
+    }
+
+    /// `None`: nobody can tell.
+    pub fn names(&self) -> Option<Mark> {
+        self.inner.names.get().copied()
     }
 
     /// What is left of the caller's nearest budget; the answer tells.

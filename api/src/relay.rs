@@ -118,8 +118,8 @@ impl Relay {
             Where::Anywhere => {
                 self.outgoing.take();
                 self.looked = Instant::now();
-                self.left = outbox::queues(&self.pool).await?.into_iter().collect();
-                self.left.clone()
+                self.left.clear();
+                outbox::queues(&self.pool).await?.into_iter().collect()
             }
         };
         for queue in queues {
@@ -130,6 +130,7 @@ impl Relay {
 
     /// Relays what is due of one queue. One that the broker does not serve is left for a while: the others need not wait for it.
     async fn relay_queue(&mut self, queue: QueueName) -> Result<(), RelayError> {
+        self.left.insert(queue.clone());
         if self
             .refused
             .get(&queue)
@@ -144,9 +145,7 @@ impl Relay {
                 Ok(moved) if moved.rows == BATCH as usize => {}
                 Ok(moved) => {
                     self.refused.remove(&queue);
-                    if moved.left {
-                        self.left.insert(queue);
-                    } else {
+                    if !moved.left {
                         self.left.remove(&queue);
                     }
                     return Ok(());

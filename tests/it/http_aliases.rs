@@ -1,14 +1,19 @@
 //! Names that operators give to models: what requests make of them, and who may change them.
 
+use std::time::Duration;
+
 use claimcheck_common::domain::{ModelRef, WorkerId};
 use claimcheck_common::store::models::{self, NewModel};
-use claimcheck_tests::World;
+use claimcheck_tests::{World, eventually};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use crate::http_completions::{choice, claim_all, finish};
 use crate::http_face::{MODEL, Session, announce, answer, code, with_api};
 use crate::http_operators::{admin, complete};
+use crate::identity_revoked::{get_known, with_two};
+
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// A second model, once it is announced.
 pub(crate) const NEXT: &str = "bytes-next";
@@ -126,6 +131,52 @@ async fn a_switch_holds_for_what_comes_after_it_and_a_repeated_request_keeps_its
         );
         let after = ada.submit(&asking("prod")).await;
         assert_eq!(names(&ada, &after).await.0, NEXT);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_goes_by_names_that_it_knows_until_any_process_changes_one() {
+    with_two(async |world, here, there| {
+        announce(world, NEXT).await;
+        let root = admin(world, here.user("root").await).await;
+        let ada = here.user("ada").await;
+        let ada_there = Session {
+            base: there.base.clone(),
+            ..ada.clone()
+        };
+        let asked = async |session: &Session| {
+            let id = session.submit(&asking("prod")).await;
+            names(session, &id).await.0
+        };
+        lead(&root, "prod", MODEL).await;
+        for session in [&ada, &ada_there] {
+            get_known(session).await;
+        }
+        // A change that nobody tells of is not seen at once, unless what was known is a second old by then.
+        eventually("names that are known", LIMIT, async || {
+            lead(&root, "prod", MODEL).await;
+            // The first of these learns of the caller anew, under the new mark.
+            for _ in 0..3 {
+                assert_eq!(asked(&ada_there).await, MODEL);
+            }
+            let sql = format!("UPDATE alias_targets SET model = '{NEXT}'");
+            world.execute_as_owner(&sql).await;
+            (asked(&ada_there).await == MODEL).then_some(())
+        })
+        .await;
+        for model in [NEXT, MODEL, NEXT, MODEL, NEXT] {
+            lead(&root, "prod", model).await;
+            for session in [&ada_there, &ada] {
+                assert_eq!(asked(session).await, model);
+            }
+        }
+        // Nobody tells of a model that a worker announces either: a name that is not known is looked for.
+        announce(world, "newest").await;
+        assert_eq!(
+            answer(ada_there.post("/v1/jobs").json(&asking("newest"))).await.0,
+            StatusCode::ACCEPTED
+        );
     })
     .await;
 }

@@ -33,7 +33,7 @@ async fn jobs(session: &Session) -> StatusCode {
 }
 
 /// Asks until a process goes by what it knows of the caller: from the third time on.
-async fn get_known(session: &Session) {
+pub(crate) async fn get_known(session: &Session) {
     for _ in 0..4 {
         assert_eq!(jobs(session).await, StatusCode::OK);
     }
@@ -54,7 +54,7 @@ async fn end_sessions(world: &World) {
         .await;
 }
 
-async fn with_two(test: impl AsyncFnOnce(&mut World, &Api, &Api)) {
+pub(crate) async fn with_two(test: impl AsyncFnOnce(&mut World, &Api, &Api)) {
     with_api(async |world, here| {
         let there = Api::start(world).await;
         test(world, here, &there).await;

@@ -45,6 +45,7 @@ mod sdk;
 mod sign_in;
 mod store;
 mod store_guards;
+mod store_lane;
 mod store_shares;
 mod store_time;
 mod store_walk;

@@ -203,12 +203,12 @@ async fn relaying(explainer: &mut Explainer, pool: &Pool) {
     let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
     explainer.forget().await;
     let mut transaction = pool.begin().await.unwrap();
-    outbox::confirm(&mut transaction, &ids).await.unwrap();
+    outbox::confirm(&mut transaction, &queue, &ids).await.unwrap();
     transaction.rollback().await.unwrap();
     let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
-    let arguments = format!("'{{{}}}'", ids.join(","));
+    let arguments = format!("'{{{}}}', '{MODEL}', 'interactive'", ids.join(","));
     explainer
-        .explain("relay: confirm 100 rows", "sent AS", &arguments, 0)
+        .explain("relay: confirm 100 rows", "sent AS", &arguments, 1)
         .await;
 }
 

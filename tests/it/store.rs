@@ -13,13 +13,14 @@ use claimcheck_common::store::accounts::{Account, NewUser};
 use claimcheck_common::store::audit::Origin;
 use claimcheck_common::store::idempotency::{Answer, Before, Claim, ClaimedBy};
 use claimcheck_common::store::jobs::{JobFilter, JobView, Page};
-use claimcheck_common::store::notify::JobChanges;
+use claimcheck_common::store::notify::{JobChanges, Of};
 use claimcheck_common::store::settle::{Settled, Settlement};
 use claimcheck_common::store::submit::{JobOptions, NewJob, Submitted};
 use claimcheck_common::store::{
     Pool, StoreError, accounts, cancels, claim, jobs, lease, outbox, rescue, retention, schedule, settle, submit,
 };
 use claimcheck_tests::{World, eventually, in_world};
+use futures::FutureExt;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
 
@@ -901,7 +902,7 @@ async fn a_waiter_hears_of_a_change_and_a_lost_notification_costs_only_time() {
         let changes = JobChanges::default();
         let stop = CancellationToken::new();
         let id = submitted(&pool).await.key.id;
-        let waiter = changes.subscribe(id);
+        let waiter = changes.subscribe(id, Of::Changes);
         let listening = tokio::spawn({
             let (changes, pool, stop) = (changes.clone(), pool.clone(), stop.clone());
             async move { changes.listen(pool, stop).await }
@@ -915,6 +916,38 @@ async fn a_waiter_hears_of_a_change_and_a_lost_notification_costs_only_time() {
         let change = waiter.changed();
         world.execute_as_owner("UPDATE jobs SET fence = fence + 1").await;
         tokio::time::timeout(LIMIT, change).await.expect("found by looking");
+        stop.cancel();
+        listening.await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn who_waits_for_the_end_of_a_job_is_not_woken_by_its_claim() {
+    in_world(async |world| {
+        let pool = world.pool.clone();
+        let changes = JobChanges::default();
+        let stop = CancellationToken::new();
+        let id = submitted(&pool).await.key.id;
+        let (all, end) = (changes.subscribe(id, Of::Changes), changes.subscribe(id, Of::TheEnd));
+        let listening = tokio::spawn({
+            let (changes, pool, stop) = (changes.clone(), pool.clone(), stop.clone());
+            async move { changes.listen(pool, stop).await }
+        });
+        tokio::time::timeout(LIMIT, all.changed()).await.unwrap();
+        // The hub looks again every few seconds, and may do so between the two changes: then it is tried once more.
+        eventually("a claim that wakes one of the two", LIMIT, async || {
+            let (change, ended) = (all.changed(), end.changed());
+            let key = claim_one(&pool, id).await.expect("it waits");
+            tokio::time::timeout(LIMIT, change).await.expect("a notification");
+            let quiet = ended.now_or_never().is_none();
+            lease::release(&pool, vec![key]).await.unwrap();
+            quiet.then_some(())
+        })
+        .await;
+        let ended = end.changed();
+        cancel(&pool, id).await;
+        tokio::time::timeout(LIMIT, ended).await.expect("a notification");
         stop.cancel();
         listening.await.unwrap();
     })

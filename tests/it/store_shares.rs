@@ -34,7 +34,7 @@ async fn release_of(pool: &Pool, class: Class) -> Vec<JobId> {
         .await
         .unwrap();
     let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
-    outbox::confirm(&mut transaction, &ids).await.unwrap();
+    outbox::confirm(&mut transaction, &queue(class), &ids).await.unwrap();
     transaction.commit().await.unwrap();
     rows.into_iter().map(|row| row.job_id).collect()
 }
@@ -89,6 +89,30 @@ async fn fifty_thousand_jobs_of_one_tenant_keep_another_waiting_for_one_window_a
             released.extend(release(pool).await);
         }
         assert_eq!(claimed, WINDOW, "what was released before it, and nothing else");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_relay_knows_whether_it_left_anything() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let account = account(pool).await;
+        for _ in 0..3 {
+            accept(pool, new_job(&account)).await;
+        }
+        let mut left = Vec::new();
+        for most in [2, 1] {
+            let mut transaction = pool.begin().await.unwrap();
+            let queue = queue(Class::Interactive);
+            let rows = outbox::take(&mut transaction, &queue, WINDOW, most).await.unwrap();
+            let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
+            left.push(outbox::has_rows(&mut transaction, &queue).await.unwrap());
+            left.push(outbox::confirm(&mut transaction, &queue, &ids).await.unwrap());
+            left.push(outbox::has_rows(&mut transaction, &queue).await.unwrap());
+            transaction.commit().await.unwrap();
+        }
+        assert_eq!(left, [true, true, true, true, false, false]);
     })
     .await;
 }

@@ -87,6 +87,7 @@ impl Doorkeeper {
                 let counted = (fits.is_ok() && need.counts()).then_some((&caller, origin));
                 match self.limits.still(who.whose(), marks, counted).await {
                     Still::Holds(passes) => {
+                        origin.notes.set_names(marks.names);
                         self.note(&caller, origin);
                         return fits.and(passes).map(|()| caller);
                     }

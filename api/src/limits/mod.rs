@@ -34,7 +34,7 @@ use crate::extract::{Caller, Origin};
 
 pub use self::gcra::Standing;
 pub use self::headers::write as write_headers;
-pub use self::shared::Marks;
+pub use self::shared::{Mark, Marks};
 
 /// Seconds after which a caller who could not be counted may try again.
 const RETRY_AFTER_AWAY: u32 = 2;
@@ -129,6 +129,14 @@ impl Limits {
     pub async fn forget(&self, whose: Uuid) {
         if let Err(error) = self.inner.shared.forget(whose).await {
             tracing::debug!(%error, "a change of access is told by the database alone");
+        }
+    }
+
+    /// Tells every process that names lead to other models now. While Redis is away nobody trusts what they know of names, and who has
+    /// it back before goes by that for a second at most (`catalog.rs`).
+    pub async fn forget_names(&self) {
+        if let Err(error) = self.inner.shared.forget_names().await {
+            tracing::debug!(%error, "nobody is told of a change of names");
         }
     }
 

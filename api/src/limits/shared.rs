@@ -1,5 +1,5 @@
 //! Counting in Redis, for all processes together: one script call a request, on Redis' clock. The same call says whether anything has
-//! changed about the account and the project that the request's credential was good for ([`Marks`]).
+//! changed about the account and the project that the request's credential was good for, and about the models' names ([`Marks`]).
 //!
 //! A mark is a number that Redis makes up when somebody asks for one that is not there. Whoever takes access away deletes it, and what
 //! was learned under a mark is good while that mark stands. So a Redis that lost its marks has everybody learn anew.
@@ -9,8 +9,25 @@ use uuid::Uuid;
 
 use super::gcra::{Ask, Outcome};
 
-/// An account's and a project's marks.
-pub type Marks = [u64; 2];
+/// Stands until something is changed.
+pub type Mark = u64;
+
+/// The marks of an account, of a project and of the names that lead to models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Marks {
+    /// The account's and the project's.
+    pub access: [Mark; 2],
+    /// That of the names.
+    pub names: Mark,
+}
+
+impl Marks {
+    /// None that ever stood.
+    const UNKNOWN: Self = Self {
+        access: [0; 2],
+        names: 0,
+    };
+}
 
 /// `KEYS`: one a mark, then one a limit. `ARGV`: how many marks, those that the caller knows (0: none), for each limit the gap in
 /// microseconds and how many gaps its TAT may be ahead of now. Answers the marks, and unless one is another than the caller knows:
@@ -75,9 +92,9 @@ impl Shared {
         }
     }
 
-    /// The marks of an account and a project; those that are not there are made.
+    /// The marks of an account and a project, and that of the names; those that are not there are made.
     pub(super) async fn marks(&self, whose: [Uuid; 2]) -> Result<Marks, RedisError> {
-        let (marks, _) = self.call(Some((whose, [0; 2])), &[]).await?;
+        let (marks, _) = self.call(Some((whose, Marks::UNKNOWN)), &[]).await?;
         marks.ok_or(RedisError::Away(None))
     }
 
@@ -95,8 +112,17 @@ impl Shared {
         self.redis.run(cmd("DEL").arg(self.mark(whose))).await
     }
 
+    /// Takes away the mark of the names.
+    pub(super) async fn forget_names(&self) -> Result<(), RedisError> {
+        self.redis.run(cmd("DEL").arg(self.names_mark())).await
+    }
+
     fn mark(&self, whose: Uuid) -> String {
         self.redis.key(format_args!("access:{}", whose.simple()))
+    }
+
+    fn names_mark(&self) -> String {
+        self.redis.key(format_args!("names"))
     }
 
     async fn call(
@@ -105,9 +131,12 @@ impl Shared {
         asks: &[Ask],
     ) -> Result<(Option<Marks>, Option<Outcome>), RedisError> {
         let mut call = self.script.prepare_invoke();
-        call.arg(marks.map_or(0, |(whose, _)| whose.len()));
-        for (whose, known) in marks.iter().flat_map(|(whose, known)| whose.iter().zip(known)) {
-            call.key(self.mark(*whose)).arg(*known);
+        call.arg(marks.map_or(0, |(whose, _)| whose.len() + 1));
+        if let Some((whose, known)) = marks {
+            for (whose, known) in whose.into_iter().zip(known.access) {
+                call.key(self.mark(whose)).arg(known);
+            }
+            call.key(self.names_mark()).arg(known.names);
         }
         for ask in asks {
             call.key(&ask.key).arg(ask.gap()).arg(ask.burst());
@@ -117,6 +146,13 @@ impl Shared {
             [passes, now, tats @ ..] if tats.len() == asks.len() => Some(Outcome::of(asks, tats, *now, *passes == 1)),
             _ => None,
         };
-        Ok((marks.try_into().ok(), outcome))
+        let marks = match marks.as_slice() {
+            [account, project, names] => Some(Marks {
+                access: [*account, *project],
+                names: *names,
+            }),
+            _ => None,
+        };
+        Ok((marks, outcome))
     }
 }

@@ -105,7 +105,9 @@ pub async fn set_alias(
     check(&name, 1, NAME_MAX).map_err(|what| ApiError::invalid("name", format!("An alias {what}.")))?;
     let targets = valid(body.value)?;
     let at = |place: usize, field: &str| format!("targets[{place}].{field}");
-    match aliases::set(&state.pool, name.clone(), targets.clone(), caller.by()).await? {
+    let set = aliases::set(&state.pool, name.clone(), targets.clone(), caller.by()).await?;
+    state.limits.forget_names().await;
+    match set {
         Set::Done(changed_at) => Ok(Json(AliasBody::from(AliasTargets {
             name,
             changed_at,
@@ -142,7 +144,9 @@ pub async fn remove_alias(
     query.only(&[])?;
     let unknown = || ApiError::NotFound(Problem::new("alias_not_found", "There is no such alias.").at("name"));
     check(&name, 1, NAME_MAX).map_err(|_| unknown())?;
-    if aliases::remove(&state.pool, name, caller.by()).await? {
+    let removed = aliases::remove(&state.pool, name, caller.by()).await?;
+    state.limits.forget_names().await;
+    if removed {
         Ok(StatusCode::NO_CONTENT)
     } else {
         Err(unknown())

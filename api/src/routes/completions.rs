@@ -16,7 +16,7 @@ use crate::app::AppState;
 use crate::docs::{BadBody, StreamEvent, Trouble};
 use crate::dry_run;
 use crate::error::{ApiError, ErrorBody, Problem};
-use crate::extract::{Metered, RawJson, json};
+use crate::extract::{Caller, Metered, RawJson, json};
 use crate::parts::Parts;
 use crate::streams;
 use crate::streams::sse::Room;
@@ -62,7 +62,7 @@ pub async fn create_completion(
         return dry_run::answer(&state, &checked).await;
     }
     let echoes = if shape.echo {
-        texts(&state, &jobs).await?
+        texts(&state, &caller, &jobs).await?
     } else {
         Vec::new()
     };
@@ -96,13 +96,14 @@ pub async fn create_completion(
 }
 
 /// What each prompt says.
-async fn texts(state: &AppState, jobs: &[SubmitJob]) -> Result<Vec<String>, ApiError> {
+async fn texts(state: &AppState, caller: &Caller, jobs: &[SubmitJob]) -> Result<Vec<String>, ApiError> {
     let mut texts = Vec::with_capacity(jobs.len());
     for job in jobs {
         texts.push(match &job.prompt.0 {
             Prompt::Text(text) => text.clone(),
             Prompt::Tokens(ids) => {
-                let served = state.catalog.find(job.model.as_ref().map(Text::as_str)).await?;
+                let name = job.model.as_ref().map(Text::as_str);
+                let served = state.catalog.find(name, caller.notes.names()).await?;
                 let tokenizer = state.catalog.tokenizer(&served).await?;
                 tokenizer.decode(ids).map_err(ApiError::internal)?
             }

@@ -42,7 +42,7 @@ pub async fn get_owned_model(
 
 async fn find(state: &AppState, name: &str) -> Result<Json<ModelBody>, ApiError> {
     check(name, 1, 256).map_err(|_| not_found(name))?;
-    Ok(Json(ModelBody::from(&state.catalog.name(Some(name)).await?)))
+    Ok(Json(ModelBody::from(&state.catalog.name(name).await?)))
 }
 
 fn not_found(name: &str) -> ApiError {

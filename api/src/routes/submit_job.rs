@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
-use claimcheck_common::domain::{JobId, QueueName};
+use claimcheck_common::domain::JobId;
 use claimcheck_common::store::idempotency::{self, Answer, Claim, ClaimedBy};
 use claimcheck_common::store::jobs::JobView;
 use claimcheck_common::store::models::ServedModel;
@@ -112,7 +112,8 @@ pub(crate) async fn prepare(
     mut request: SubmitJob,
 ) -> Result<NewJob, ApiError> {
     let webhook = webhooks::of_job(state, caller, request.webhook.take()).await?;
-    let served = state.catalog.find(request.model.as_ref().map(Text::as_str)).await?;
+    let name = request.model.as_ref().map(Text::as_str);
+    let served = state.catalog.find(name, caller.notes.names()).await?;
     let hits = screen::prompt(state, caller, &served, &mut request.prompt.0).await?;
     let prompt_tokens = state.catalog.count_tokens(&served, &request.prompt.0).await?;
     let now = OffsetDateTime::now_utc().unix_timestamp();
@@ -126,17 +127,11 @@ pub(crate) async fn prepare(
     })
 }
 
-/// Records a checked request, and tells the relay; the answer will say what is left of the budget.
+/// Records a checked request; the answer will say what is left of the budget.
 pub(crate) async fn commit(state: &AppState, caller: &Caller, submission: Submission) -> Result<Submitted, ApiError> {
     let submitted = state.intake.submit(submission).await?;
-    if let Submitted::Accepted(job, standing) = &submitted {
-        state.outgoing.to(QueueName {
-            model: job.model.name.clone(),
-            class: job.class,
-        });
-        if let Some(standing) = standing {
-            caller.notes.set_budget(*standing);
-        }
+    if let Submitted::Accepted(_, Some(standing)) = &submitted {
+        caller.notes.set_budget(*standing);
     }
     Ok(submitted)
 }

@@ -58,7 +58,7 @@ pub struct TokensBody {
 ))]
 pub async fn tokenize(
     State(state): State<AppState>,
-    _caller: Caller,
+    caller: Caller,
     request: Json<Tokenize>,
 ) -> Result<axum::Json<TokensBody>, ApiError> {
     let Tokenize {
@@ -66,7 +66,8 @@ pub async fn tokenize(
         prompt,
         return_token_strs,
     } = request.value;
-    let served = state.catalog.find(model.as_ref().map(Text::as_str)).await?;
+    let name = model.as_ref().map(Text::as_str);
+    let served = state.catalog.find(name, caller.notes.names()).await?;
     let tokenizer = state.catalog.tokenizer(&served).await?;
     let wants_names = return_token_strs == Some(true);
     let prompt = prompt.into_string();

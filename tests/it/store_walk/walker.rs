@@ -442,7 +442,7 @@ impl<'a> Walker<'a> {
             taken.extend(rows.iter().map(|row| self.place(row.job_id)));
             if recorded {
                 let rows: Vec<_> = rows.iter().map(|row| row.id).collect();
-                outbox::confirm(&mut transaction, &rows).await.unwrap();
+                outbox::confirm(&mut transaction, &queue(class), &rows).await.unwrap();
                 transaction.commit().await.unwrap();
             } else {
                 transaction.rollback().await.unwrap();
