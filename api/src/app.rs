@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::num::NonZero;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -128,9 +129,12 @@ impl Config {
     }
 }
 
-/// What handlers share. Cheap to clone.
+/// What handlers share. Cheap to clone: each layer and handler of a request has a clone of its own.
 #[derive(Clone)]
-pub struct AppState {
+pub struct AppState(Arc<Parts>);
+
+/// The parts that handlers are made of.
+pub struct Parts {
     /// Postgres.
     pub pool: Pool,
     /// Redis, which may be away at any time.
@@ -191,8 +195,29 @@ pub struct AppState {
     pub stopping: CancellationToken,
 }
 
+impl Deref for AppState {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
 impl AppState {
     /// Wires the parts, within a runtime. Connects to nothing.
+    pub fn new(config: &Config) -> anyhow::Result<Self> {
+        Ok(Parts::new(config)?.into())
+    }
+}
+
+impl From<Parts> for AppState {
+    fn from(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl Parts {
+    /// As [`AppState::new`], to be changed before they are shared.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
         let pool = store::connect(&config.database).context("DATABASE_URL does not read")?;
         let tokens = tokens(&config.api, &pool).context("CLAIMCHECK_JWT_SECRET is not usable")?;

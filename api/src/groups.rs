@@ -3,9 +3,11 @@
 //! Nobody waits for company: an arrival at an idle door is served at once. Under load a group holds whatever has come
 //! meanwhile. Must never know what is done.
 
-use std::sync::Arc;
+use std::mem::take;
+use std::panic::AssertUnwindSafe;
 
-use tokio::sync::{Semaphore, mpsc};
+use futures::FutureExt;
+use tokio::sync::mpsc;
 
 /// How a door is kept.
 #[derive(Debug, Clone, Copy)]
@@ -14,33 +16,25 @@ pub struct Limits {
     pub waiting: usize,
     /// Most arrivals in one group.
     pub group: usize,
-    /// Groups that are served at the same time.
-    pub lanes: usize,
 }
 
 /// Opens a door and answers where to arrive. It closes with the last sender. Must be called within a runtime.
 ///
-/// `serve` runs in a task of its own for each group, so that a panic costs that group alone. Its end lets the next group in.
+/// `serve` has one group at a time, so that more come together in the next. A panic costs its group alone.
 pub fn open<T, S, F>(limits: Limits, serve: S) -> mpsc::Sender<T>
 where
     T: Send + 'static,
-    S: Fn(Vec<T>) -> F + Send + 'static,
+    S: Fn(Vec<T>) -> F + Send + Sync + 'static,
     F: Future<Output = ()> + Send + 'static,
 {
     let (door, mut arrivals) = mpsc::channel(limits.waiting);
-    let lanes = Arc::new(Semaphore::new(limits.lanes));
     tokio::spawn(async move {
-        // First a free lane, then whoever has come by then: that is what makes groups.
-        while let Ok(lane) = lanes.clone().acquire_owned().await {
-            let mut group = Vec::new();
-            if arrivals.recv_many(&mut group, limits.group).await == 0 {
-                return;
+        let mut group = Vec::new();
+        while arrivals.recv_many(&mut group, limits.group).await > 0 {
+            let served = async { serve(take(&mut group)).await };
+            if AssertUnwindSafe(served).catch_unwind().await.is_err() {
+                tracing::error!("a group was dropped by a panic");
             }
-            let serving = serve(group);
-            tokio::spawn(async move {
-                serving.await;
-                drop(lane);
-            });
         }
     });
     door
@@ -54,7 +48,6 @@ mod tests {
     const LIMITS: Limits = Limits {
         waiting: 16,
         group: 4,
-        lanes: 1,
     };
 
     #[tokio::test]

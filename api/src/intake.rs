@@ -16,11 +16,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use crate::groups::{self, Limits};
 use crate::outgoing::Outgoing;
 
-/// One group at a time, so that more come together in the next; with two, a group held 14 of 64 callers on average.
 const LIMITS: Limits = Limits {
     waiting: 1024,
     group: 128,
-    lanes: 1,
 };
 /// Submissions that are committed alone at the same time.
 const ALONE: usize = 4;

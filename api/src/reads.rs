@@ -20,7 +20,6 @@ use crate::groups::{self, Limits};
 const LIMITS: Limits = Limits {
     waiting: 1024,
     group: 256,
-    lanes: 1,
 };
 
 /// A read that takes longer waits for a server that is gone.

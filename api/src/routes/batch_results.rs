@@ -54,7 +54,7 @@ pub async fn batch_results(
             .await?
             .ok_or_else(|| ApiError::invalid("after", format!("`after` {}.", wrong())))?,
     };
-    let mut response = Body::from_stream(lines(state.pool, id, after, batch.ending)).into_response();
+    let mut response = Body::from_stream(lines(state.pool.clone(), id, after, batch.ending)).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
