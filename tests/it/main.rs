@@ -38,6 +38,7 @@ mod plans;
 mod policy;
 mod precision;
 mod project_limits;
+mod queue_acks;
 mod readme;
 mod receipts;
 mod same_answer;

@@ -8,7 +8,7 @@ use claimcheck_common::domain::{
     Choice, Class, Completion, FinishReason, GenerationParams, JobError, JobId, JobKey, JobStatus, ModelRef, Price,
     ProjectId, Prompt, QueueName, Usage, UserId, WorkerId,
 };
-use claimcheck_common::queue::{Delivery, Subscription};
+use claimcheck_common::queue::{Delivery, Subscription, acknowledge};
 use claimcheck_common::store::accounts::{Account, NewUser};
 use claimcheck_common::store::audit::Origin;
 use claimcheck_common::store::idempotency::{Answer, Before, Claim, ClaimedBy};
@@ -225,7 +225,7 @@ async fn a_job_goes_from_submit_through_the_broker_to_its_settled_output() {
             .await
             .unwrap();
         assert_eq!(settle_completed(pool, claimed.key, "there was").await, [claimed.key]);
-        delivery.acker.ack().await.unwrap();
+        acknowledge(vec![delivery.acker]).await.unwrap();
 
         let ended = view(pool, job.key.id).await;
         assert_eq!(ended.status, JobStatus::Completed);
@@ -593,7 +593,7 @@ async fn the_release_window_keeps_the_brokers_queue_short_and_claims_make_room()
                 let id = delivery.message.unwrap().job_id;
                 claim_one(&pool, id).await.expect("released jobs can be claimed");
                 received.push(id);
-                delivery.acker.ack().await.unwrap();
+                acknowledge(vec![delivery.acker]).await.unwrap();
             }
         })
         .await;

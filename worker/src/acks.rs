@@ -4,21 +4,16 @@
 
 use std::time::Duration;
 
-use claimcheck_common::queue::Acker;
-use futures::future::join_all;
+use claimcheck_common::queue::{Acker, acknowledge};
 
 /// A broker alarm can hold an ack up; nobody waits for it longer than this.
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// Acknowledges all of them.
 pub async fn spend(ackers: Vec<Acker>) {
-    let acks = join_all(ackers.into_iter().map(Acker::ack));
-    let Ok(outcomes) = tokio::time::timeout(LIMIT, acks).await else {
-        tracing::warn!("the broker takes no acks");
-        return;
-    };
-    let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
-    if failed > 0 {
-        tracing::debug!(failed, "acks came too late, the broker will deliver again");
+    match tokio::time::timeout(LIMIT, acknowledge(ackers)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "acks came too late, the broker will deliver again"),
+        Err(_) => tracing::warn!("the broker takes no acks"),
     }
 }

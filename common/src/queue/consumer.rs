@@ -1,13 +1,17 @@
 //! Receiving: deliveries of some queues, each with an acker that travels with the work.
 
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::join_all;
 use futures::stream::{BoxStream, SelectAll};
 use futures::{StreamExt, stream};
 use lapin::message::Delivery as AmqpDelivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicQosOptions};
-use lapin::types::FieldTable;
+use lapin::types::{DeliveryTag, FieldTable};
 use lapin::{Channel, Connection};
+use tokio::sync::Mutex;
 
 use super::connection::{declare, within};
 use super::{Broker, JobMessage, MalformedMessage, QueueError};
@@ -20,6 +24,7 @@ pub struct Subscription {
     // Held for the channel's sake: dropping it closes both.
     _connection: Connection,
     _channel: Channel,
+    acked: Arc<Mutex<Acked>>,
     deliveries: SelectAll<BoxStream<'static, Result<AmqpDelivery, QueueError>>>,
 }
 
@@ -33,7 +38,23 @@ pub struct Delivery {
 
 /// The right to acknowledge one delivery. Dropped unspent, the broker delivers again once the channel closes.
 #[derive(Debug)]
-pub struct Acker(AmqpDelivery);
+pub struct Acker {
+    delivery: AmqpDelivery,
+    /// Of the delivery's channel.
+    acked: Arc<Mutex<Acked>>,
+}
+
+/// So many deliveries behind one that is open are remembered. It will stay open: its acker was dropped.
+const BEYOND_MAX: usize = 1 << 16;
+
+/// Which delivery tags of a channel were acknowledged: all up to one, and some beyond it.
+#[derive(Debug, Default)]
+struct Acked {
+    all_to: DeliveryTag,
+    beyond: BTreeSet<DeliveryTag>,
+    /// From now on each goes by itself.
+    forgotten: bool,
+}
 
 impl Subscription {
     /// Declares and consumes `queues`, with at most `prefetch` unacked deliveries from each of them. A consumer that is not heard
@@ -69,6 +90,7 @@ impl Subscription {
         Ok(Self {
             _connection: connection,
             _channel: channel,
+            acked: Arc::default(),
             deliveries,
         })
     }
@@ -76,14 +98,14 @@ impl Subscription {
     /// The next delivery. Safe to drop half-way. An error is the end of this subscription.
     pub async fn next(&mut self) -> Result<Delivery, QueueError> {
         match self.deliveries.next().await {
-            Some(Ok(delivery)) => Ok(read(delivery)),
+            Some(Ok(delivery)) => Ok(read(delivery, self.acked.clone())),
             Some(Err(error)) => Err(error),
             None => Err(QueueError::Ended),
         }
     }
 }
 
-fn read(delivery: AmqpDelivery) -> Delivery {
+fn read(delivery: AmqpDelivery, acked: Arc<Mutex<Acked>>) -> Delivery {
     let headers = delivery.properties.headers().as_ref();
     let traceparent = headers
         .and_then(|headers| headers.inner().get("traceparent"))
@@ -91,19 +113,84 @@ fn read(delivery: AmqpDelivery) -> Delivery {
         .map(ToString::to_string);
     Delivery {
         message: JobMessage::decode(&delivery.data, traceparent),
-        acker: Acker(delivery),
+        acker: Acker { delivery, acked },
     }
 }
 
-impl Acker {
-    /// Acknowledges. An error means that the channel is gone and the broker will deliver again, which claims make
-    /// harmless.
-    pub async fn ack(self) -> Result<(), QueueError> {
+/// Acknowledges all of them, by one frame as far as nothing before them is open: each frame is an entry of the queue's log.
+///
+/// An error means that a channel is gone and the broker will deliver again, which claims make harmless.
+pub async fn acknowledge(ackers: Vec<Acker>) -> Result<(), QueueError> {
+    let mut channels: HashMap<_, Vec<Acker>> = HashMap::new();
+    for acker in ackers {
+        channels.entry(Arc::as_ptr(&acker.acked).addr()).or_default().push(acker);
+    }
+    let channels = channels.into_values().map(acknowledge_on_one);
+    join_all(channels).await.into_iter().collect()
+}
+
+/// The same for deliveries of one channel, at least one.
+async fn acknowledge_on_one(ackers: Vec<Acker>) -> Result<(), QueueError> {
+    let acked = ackers[0].acked.clone();
+    // Held until all is sent: to acknowledge a delivery once more would end the channel.
+    let mut acked = acked.lock().await;
+    let together = acked.add(ackers.iter().map(Acker::tag));
+    let sent = ackers.iter().filter(|one| together.is_none_or(|tag| one.tag() >= tag));
+    let sent = sent.map(|one| {
+        let multiple = together == Some(one.tag());
+        one.delivery.ack(BasicAckOptions { multiple })
+    });
+    for outcome in join_all(sent).await {
         // On a dead channel lapin answers `Ok(false)`.
-        if self.0.ack(BasicAckOptions::default()).await? {
-            Ok(())
-        } else {
-            Err(QueueError::Ended)
+        if !outcome? {
+            return Err(QueueError::Ended);
         }
+    }
+    Ok(())
+}
+
+impl Acker {
+    const fn tag(&self) -> DeliveryTag {
+        self.delivery.delivery_tag
+    }
+}
+
+impl Acked {
+    /// Adds tags that were open, and answers the greatest of them before which none is open any more, those that nobody has seen yet
+    /// included.
+    fn add(&mut self, tags: impl Iterator<Item = DeliveryTag> + Clone) -> Option<DeliveryTag> {
+        if self.forgotten {
+            return None;
+        }
+        self.beyond.extend(tags.clone());
+        while self.beyond.remove(&(self.all_to + 1)) {
+            self.all_to += 1;
+        }
+        if self.beyond.len() > BEYOND_MAX {
+            self.beyond.clear();
+            self.forgotten = true;
+        }
+        let all_to = self.all_to;
+        tags.filter(|tag| *tag <= all_to).max()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Acked;
+
+    #[test]
+    fn tags_go_together_as_far_as_none_before_them_is_open() {
+        let mut acked = Acked::default();
+        let mut add = |tags: &[u64]| acked.add(tags.iter().copied());
+        assert_eq!(add(&[2, 3]), None, "1 is open");
+        assert_eq!(add(&[1, 5]), Some(1), "what was acknowledged before is not named again");
+        assert_eq!(add(&[4, 7]), Some(4), "6 is open");
+        assert_eq!(add(&[9, 6, 8]), Some(9));
+        assert_eq!(add(&[10]), Some(10));
+        let many: Vec<_> = (12..).take(super::BEYOND_MAX + 1).collect();
+        assert_eq!(add(&many), None, "11 is open");
+        assert_eq!(add(&[11]), None, "nobody knows any more what is open behind it");
+        assert_eq!(acked.beyond.len(), 0);
     }
 }

@@ -10,6 +10,6 @@ mod message;
 mod publisher;
 
 pub use connection::{Broker, QueueError};
-pub use consumer::{Acker, Delivery, Subscription};
+pub use consumer::{Acker, Delivery, Subscription, acknowledge};
 pub use message::{JobMessage, MalformedMessage};
 pub use publisher::Publisher;
