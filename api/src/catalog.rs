@@ -85,7 +85,9 @@ impl Catalog {
     /// All names, if they are known under this mark.
     fn kept(&self, mark: Mark) -> Option<Arc<[Alias]>> {
         let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = kept.as_ref().filter(|kept| kept.mark == mark && kept.since.elapsed() < LIFE);
+        let kept = kept
+            .as_ref()
+            .filter(|kept| kept.mark == mark && kept.since.elapsed() < LIFE);
         kept.map(|kept| kept.all.clone())
     }
 
@@ -116,10 +118,7 @@ impl Catalog {
 /// What a name leads to; without one, the only model there is.
 fn named<'a>(all: &'a [Alias], name: Option<&str>) -> Result<&'a Alias, ApiError> {
     catalog::find(all, name).map_err(|unfound| match unfound {
-        Unfound::Nothing => ApiError::busy(
-            "No model is served yet; start a worker, or try again in a moment.",
-            5,
-        ),
+        Unfound::Nothing => ApiError::busy("No model is served yet; start a worker, or try again in a moment.", 5),
         Unfound::Several(_) => ApiError::Invalid(unfound.problem()),
         // 404, as OpenAI answers an unknown model.
         Unfound::Unknown(_) => ApiError::NotFound(unfound.problem()),

@@ -45,10 +45,7 @@ mod tests {
     use super::*;
     use tokio::sync::oneshot;
 
-    const LIMITS: Limits = Limits {
-        waiting: 16,
-        group: 4,
-    };
+    const LIMITS: Limits = Limits { waiting: 16, group: 4 };
 
     #[tokio::test]
     async fn the_first_goes_at_once_and_those_behind_it_go_together() {

@@ -151,7 +151,10 @@ async fn ended(state: &AppState, caller: &Caller, id: JobId, wait: Duration) -> 
         let replay = replay::find(&state.pool, caller.project_id, id).await?;
         replay.ok_or_else(job_not_found)
     };
-    until(state, id, Of::TheEnd, deadline, read, |replay| replay.status.is_terminal()).await
+    until(state, id, Of::TheEnd, deadline, read, |replay| {
+        replay.status.is_terminal()
+    })
+    .await
 }
 
 /// The answer to a replay that was just made, and to its request whenever it is repeated.

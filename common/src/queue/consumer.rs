@@ -123,7 +123,10 @@ fn read(delivery: AmqpDelivery, acked: Arc<Mutex<Acked>>) -> Delivery {
 pub async fn acknowledge(ackers: Vec<Acker>) -> Result<(), QueueError> {
     let mut channels: HashMap<_, Vec<Acker>> = HashMap::new();
     for acker in ackers {
-        channels.entry(Arc::as_ptr(&acker.acked).addr()).or_default().push(acker);
+        channels
+            .entry(Arc::as_ptr(&acker.acked).addr())
+            .or_default()
+            .push(acker);
     }
     let channels = channels.into_values().map(acknowledge_on_one);
     join_all(channels).await.into_iter().collect()

@@ -38,7 +38,9 @@ macro_rules! changed {
         concat!(
             "told AS MATERIALIZED (
                  SELECT count(pg_notify('claimcheck_jobs', ids)) AS payloads FROM (
-                     SELECT string_agg(id::text, ',') || '", $last, "' AS ids FROM (
+                     SELECT string_agg(id::text, ',') || '",
+            $last,
+            "' AS ids FROM (
                          SELECT id, (row_number() OVER () - 1) / 200 AS payload FROM ",
             $changed,
             "

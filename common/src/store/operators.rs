@@ -47,9 +47,13 @@ pub struct Pause {
 macro_rules! is_paused {
     ($model:literal, $class:literal, $tenant:literal) => {
         concat!(
-            "EXISTS (SELECT FROM pauses p WHERE p.scope = 'class' AND p.value = ", $class,
-            " OR p.scope = 'model' AND p.value = ", $model,
-            " OR p.scope = 'tenant' AND p.value = ", $tenant, "::text)"
+            "EXISTS (SELECT FROM pauses p WHERE p.scope = 'class' AND p.value = ",
+            $class,
+            " OR p.scope = 'model' AND p.value = ",
+            $model,
+            " OR p.scope = 'tenant' AND p.value = ",
+            $tenant,
+            "::text)"
         )
     };
 }
