@@ -131,10 +131,10 @@ impl Config {
 
 /// What handlers share. Cheap to clone: each layer and handler of a request has a clone of its own.
 #[derive(Clone)]
-pub struct AppState(Arc<Parts>);
+pub struct AppState(Arc<StateParts>);
 
 /// The parts that handlers are made of.
-pub struct Parts {
+pub struct StateParts {
     /// Postgres.
     pub pool: Pool,
     /// Redis, which may be away at any time.
@@ -196,9 +196,9 @@ pub struct Parts {
 }
 
 impl Deref for AppState {
-    type Target = Parts;
+    type Target = StateParts;
 
-    fn deref(&self) -> &Parts {
+    fn deref(&self) -> &StateParts {
         &self.0
     }
 }
@@ -206,17 +206,17 @@ impl Deref for AppState {
 impl AppState {
     /// Wires the parts, within a runtime. Connects to nothing.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
-        Ok(Parts::new(config)?.into())
+        Ok(StateParts::new(config)?.into())
     }
 }
 
-impl From<Parts> for AppState {
-    fn from(parts: Parts) -> Self {
+impl From<StateParts> for AppState {
+    fn from(parts: StateParts) -> Self {
         Self(Arc::new(parts))
     }
 }
 
-impl Parts {
+impl StateParts {
     /// As [`AppState::new`], to be changed before they are shared.
     pub fn new(config: &Config) -> anyhow::Result<Self> {
         let pool = store::connect(&config.database).context("DATABASE_URL does not read")?;

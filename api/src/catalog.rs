@@ -1,8 +1,8 @@
 //! The served models as requests ask for them: [`claimcheck_common::catalog`], with reads that many requests share.
 //!
-//! What names lead to is gone by for [`LIFE`] under the mark that the request's call to Redis brought (`limits/shared.rs`): whoever
-//! changes a name takes the mark away before answering, so that the next request at any process reads anew. A worker that announces
-//! a model does not; where a name is unknown, or there is no mark, the database is asked.
+//! What names lead to is gone by for [`LIFE`] at most, under the mark that the request's call to Redis brought (`limits/shared.rs`):
+//! whoever changes a name takes the mark away before answering, or waits for so long. A worker that announces a model does neither.
+//! Where a name is unknown, or there is no mark, the database is asked.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,8 +20,8 @@ use crate::reads::ModelReads;
 /// Shorter prompts are encoded in place: handing them to another thread would cost more.
 const SHORT_PROMPT_BYTES: usize = 512;
 
-/// A new revision that a worker announces is drawn after so long at the latest.
-const LIFE: Duration = Duration::from_secs(1);
+/// How long names are known. A new revision that a worker announces is drawn after so long at the latest.
+pub const LIFE: Duration = Duration::from_secs(1);
 
 /// The served models.
 #[derive(Clone)]

@@ -38,7 +38,9 @@ struct Waiting {
 
 /// What all groups share.
 struct Committer {
+    /// Of the groups; who goes alone must not hold it.
     lane: Lane,
+    pool: Pool,
     render: Render,
     outgoing: Outgoing,
     alone: Semaphore,
@@ -50,6 +52,7 @@ impl Intake {
     pub fn open(pool: &Pool, render: Render, outgoing: Outgoing) -> Self {
         let committer = Arc::new(Committer {
             lane: Lane::new(pool),
+            pool: pool.clone(),
             render,
             outgoing,
             alone: Semaphore::new(ALONE),
@@ -80,7 +83,7 @@ impl Committer {
             return;
         }
         let submissions: Arc<[Submission]> = group.iter().map(|waiting| waiting.submission.clone()).collect();
-        match self.submit(submissions, Patience::Short).await {
+        match self.submit(&self.lane, submissions, Patience::Short).await {
             Ok(outcomes) => {
                 for (waiting, outcome) in group.into_iter().zip(outcomes) {
                     let _left = waiting.answer.send(Ok(outcome));
@@ -109,15 +112,20 @@ impl Committer {
     async fn try_alone(&self, submission: &Submission, patience: Patience, room: &Semaphore) -> StoreResult<Submitted> {
         let _place = room.acquire().await;
         let alone = [submission.clone()].into();
-        let mut outcomes = self.submit(alone, patience).await?;
+        let mut outcomes = self.submit(&Lane::from(&self.pool), alone, patience).await?;
         outcomes
             .pop()
             .ok_or_else(|| StoreError::interrupted("a submit without an outcome"))
     }
 
     /// Commits, and tells the relay before anybody is answered: the message is what a job waits for next.
-    async fn submit(&self, submissions: Arc<[Submission]>, patience: Patience) -> StoreResult<Vec<Submitted>> {
-        let outcomes = submit::submit_group(&self.lane, submissions, patience, self.render).await?;
+    async fn submit(
+        &self,
+        lane: &Lane,
+        submissions: Arc<[Submission]>,
+        patience: Patience,
+    ) -> StoreResult<Vec<Submitted>> {
+        let outcomes = submit::submit_group(lane, submissions, patience, self.render).await?;
         let accepted = outcomes.iter().filter_map(|outcome| match outcome {
             Submitted::Accepted(job, _) => Some(QueueName {
                 model: job.model.name.clone(),

@@ -20,6 +20,8 @@ use crate::outgoing::{Outgoing, Where};
 
 /// A turn that takes longer waits for a server that is gone, or has so much to do that it can as well begin anew.
 const TURN_TIME: Duration = Duration::from_secs(30);
+/// A queue that is not served keeps the others waiting whenever it is tried.
+const REFUSED_FOR: Duration = Duration::from_secs(5);
 /// Most messages in one transaction, so that its confirms come well within its time limit.
 const BATCH: u32 = 512;
 
@@ -102,12 +104,21 @@ impl Relay {
     /// Waits until there may be something to do.
     async fn work(&self, stop: &CancellationToken) -> Where {
         tokio::select! {
-            // In this order: queues that are told of all the time must not keep the others from being looked at.
+            // In this order: what is told of all the time must not keep the rest from being looked at.
             biased;
             () = stop.cancelled() => Where::Anywhere,
             () = tokio::time::sleep_until(self.looked + self.config.relay_interval) => Where::Anywhere,
-            () = self.changes.any(), if !self.left.is_empty() => Where::Queues(self.left.clone()),
+            () = self.changes.any(), if !self.left.is_empty() => self.left_and_fresh(),
             place = self.outgoing.next() => place,
+        }
+    }
+
+    /// Where rows were left, and where there are new ones.
+    fn left_and_fresh(&self) -> Where {
+        match self.outgoing.take() {
+            Some(Where::Queues(fresh)) => Where::Queues(&fresh | &self.left),
+            Some(Where::Anywhere) => Where::Anywhere,
+            None => Where::Queues(self.left.clone()),
         }
     }
 
@@ -157,7 +168,7 @@ impl Relay {
                     let (backoff, until) = self
                         .refused
                         .entry(queue)
-                        .or_insert_with(|| (Backoff::default(), Instant::now()));
+                        .or_insert_with(|| (Backoff::up_to(REFUSED_FOR), Instant::now()));
                     *until = Instant::now() + backoff.pause();
                     return Ok(());
                 }
@@ -175,7 +186,11 @@ impl Relay {
             outbox::has_rows(&mut transaction, queue).await?
         } else {
             let (ids, messages): (Vec<_>, Vec<_>) = rows.iter().map(|row| (row.id, message(row))).unzip();
-            self.publisher().await?.publish(queue, &messages).await?;
+            if let Err(error) = self.publisher().await?.publish(queue, &messages).await {
+                transaction.rollback().await.map_err(StoreError::from)?;
+                connection.give_back();
+                return Err(error.into());
+            }
             outbox::confirm(&mut transaction, queue, &ids).await?
         };
         transaction.commit().await.map_err(StoreError::from)?;

@@ -66,7 +66,8 @@ pub struct DatabaseConfig {
     /// `DATABASE_OWNER_URL`: as the owner, for migrations only. The same as `DATABASE_URL` unless set.
     #[serde(default)]
     pub owner_url: Option<String>,
-    /// `DATABASE_POOL_SIZE`: most connections of this process (16).
+    /// `DATABASE_POOL_SIZE`: most connections that are shared (16). An API has up to 5 of its own beside them, a worker 2 for each
+    /// model.
     #[serde(default = "default_pool_size")]
     pub pool_size: u32,
 }

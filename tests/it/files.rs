@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use claimcheck_api::app::Parts;
+use claimcheck_api::app::StateParts;
 use claimcheck_common::config::JwtAlgorithm;
 use claimcheck_tests::{World, eventually};
 use futures::StreamExt;
@@ -272,11 +272,11 @@ async fn brief(world: &World) -> Session {
     let api = Api::start_with(config.clone()).await;
     let ada = api.user("ada").await;
     api.stop().await;
-    let parts = Parts::new(&config).unwrap();
+    let parts = StateParts::new(&config).unwrap();
     let uploads = parts.uploads.clone().within(Duration::from_millis(300));
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
-    let router = claimcheck_api::router::router(Parts { uploads, ..parts }.into());
+    let router = claimcheck_api::router::router(StateParts { uploads, ..parts }.into());
     tokio::spawn(async move { axum::serve(listener, router).await });
     Session { base, ..ada }
 }

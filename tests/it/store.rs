@@ -176,12 +176,16 @@ async fn relay_everything(world: &World) {
 }
 
 async fn with_relay(world: &World, outgoing: Outgoing, work: impl AsyncFnOnce()) {
+    with_relay_that_hears(world, JobChanges::default(), outgoing, work).await;
+}
+
+async fn with_relay_that_hears(world: &World, changes: JobChanges, outgoing: Outgoing, work: impl AsyncFnOnce()) {
     let stop = CancellationToken::new();
     let relay = Relay::new(
         world.pool.clone(),
         world.broker(),
         world.delivery.clone(),
-        JobChanges::default(),
+        changes,
         outgoing,
     );
     let running = tokio::spawn(relay.run(stop.clone()));
@@ -656,6 +660,48 @@ async fn what_nobody_tells_of_is_relayed_though_the_relay_is_told_of_other_queue
         })
         .await;
         telling.abort();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_new_is_relayed_at_once_though_another_queue_has_rows_and_jobs_change_all_the_time() {
+    in_world(async |world| {
+        world.delivery.relay_interval = Duration::from_hours(1);
+        let world = &*world;
+        let pool = &world.pool;
+        submitted(pool).await;
+        world
+            .execute_as_owner("UPDATE outbox SET available_at = available_at + interval '1 hour'")
+            .await;
+        let (changes, outgoing) = (JobChanges::default(), Outgoing::default());
+        let changing = tokio::spawn({
+            let changes = changes.clone();
+            async move {
+                loop {
+                    changes.poke();
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+        with_relay_that_hears(world, changes, outgoing.clone(), async || {
+            // The first may be found as the relay starts.
+            for name in ["first", "second"] {
+                let mut job = new_job(&account(pool).await);
+                name.clone_into(&mut job.model.name);
+                accept(pool, job).await;
+                outgoing.to(QueueName {
+                    model: name.to_owned(),
+                    class: Class::Interactive,
+                });
+                eventually("its row is gone", LIMIT, async || {
+                    (outbox::depth(pool).await.unwrap() == 1).then_some(())
+                })
+                .await;
+            }
+        })
+        .await;
+        changing.abort();
     })
     .await;
 }

@@ -86,12 +86,15 @@ impl Doorkeeper {
                 let fits = need.met_by(&caller);
                 let counted = (fits.is_ok() && need.counts()).then_some((&caller, origin));
                 match self.limits.still(who.whose(), marks, counted).await {
-                    Still::Holds(passes) => {
-                        origin.notes.set_names(marks.names);
+                    Still::Holds(passes, names) => {
+                        origin.notes.set_names(names);
                         self.note(&caller, origin);
                         return fits.and(passes).map(|()| caller);
                     }
-                    Still::Changed(marks) => Some((who.whose(), marks)),
+                    Still::Changed(marks, names) => {
+                        origin.notes.set_names(names);
+                        Some((who.whose(), marks))
+                    }
                     Still::Unknown => None,
                 }
             }

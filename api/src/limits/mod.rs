@@ -56,10 +56,10 @@ struct Inner {
 /// What is known of somebody whose account and project had certain marks.
 #[derive(Debug)]
 pub enum Still {
-    /// All of it still holds. What the rates say of the request, if it was to be counted.
-    Holds(Result<(), ApiError>),
+    /// All of it still holds. What the rates say of the request, if it was to be counted, and the mark of the names.
+    Holds(Result<(), ApiError>, Mark),
     /// Something changed: it is to be learned anew, under these marks. Nothing was counted.
-    Changed(Marks),
+    Changed(Marks, Mark),
     /// Nobody can tell.
     Unknown,
 }
@@ -115,8 +115,10 @@ impl Limits {
     pub async fn still(&self, whose: [Uuid; 2], known: Marks, counted: Option<(&Caller, &Origin)>) -> Still {
         let asks = counted.map_or_else(Vec::new, |(caller, origin)| self.asks(caller, origin));
         match self.inner.shared.take_if(whose, known, &asks).await {
-            Ok(Answer::Same(outcome)) => Still::Holds(counted.map_or(Ok(()), |(_, origin)| settle(outcome, origin))),
-            Ok(Answer::Other(marks)) => Still::Changed(marks),
+            Ok(Answer::Same(outcome, names)) => {
+                Still::Holds(counted.map_or(Ok(()), |(_, origin)| settle(outcome, origin)), names)
+            }
+            Ok(Answer::Other(marks, names)) => Still::Changed(marks, names),
             Err(error) => {
                 tracing::debug!(%error, "what is known of a caller could not be confirmed");
                 Still::Unknown
@@ -132,12 +134,13 @@ impl Limits {
         }
     }
 
-    /// Tells every process that names lead to other models now. While Redis is away nobody trusts what they know of names, and who has
-    /// it back before goes by that for a second at most (`catalog.rs`).
-    pub async fn forget_names(&self) {
-        if let Err(error) = self.inner.shared.forget_names().await {
+    /// Tells every process that names lead to other models now. `false`: nobody could be told.
+    pub async fn forget_names(&self) -> bool {
+        let told = self.inner.shared.forget_names().await;
+        if let Err(error) = &told {
             tracing::debug!(%error, "nobody is told of a change of names");
         }
+        told.is_ok()
     }
 
     /// The limits that a request of `caller` that generates is held against.

@@ -12,49 +12,37 @@ use super::gcra::{Ask, Outcome};
 /// Stands until something is changed.
 pub type Mark = u64;
 
-/// The marks of an account, of a project and of the names that lead to models.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Marks {
-    /// The account's and the project's.
-    pub access: [Mark; 2],
-    /// That of the names.
-    pub names: Mark,
-}
+/// An account's and a project's marks.
+pub type Marks = [Mark; 2];
 
-impl Marks {
-    /// None that ever stood.
-    const UNKNOWN: Self = Self {
-        access: [0; 2],
-        names: 0,
-    };
-}
-
-/// `KEYS`: one a mark, then one a limit. `ARGV`: how many marks, those that the caller knows (0: none), for each limit the gap in
-/// microseconds and how many gaps its TAT may be ahead of now. Answers the marks, and unless one is another than the caller knows:
-/// whether the request passes, the time, and each TAT.
+/// `KEYS`: one a mark, the last that of the names, then one a limit. `ARGV`: how many marks the caller knows, those (0: none), for each
+/// limit the gap in microseconds and how many gaps its TAT may be ahead of now. Answers the marks, and unless one is another than the
+/// caller knows: whether the request passes, the time, and each TAT.
 const SCRIPT: &str = "
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local found, marks, known = redis.call('MGET', unpack(KEYS)), {}, true
-local count = tonumber(ARGV[1])
+local compared = tonumber(ARGV[1])
+local count = compared > 0 and compared + 1 or 0
 for i = 1, count do
     if not found[i] then
         found[i] = string.format('%.0f', now)
         redis.call('SET', KEYS[i], found[i], 'EX', 3600)
     end
     marks[i] = tonumber(found[i])
-    if found[i] ~= ARGV[1 + i] then known = false end
+    if i <= compared and found[i] ~= ARGV[1 + i] then known = false end
 end
 if not known then return {marks, {}} end
 local tats, passes = {}, 1
 for i = count + 1, #KEYS do
-    local gap, burst = tonumber(ARGV[2 * i - count]), tonumber(ARGV[2 * i - count + 1])
+    local at = compared + 2 * (i - count)
+    local gap, burst = tonumber(ARGV[at]), tonumber(ARGV[at + 1])
     tats[i - count] = math.max(tonumber(found[i] or 0), now)
     if tats[i - count] + gap > now + gap * burst then passes = 0 end
 end
 if passes == 1 then
     for i = count + 1, #KEYS do
-        local tat = tats[i - count] + tonumber(ARGV[2 * i - count])
+        local tat = tats[i - count] + tonumber(ARGV[compared + 2 * (i - count)])
         tats[i - count] = tat
         redis.call('SET', KEYS[i], string.format('%.0f', tat), 'PX', math.ceil((tat - now) / 1000))
     end
@@ -70,10 +58,10 @@ pub(super) struct Shared {
 /// What came of a call that knows marks.
 #[derive(Debug)]
 pub(super) enum Still {
-    /// They stand, and the request was counted.
-    Same(Outcome),
+    /// They stand, and the request was counted. With the mark of the names.
+    Same(Outcome, Mark),
     /// At least one is another, and nothing was counted.
-    Other(Marks),
+    Other(Marks, Mark),
 }
 
 impl Shared {
@@ -92,17 +80,17 @@ impl Shared {
         }
     }
 
-    /// The marks of an account and a project, and that of the names; those that are not there are made.
+    /// The marks of an account and a project; those that are not there are made.
     pub(super) async fn marks(&self, whose: [Uuid; 2]) -> Result<Marks, RedisError> {
-        let (marks, _) = self.call(Some((whose, Marks::UNKNOWN)), &[]).await?;
-        marks.ok_or(RedisError::Away(None))
+        let (marks, _) = self.call(Some((whose, [0; 2])), &[]).await?;
+        marks.map(|(marks, _)| marks).ok_or(RedisError::Away(None))
     }
 
     /// Counts a request if the marks stand.
     pub(super) async fn take_if(&self, whose: [Uuid; 2], known: Marks, asks: &[Ask]) -> Result<Still, RedisError> {
         match self.call(Some((whose, known)), asks).await? {
-            (Some(marks), Some(outcome)) if marks == known => Ok(Still::Same(outcome)),
-            (Some(marks), None) => Ok(Still::Other(marks)),
+            (Some((marks, names)), Some(outcome)) if marks == known => Ok(Still::Same(outcome, names)),
+            (Some((marks, names)), None) => Ok(Still::Other(marks, names)),
             _ => Err(RedisError::Away(None)),
         }
     }
@@ -122,21 +110,21 @@ impl Shared {
     }
 
     fn names_mark(&self) -> String {
-        self.redis.key(format_args!("names"))
+        self.redis.key("names")
     }
 
     async fn call(
         &self,
         marks: Option<([Uuid; 2], Marks)>,
         asks: &[Ask],
-    ) -> Result<(Option<Marks>, Option<Outcome>), RedisError> {
+    ) -> Result<(Option<(Marks, Mark)>, Option<Outcome>), RedisError> {
         let mut call = self.script.prepare_invoke();
-        call.arg(marks.map_or(0, |(whose, _)| whose.len() + 1));
+        call.arg(marks.map_or(0, |(whose, _)| whose.len()));
         if let Some((whose, known)) = marks {
-            for (whose, known) in whose.into_iter().zip(known.access) {
+            for (whose, known) in whose.into_iter().zip(known) {
                 call.key(self.mark(whose)).arg(known);
             }
-            call.key(self.names_mark()).arg(known.names);
+            call.key(self.names_mark());
         }
         for ask in asks {
             call.key(&ask.key).arg(ask.gap()).arg(ask.burst());
@@ -147,10 +135,7 @@ impl Shared {
             _ => None,
         };
         let marks = match marks.as_slice() {
-            [account, project, names] => Some(Marks {
-                access: [*account, *project],
-                names: *names,
-            }),
+            [account, project, names] => Some(([*account, *project], *names)),
             _ => None,
         };
         Ok((marks, outcome))

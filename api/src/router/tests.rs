@@ -1,7 +1,7 @@
 //! The face as a caller meets it while every server behind it is away.
 
 use super::*;
-use crate::app::Parts;
+use crate::app::StateParts;
 use crate::auth::{Secret, SecretKind};
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Method, Request, StatusCode};
@@ -14,8 +14,8 @@ use secrecy::ExposeSecret;
 use serde_json::Value;
 use tower::ServiceExt;
 
-fn parts() -> Parts {
-    Parts::new(&config()).unwrap()
+fn parts() -> StateParts {
+    StateParts::new(&config()).unwrap()
 }
 
 fn state() -> AppState {
@@ -402,7 +402,7 @@ fn transport(change: impl FnOnce(&mut TransportConfig)) -> Router {
     change(&mut config);
     let proxies = ["127.0.0.0/8".parse().unwrap()];
     let transport = crate::transport::Transport::new(&config, &proxies).unwrap();
-    router(Parts { transport, ..parts() }.into())
+    router(StateParts { transport, ..parts() }.into())
 }
 
 #[tokio::test]

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::app::AppState;
+use crate::catalog;
 use crate::docs::{BadBody, NeedsAdmin, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::NamePath;
@@ -105,9 +106,9 @@ pub async fn set_alias(
     check(&name, 1, NAME_MAX).map_err(|what| ApiError::invalid("name", format!("An alias {what}.")))?;
     let targets = valid(body.value)?;
     let at = |place: usize, field: &str| format!("targets[{place}].{field}");
-    let set = aliases::set(&state.pool, name.clone(), targets.clone(), caller.by()).await?;
-    state.limits.forget_names().await;
-    match set {
+    let set = aliases::set(&state.pool, name.clone(), targets.clone(), caller.by()).await;
+    tell_everybody(&state).await;
+    match set? {
         Set::Done(changed_at) => Ok(Json(AliasBody::from(AliasTargets {
             name,
             changed_at,
@@ -144,12 +145,19 @@ pub async fn remove_alias(
     query.only(&[])?;
     let unknown = || ApiError::NotFound(Problem::new("alias_not_found", "There is no such alias.").at("name"));
     check(&name, 1, NAME_MAX).map_err(|_| unknown())?;
-    let removed = aliases::remove(&state.pool, name, caller.by()).await?;
-    state.limits.forget_names().await;
-    if removed {
+    let removed = aliases::remove(&state.pool, name, caller.by()).await;
+    tell_everybody(&state).await;
+    if removed? {
         Ok(StatusCode::NO_CONTENT)
     } else {
         Err(unknown())
+    }
+}
+
+/// Names may lead elsewhere now, also where the answer to the commit was lost: from here on no process goes by what it knew.
+async fn tell_everybody(state: &AppState) {
+    if !state.limits.forget_names().await {
+        tokio::time::sleep(catalog::LIFE).await;
     }
 }
 

@@ -1,6 +1,6 @@
 //! Receiving: deliveries of some queues, each with an acker that travels with the work.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,17 +44,10 @@ pub struct Acker {
     acked: Arc<Mutex<Acked>>,
 }
 
-/// So many deliveries behind one that is open are remembered. It will stay open: its acker was dropped.
-const BEYOND_MAX: usize = 1 << 16;
-
-/// Which delivery tags of a channel were acknowledged: all up to one, and some beyond it.
+/// Which delivery tags of a channel were acknowledged: the first and the last of each run. Between two runs something is open, so there
+/// are no more runs than the channel may have open deliveries.
 #[derive(Debug, Default)]
-struct Acked {
-    all_to: DeliveryTag,
-    beyond: BTreeSet<DeliveryTag>,
-    /// From now on each goes by itself.
-    forgotten: bool,
-}
+struct Acked(BTreeMap<DeliveryTag, DeliveryTag>);
 
 impl Subscription {
     /// Declares and consumes `queues`, with at most `prefetch` unacked deliveries from each of them. A consumer that is not heard
@@ -119,17 +112,19 @@ fn read(delivery: AmqpDelivery, acked: Arc<Mutex<Acked>>) -> Delivery {
 
 /// Acknowledges all of them, by one frame as far as nothing before them is open: each frame is an entry of the queue's log.
 ///
-/// An error means that a channel is gone and the broker will deliver again, which claims make harmless.
+/// An error means that a channel is gone and the broker will deliver again, which claims make harmless. Not to be dropped half-way: what
+/// it has begun to send would not be waited for by who comes next.
 pub async fn acknowledge(ackers: Vec<Acker>) -> Result<(), QueueError> {
-    let mut channels: HashMap<_, Vec<Acker>> = HashMap::new();
+    let mut channels: Vec<Vec<Acker>> = Vec::new();
     for acker in ackers {
-        channels
-            .entry(Arc::as_ptr(&acker.acked).addr())
-            .or_default()
-            .push(acker);
+        let own = channels.iter_mut().find(|one| Arc::ptr_eq(&one[0].acked, &acker.acked));
+        match own {
+            Some(channel) => channel.push(acker),
+            None => channels.push(vec![acker]),
+        }
     }
-    let channels = channels.into_values().map(acknowledge_on_one);
-    join_all(channels).await.into_iter().collect()
+    let done = join_all(channels.into_iter().map(acknowledge_on_one)).await;
+    done.into_iter().collect()
 }
 
 /// The same for deliveries of one channel, at least one.
@@ -162,18 +157,17 @@ impl Acked {
     /// Adds tags that were open, and answers the greatest of them before which none is open any more, those that nobody has seen yet
     /// included.
     fn add(&mut self, tags: impl Iterator<Item = DeliveryTag> + Clone) -> Option<DeliveryTag> {
-        if self.forgotten {
-            return None;
+        for tag in tags.clone() {
+            let last = self.0.remove(&(tag + 1)).unwrap_or(tag);
+            match self.0.range_mut(..tag).next_back() {
+                Some((_, before)) if *before + 1 == tag => *before = last,
+                _ => {
+                    self.0.insert(tag, last);
+                }
+            }
         }
-        self.beyond.extend(tags.clone());
-        while self.beyond.remove(&(self.all_to + 1)) {
-            self.all_to += 1;
-        }
-        if self.beyond.len() > BEYOND_MAX {
-            self.beyond.clear();
-            self.forgotten = true;
-        }
-        let all_to = self.all_to;
+        // A channel's first delivery has tag 1.
+        let all_to = *self.0.get(&1)?;
         tags.filter(|tag| *tag <= all_to).max()
     }
 }
@@ -191,9 +185,13 @@ mod tests {
         assert_eq!(add(&[4, 7]), Some(4), "6 is open");
         assert_eq!(add(&[9, 6, 8]), Some(9));
         assert_eq!(add(&[10]), Some(10));
-        let many: Vec<_> = (12..).take(super::BEYOND_MAX + 1).collect();
-        assert_eq!(add(&many), None, "11 is open");
-        assert_eq!(add(&[11]), None, "nobody knows any more what is open behind it");
-        assert_eq!(acked.beyond.len(), 0);
+        assert_eq!(add(&[14, 12, 13, 16]), None, "11 is open");
+        assert_eq!(acked.0.len(), 3);
+        assert_eq!(
+            acked.add([11, 15].into_iter()),
+            Some(15),
+            "what was acknowledged before is not named again"
+        );
+        assert_eq!(acked.0.into_iter().collect::<Vec<_>>(), [(1, 16)]);
     }
 }

@@ -63,7 +63,7 @@ async fn lock(connection: &mut PgConnection, ids: Vec<Uuid>) -> StoreResult<Wait
         // Locked in id order. No SKIP LOCKED: a row that is skipped would look like a duplicate.
         concat!(
             "SELECT id, available_at <= now() AND NOT ",
-            operators::is_paused!("model", "class", "tenant_id"),
+            operators::is_paused!("jobs.model", "jobs.class", "jobs.tenant_id"),
             " AS due,
              coalesce(least(deadline_at, CASE WHEN fence = 0 THEN start_by END) <= now(), false) AS late
          FROM jobs WHERE id = ANY($1) AND status = 'queued' ORDER BY id FOR UPDATE",
@@ -103,7 +103,7 @@ async fn begin(
              WHERE id = ANY($1) AND status = 'queued'
              RETURNING id, fence, class, lapses, tenant_id, priority, deadline_at
          ), ",
-        notify::changed!("claimed", ",begun"),
+        notify::changed!("claimed", begun),
         " SELECT c.*, i.prompt, i.parameters FROM claimed c JOIN job_inputs i ON i.job_id = c.id CROSS JOIN told ORDER BY c.id",
     ))
     .bind(ids)

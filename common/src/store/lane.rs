@@ -1,12 +1,12 @@
 //! Connections that stay with one errand.
 //!
 //! A pool hands its connections out in turn and asks each, whenever it comes back, whether it lives. What every job passes through
-//! (submit, relay, claim, settle) keeps a connection of its own instead: its statements are planned once and not once for each
-//! connection, and its server process finds what it needs in its caches.
+//! (shared reads, submit, relay, claim, settle) keeps a connection of its own instead: its statements are planned once and not once for
+//! each connection, and its server process finds what it needs in its caches.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sqlx::pool::PoolConnection;
 use sqlx::{PgConnection, Postgres};
@@ -15,18 +15,23 @@ use tokio::sync::{Mutex, OwnedMutexGuard};
 use super::pool::{TRUSTED, alive};
 use super::{Pool, StoreResult};
 
+/// A connection is replaced when it is so old, as a pool does: what its server process keeps grows.
+const LIFE: Duration = Duration::from_mins(30);
+
 /// Where an errand gets its connections from. Cheap to clone; clones share the connection that is kept.
 ///
 /// Made of a pool by `From`, it keeps none and leaves all to the pool.
 #[derive(Clone)]
 pub struct Lane {
     pool: Pool,
-    place: Option<Arc<Mutex<Option<Kept>>>>,
+    place: Option<Arc<Mutex<Option<Own>>>>,
 }
 
-struct Kept {
+/// A lane's own connection.
+struct Own {
     connection: PgConnection,
-    since: Instant,
+    opened: Instant,
+    used: Instant,
 }
 
 /// A connection on loan. Dropped without [`Held::give_back`] it is looked at by its pool, or closed if it is a lane's own.
@@ -35,7 +40,7 @@ pub struct Held(Whose);
 enum Whose {
     Pools(PoolConnection<Postgres>),
     /// Nobody else has the place meanwhile.
-    Lanes(PgConnection, OwnedMutexGuard<Option<Kept>>),
+    Lanes(Own, OwnedMutexGuard<Option<Own>>),
 }
 
 impl Lane {
@@ -58,14 +63,20 @@ impl Lane {
         let Some(mut place) = place else {
             return Ok(Held(Whose::Pools(self.pool.acquire().await?)));
         };
-        if let Some(Kept { mut connection, since }) = place.take()
-            && (since.elapsed() <= TRUSTED || alive(&mut connection).await.is_ok())
+        if let Some(mut own) = place.take().filter(|own| own.opened.elapsed() < LIFE)
+            && (own.used.elapsed() <= TRUSTED || alive(&mut own.connection).await.is_ok())
         {
-            return Ok(Held(Whose::Lanes(connection, place)));
+            return Ok(Held(Whose::Lanes(own, place)));
         }
         // The pool may open another in its stead.
         let connection = self.pool.acquire().await?.detach();
-        Ok(Held(Whose::Lanes(connection, place)))
+        let now = Instant::now();
+        let own = Own {
+            connection,
+            opened: now,
+            used: now,
+        };
+        Ok(Held(Whose::Lanes(own, place)))
     }
 }
 
@@ -87,16 +98,17 @@ impl From<&Self> for Lane {
 impl Held {
     /// Gives a connection back on which nothing is going on.
     pub fn give_back(self) {
-        if let Whose::Lanes(connection, mut place) = self.0 {
-            let since = Instant::now();
-            *place = Some(Kept { connection, since });
+        if let Whose::Lanes(mut own, mut place) = self.0 {
+            own.used = Instant::now();
+            *place = Some(own);
         }
     }
 
     /// Closes a connection that may never answer again.
     pub(super) fn close(self) {
-        if let Whose::Pools(mut connection) = self.0 {
-            connection.close_on_drop();
+        match self.0 {
+            Whose::Pools(mut connection) => connection.close_on_drop(),
+            Whose::Lanes(..) => {}
         }
     }
 }
@@ -107,7 +119,7 @@ impl Deref for Held {
     fn deref(&self) -> &PgConnection {
         match &self.0 {
             Whose::Pools(connection) => connection,
-            Whose::Lanes(connection, _) => connection,
+            Whose::Lanes(own, _) => &own.connection,
         }
     }
 }
@@ -116,7 +128,7 @@ impl DerefMut for Held {
     fn deref_mut(&mut self) -> &mut PgConnection {
         match &mut self.0 {
             Whose::Pools(connection) => connection,
-            Whose::Lanes(connection, _) => connection,
+            Whose::Lanes(own, _) => &mut own.connection,
         }
     }
 }

@@ -93,7 +93,7 @@ pub async fn mark_started(pool: &Pool, begun: Vec<(JobKey, Instant)>) -> StoreRe
                  ), ",
                 events::starts!("begun", "true"),
                 ", ",
-                notify::changed!("begun", ",begun"),
+                notify::changed!("begun", begun),
                 " SELECT payloads FROM told",
             ))
             .bind(ids)

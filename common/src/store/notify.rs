@@ -29,12 +29,15 @@ const SILENCE: Duration = Duration::from_secs(10);
 const BEGUN: &str = ",begun";
 
 /// Tells every process of the rows `$changed` of a statement on jobs, at the commit of its transaction, as a CTE. It must be joined, or
-/// it is not run; it is always one row. `$last` is nothing or [`BEGUN`].
+/// it is not run; it is always one row. `begun`: they have begun, and none of them has ended.
 macro_rules! changed {
     ($changed:literal) => {
-        crate::store::notify::changed!($changed, "")
+        crate::store::notify::changed!(@ $changed, "")
     };
-    ($changed:literal, $last:literal) => {
+    ($changed:literal, begun) => {
+        crate::store::notify::changed!(@ $changed, ",begun")
+    };
+    (@ $changed:literal, $last:literal) => {
         concat!(
             "told AS MATERIALIZED (
                  SELECT count(pg_notify('claimcheck_jobs', ids)) AS payloads FROM (

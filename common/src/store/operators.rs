@@ -42,8 +42,8 @@ pub struct Pause {
     pub created_at: OffsetDateTime,
 }
 
-/// Whether something of a job is paused, as SQL of its model, class and tenant. No function of the database: that would be planned anew in
-/// each statement that calls it, for longer than most of them run.
+/// Whether something of a job is paused, as SQL of its model, class and tenant, which are parameters or qualified columns. The function
+/// of that name is for the release before: it is planned anew in each statement that calls it, for longer than most of them run.
 macro_rules! is_paused {
     ($model:literal, $class:literal, $tenant:literal) => {
         concat!(
