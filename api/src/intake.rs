@@ -134,7 +134,9 @@ impl Committer {
             _ => None,
         });
         let queues: BTreeSet<_> = accepted.collect();
-        queues.into_iter().for_each(|queue| self.outgoing.to(queue));
+        for queue in queues {
+            self.outgoing.to(queue);
+        }
         Ok(outcomes)
     }
 }

@@ -61,7 +61,7 @@ impl Lane {
     pub async fn acquire(&self) -> StoreResult<Held> {
         let place = self.place.clone().and_then(|place| place.try_lock_owned().ok());
         let Some(mut place) = place else {
-            return Ok(Held(Whose::Pools(self.pool.acquire().await?)));
+            return Ok(Held(Whose::Pools(self.pooled().await?)));
         };
         if let Some(mut own) = place.take().filter(|own| own.opened.elapsed() < LIFE)
             && (own.used.elapsed() <= TRUSTED || alive(&mut own.connection).await.is_ok())
@@ -69,7 +69,7 @@ impl Lane {
             return Ok(Held(Whose::Lanes(own, place)));
         }
         // The pool may open another in its stead.
-        let connection = self.pool.acquire().await?.detach();
+        let connection = self.pooled().await?.detach();
         let now = Instant::now();
         let own = Own {
             connection,
@@ -77,6 +77,11 @@ impl Lane {
             used: now,
         };
         Ok(Held(Whose::Lanes(own, place)))
+    }
+
+    /// In a box: it is large and seldom needed, and would make every future large that acquires.
+    async fn pooled(&self) -> StoreResult<PoolConnection<Postgres>> {
+        Ok(Box::pin(self.pool.acquire()).await?)
     }
 }
 
