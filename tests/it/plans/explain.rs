@@ -3,6 +3,7 @@
 use claimcheck_common::store::Pool;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Row};
+use std::collections::HashSet;
 use std::fmt::Write as _;
 
 /// Tables that do not grow with the jobs (`released` no further than the windows): reading them whole is the quickest way.
@@ -126,7 +127,7 @@ impl Explainer {
         let root = &explained[0]["Plan"];
         assert_eq!(root["Actual Rows"].as_f64(), Some(rows as f64), "{name}: {explained:#}");
         let mut plan = Plan {
-            pages: pages(root),
+            pages: pages(root) + pages_beside(root),
             scanned: Vec::new(),
             tree: String::new(),
         };
@@ -162,6 +163,21 @@ impl Plan {
             self.walk(child, depth + 1);
         }
     }
+}
+
+/// Pages of the writing CTEs that nothing reads: they run after the rest, and no other node counts them.
+fn pages_beside(root: &Value) -> u64 {
+    let (mut nodes, mut next) = (vec![root], 0);
+    while let Some(node) = nodes.get(next) {
+        nodes.extend(node["Plans"].as_array().into_iter().flatten());
+        next += 1;
+    }
+    let read: HashSet<_> = nodes.iter().filter_map(|node| node["CTE Name"].as_str()).collect();
+    let beside = nodes.iter().filter(|node| {
+        let name = node["Subplan Name"].as_str().and_then(|name| name.strip_prefix("CTE "));
+        name.is_some_and(|name| !read.contains(name))
+    });
+    beside.map(|node| pages(node)).sum()
 }
 
 fn pages(node: &Value) -> u64 {
