@@ -4,7 +4,6 @@
 //! holds whatever has come meanwhile. A group that fails or takes too long is undone, and each of its submissions is then
 //! committed alone, so that a bad one fails alone and a slow one waits alone.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use claimcheck_common::domain::QueueName;
@@ -126,16 +125,13 @@ impl Committer {
         patience: Patience,
     ) -> StoreResult<Vec<Submitted>> {
         let outcomes = submit::submit_group(lane, submissions, patience, self.render).await?;
-        let accepted = outcomes.iter().filter_map(|outcome| match outcome {
-            Submitted::Accepted(job, _) => Some(QueueName {
-                model: job.model.name.clone(),
-                class: job.class,
-            }),
-            _ => None,
-        });
-        let queues: BTreeSet<_> = accepted.collect();
-        for queue in queues {
-            self.outgoing.to(queue);
+        for outcome in &outcomes {
+            if let Submitted::Accepted(job, _) = outcome {
+                self.outgoing.to(QueueName {
+                    model: job.model.name.clone(),
+                    class: job.class,
+                });
+            }
         }
         Ok(outcomes)
     }

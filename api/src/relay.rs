@@ -182,10 +182,11 @@ impl Relay {
         let mut connection = self.lane.acquire().await?;
         let mut transaction = outbox::begin(&mut connection).await?;
         let rows = outbox::take(&mut transaction, queue, self.config.release_window, BATCH).await?;
+        let moved = rows.len();
         let left = if rows.is_empty() {
             outbox::has_rows(&mut transaction, queue).await?
         } else {
-            let (ids, messages): (Vec<_>, Vec<_>) = rows.iter().map(|row| (row.id, message(row))).unzip();
+            let (ids, messages): (Vec<_>, Vec<_>) = rows.into_iter().map(|row| (row.id, message(row))).unzip();
             if let Err(error) = self.publisher().await?.publish(queue, &messages).await {
                 transaction.rollback().await.map_err(StoreError::from)?;
                 connection.give_back();
@@ -195,8 +196,8 @@ impl Relay {
         };
         transaction.commit().await.map_err(StoreError::from)?;
         connection.give_back();
-        metrics::counter!("claimcheck_relay_messages_total").increment(rows.len() as u64);
-        Ok(Moved { rows: rows.len(), left })
+        metrics::counter!("claimcheck_relay_messages_total").increment(moved as u64);
+        Ok(Moved { rows: moved, left })
     }
 
     async fn publisher(&mut self) -> Result<&mut Publisher, QueueError> {
@@ -208,9 +209,9 @@ impl Relay {
     }
 }
 
-fn message(row: &OutboxRow) -> JobMessage {
+fn message(row: OutboxRow) -> JobMessage {
     JobMessage {
         job_id: row.job_id,
-        traceparent: row.traceparent.clone(),
+        traceparent: row.traceparent,
     }
 }

@@ -2,20 +2,14 @@
 
 use std::time::Duration;
 
-use claimcheck_common::domain::{Class, JobId, QueueName};
+use claimcheck_common::domain::JobId;
 use claimcheck_common::queue::{Acker, JobMessage, Publisher, Subscription, acknowledge};
 use claimcheck_tests::{World, in_world};
 use futures::future::join_all;
 
-const LIMIT: Duration = Duration::from_secs(10);
-const LEASE: Duration = Duration::from_secs(30);
+use crate::store::{queue, receive};
 
-fn queue() -> QueueName {
-    QueueName {
-        model: "m".to_owned(),
-        class: Class::Interactive,
-    }
-}
+const LEASE: Duration = Duration::from_secs(30);
 
 async fn publish(world: &World, jobs: usize) -> Vec<JobId> {
     let ids: Vec<_> = (0..jobs).map(|_| JobId::new()).collect();
@@ -37,8 +31,8 @@ async fn subscribe(world: &World) -> Subscription {
         .unwrap()
 }
 
-async fn receive(subscription: &mut Subscription) -> (JobId, Acker) {
-    let delivery = tokio::time::timeout(LIMIT, subscription.next()).await.unwrap().unwrap();
+async fn next(subscription: &mut Subscription) -> (JobId, Acker) {
+    let delivery = receive(subscription).await;
     (delivery.message.unwrap().job_id, delivery.acker)
 }
 
@@ -56,7 +50,7 @@ async fn what_is_acknowledged_in_any_order_and_groups_is_gone_and_nothing_else()
         let mut subscription = subscribe(world).await;
         let mut ackers = Vec::new();
         for id in &ids {
-            let (received, acker) = receive(&mut subscription).await;
+            let (received, acker) = next(&mut subscription).await;
             assert_eq!(received, *id);
             ackers.push(acker);
         }
@@ -77,18 +71,18 @@ async fn what_is_acknowledged_in_any_order_and_groups_is_gone_and_nothing_else()
         let [more] = publish(world, 1).await[..] else {
             unreachable!()
         };
-        let (received, acker) = receive(&mut subscription).await;
+        let (received, acker) = next(&mut subscription).await;
         assert_eq!(received, more);
         acknowledge(vec![acker]).await.unwrap();
         drop((open, subscription));
         let mut subscription = subscribe(world).await;
-        let (again, acker) = receive(&mut subscription).await;
+        let (again, acker) = next(&mut subscription).await;
         assert_eq!(again, ids[70]);
         acknowledge(vec![acker]).await.unwrap();
         let [last] = publish(world, 1).await[..] else {
             unreachable!()
         };
-        assert_eq!(receive(&mut subscription).await.0, last, "nothing else came again");
+        assert_eq!(next(&mut subscription).await.0, last, "nothing else came again");
     })
     .await;
 }

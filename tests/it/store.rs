@@ -22,13 +22,14 @@ use claimcheck_common::store::{
 use claimcheck_tests::{World, eventually, in_world};
 use futures::FutureExt;
 use time::OffsetDateTime;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) const LEASE: Duration = Duration::from_secs(10);
 pub(crate) const ATTEMPT: Duration = Duration::from_mins(10);
 const LIMIT: Duration = Duration::from_secs(20);
 
-fn queue() -> QueueName {
+pub(crate) fn queue() -> QueueName {
     QueueName {
         model: "m".to_owned(),
         class: Class::Interactive,
@@ -194,7 +195,7 @@ async fn with_relay_that_hears(world: &World, changes: JobChanges, outgoing: Out
     running.await.unwrap();
 }
 
-async fn receive(subscription: &mut Subscription) -> Delivery {
+pub(crate) async fn receive(subscription: &mut Subscription) -> Delivery {
     tokio::time::timeout(LIMIT, subscription.next())
         .await
         .expect("a delivery in time")
@@ -941,6 +942,12 @@ async fn a_name_or_address_is_taken_whatever_its_case() {
     .await;
 }
 
+/// Has `changes` hear of those in the database until `stop`.
+fn listen(changes: &JobChanges, pool: &Pool, stop: &CancellationToken) -> JoinHandle<()> {
+    let (changes, pool, stop) = (changes.clone(), pool.clone(), stop.clone());
+    tokio::spawn(async move { changes.listen(pool, stop).await })
+}
+
 #[tokio::test]
 async fn a_waiter_hears_of_a_change_and_a_lost_notification_costs_only_time() {
     in_world(async |world| {
@@ -949,10 +956,7 @@ async fn a_waiter_hears_of_a_change_and_a_lost_notification_costs_only_time() {
         let stop = CancellationToken::new();
         let id = submitted(&pool).await.key.id;
         let waiter = changes.subscribe(id, Of::Changes);
-        let listening = tokio::spawn({
-            let (changes, pool, stop) = (changes.clone(), pool.clone(), stop.clone());
-            async move { changes.listen(pool, stop).await }
-        });
+        let listening = listen(&changes, &pool, &stop);
         // The first look of the hub says that it listens.
         tokio::time::timeout(LIMIT, waiter.changed()).await.unwrap();
         let change = waiter.changed();
@@ -976,10 +980,7 @@ async fn who_waits_for_the_end_of_a_job_is_not_woken_by_its_claim() {
         let stop = CancellationToken::new();
         let id = submitted(&pool).await.key.id;
         let (all, end) = (changes.subscribe(id, Of::Changes), changes.subscribe(id, Of::TheEnd));
-        let listening = tokio::spawn({
-            let (changes, pool, stop) = (changes.clone(), pool.clone(), stop.clone());
-            async move { changes.listen(pool, stop).await }
-        });
+        let listening = listen(&changes, &pool, &stop);
         tokio::time::timeout(LIMIT, all.changed()).await.unwrap();
         // The hub looks again every few seconds, and may do so between the two changes: then it is tried once more.
         eventually("a claim that wakes one of the two", LIMIT, async || {

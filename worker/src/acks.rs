@@ -11,11 +11,9 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// Acknowledges all of them.
 pub async fn spend(ackers: Vec<Acker>) {
-    // In a task of its own: it goes on although nobody waits for it any more.
-    match tokio::time::timeout(LIMIT, tokio::spawn(acknowledge(ackers))).await {
-        Ok(Ok(Ok(()))) => {}
-        Ok(Ok(Err(error))) => tracing::debug!(%error, "acks came too late, the broker will deliver again"),
-        Ok(Err(panicked)) => tracing::error!(%panicked, "acks were not sent"),
+    match tokio::time::timeout(LIMIT, acknowledge(ackers)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::debug!(%error, "acks came too late, the broker will deliver again"),
         Err(_) => tracing::warn!("the broker takes no acks"),
     }
 }

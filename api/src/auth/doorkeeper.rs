@@ -84,17 +84,13 @@ impl Doorkeeper {
             Some(Knowledge::Who(who, marks)) if who.keys == self.tokens.generation() => {
                 let caller = who.caller();
                 let fits = need.met_by(&caller);
-                let counted = (fits.is_ok() && need.counts()).then_some((&caller, origin));
-                match self.limits.still(who.whose(), marks, counted).await {
-                    Still::Holds(passes, names) => {
-                        origin.notes.set_names(names);
+                let counted = (fits.is_ok() && need.counts()).then_some(&caller);
+                match self.limits.still(who.whose(), marks, counted, origin).await {
+                    Still::Holds(passes) => {
                         self.note(&caller, origin);
                         return fits.and(passes).map(|()| caller);
                     }
-                    Still::Changed(marks, names) => {
-                        origin.notes.set_names(names);
-                        Some((who.whose(), marks))
-                    }
+                    Still::Changed(marks) => Some((who.whose(), marks)),
                     Still::Unknown => None,
                 }
             }

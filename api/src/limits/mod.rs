@@ -56,10 +56,10 @@ struct Inner {
 /// What is known of somebody whose account and project had certain marks.
 #[derive(Debug)]
 pub enum Still {
-    /// All of it still holds. What the rates say of the request, if it was to be counted, and the mark of the names.
-    Holds(Result<(), ApiError>, Mark),
+    /// All of it still holds. What the rates say of the request, if it was to be counted.
+    Holds(Result<(), ApiError>),
     /// Something changed: it is to be learned anew, under these marks. Nothing was counted.
-    Changed(Marks, Mark),
+    Changed(Marks),
     /// Nobody can tell.
     Unknown,
 }
@@ -110,19 +110,21 @@ impl Limits {
         self.inner.shared.marks(whose).await.ok()
     }
 
-    /// Whether the marks of an account and a project are those that are known; if they are, counts a request of `caller` that
-    /// generates.
-    pub async fn still(&self, whose: [Uuid; 2], known: Marks, counted: Option<(&Caller, &Origin)>) -> Still {
-        let asks = counted.map_or_else(Vec::new, |(caller, origin)| self.asks(caller, origin));
-        match self.inner.shared.take_if(whose, known, &asks).await {
-            Ok(Answer::Same(outcome, names)) => {
-                Still::Holds(counted.map_or(Ok(()), |(_, origin)| settle(outcome, origin)), names)
-            }
-            Ok(Answer::Other(marks, names)) => Still::Changed(marks, names),
+    /// Whether the marks of an account and a project are those that are known; if they are, counts the request of a caller that
+    /// generates. The mark of the names is noted.
+    pub async fn still(&self, whose: [Uuid; 2], known: Marks, counted: Option<&Caller>, origin: &Origin) -> Still {
+        let asks = counted.map_or_else(Vec::new, |caller| self.asks(caller, origin));
+        let (answer, names) = match self.inner.shared.take_if(whose, known, &asks).await {
+            Ok(found) => found,
             Err(error) => {
                 tracing::debug!(%error, "what is known of a caller could not be confirmed");
-                Still::Unknown
+                return Still::Unknown;
             }
+        };
+        origin.notes.set_names(names);
+        match answer {
+            Answer::Same(outcome) => Still::Holds(counted.map_or(Ok(()), |_| settle(outcome, origin))),
+            Answer::Other(marks) => Still::Changed(marks),
         }
     }
 

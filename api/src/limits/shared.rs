@@ -58,10 +58,10 @@ pub(super) struct Shared {
 /// What came of a call that knows marks.
 #[derive(Debug)]
 pub(super) enum Still {
-    /// They stand, and the request was counted. With the mark of the names.
-    Same(Outcome, Mark),
+    /// They stand, and the request was counted.
+    Same(Outcome),
     /// At least one is another, and nothing was counted.
-    Other(Marks, Mark),
+    Other(Marks),
 }
 
 impl Shared {
@@ -86,11 +86,16 @@ impl Shared {
         marks.map(|(marks, _)| marks).ok_or(RedisError::Away(None))
     }
 
-    /// Counts a request if the marks stand.
-    pub(super) async fn take_if(&self, whose: [Uuid; 2], known: Marks, asks: &[Ask]) -> Result<Still, RedisError> {
+    /// Counts a request if the marks stand; with the mark of the names.
+    pub(super) async fn take_if(
+        &self,
+        whose: [Uuid; 2],
+        known: Marks,
+        asks: &[Ask],
+    ) -> Result<(Still, Mark), RedisError> {
         match self.call(Some((whose, known)), asks).await? {
-            (Some((marks, names)), Some(outcome)) if marks == known => Ok(Still::Same(outcome, names)),
-            (Some((marks, names)), None) => Ok(Still::Other(marks, names)),
+            (Some((marks, names)), Some(outcome)) if marks == known => Ok((Still::Same(outcome), names)),
+            (Some((marks, names)), None) => Ok((Still::Other(marks), names)),
             _ => Err(RedisError::Away(None)),
         }
     }

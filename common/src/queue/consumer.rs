@@ -112,9 +112,17 @@ fn read(delivery: AmqpDelivery, acked: Arc<Mutex<Acked>>) -> Delivery {
 
 /// Acknowledges all of them, by one frame as far as nothing before them is open: each frame is an entry of the queue's log.
 ///
-/// An error means that a channel is gone and the broker will deliver again, which claims make harmless. Not to be dropped half-way: what
-/// it has begun to send would not be waited for by who comes next.
+/// An error means that a channel is gone and the broker will deliver again, which claims make harmless. Goes on although nobody waits for
+/// it any more: what it has begun to send must be waited for by who comes next.
 pub async fn acknowledge(ackers: Vec<Acker>) -> Result<(), QueueError> {
+    if ackers.is_empty() {
+        return Ok(());
+    }
+    let done = tokio::spawn(acknowledge_all(ackers)).await;
+    done.unwrap_or(Err(QueueError::Ended))
+}
+
+async fn acknowledge_all(ackers: Vec<Acker>) -> Result<(), QueueError> {
     let mut channels: Vec<Vec<Acker>> = Vec::new();
     for acker in ackers {
         let own = channels.iter_mut().find(|one| Arc::ptr_eq(&one[0].acked, &acker.acked));
