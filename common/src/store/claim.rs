@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{get, json, parse, present, unsigned};
-use super::{Lane, StoreResult, notify, operators, outbox};
+use super::{Lane, StoreResult, jobs, notify, operators, outbox};
 use crate::domain::{GenerationParams, Id, JobId, JobKey, Prompt, Share, WorkerId};
 
 /// A job that is now this worker's until its lease ends.
@@ -66,7 +66,9 @@ async fn lock(connection: &mut PgConnection, ids: Vec<Uuid>) -> StoreResult<Wait
             operators::is_paused!("jobs.model", "jobs.class", "jobs.tenant_id"),
             " AS due,
              coalesce(least(deadline_at, CASE WHEN fence = 0 THEN start_by END) <= now(), false) AS late
-         FROM jobs WHERE id = ANY($1) AND status = 'queued' ORDER BY id FOR UPDATE",
+         FROM jobs WHERE id = ANY($1) AND ",
+            jobs::is_queued!("jobs"),
+            " ORDER BY id FOR UPDATE",
         ),
     )
     .bind(ids)
@@ -100,8 +102,9 @@ async fn begin(
          ), claimed AS (
              UPDATE jobs SET status = 'in_progress', attempt = attempt + 1, fence = fence + 1, worker_id = $2,
                  lease_expires_at = now() + $3::interval, claimed_at = now()
-             WHERE id = ANY($1) AND status = 'queued'
-             RETURNING id, fence, class, lapses, tenant_id, priority, deadline_at
+             WHERE id = ANY($1) AND ",
+        jobs::is_queued!("jobs"),
+        " RETURNING id, fence, class, lapses, tenant_id, priority, deadline_at
          ), ",
         notify::changed!("claimed", begun),
         " SELECT c.*, i.prompt, i.parameters FROM claimed c JOIN job_inputs i ON i.job_id = c.id CROSS JOIN told ORDER BY c.id",

@@ -7,7 +7,7 @@ use sqlx::{Connection, PgConnection, Postgres, Row, Transaction};
 use uuid::Uuid;
 
 use super::row::{get, parse};
-use super::{Pool, StoreResult, operators};
+use super::{Pool, StoreResult, jobs, operators};
 use crate::domain::{JobId, QueueName};
 
 /// A message that waits to be published.
@@ -147,12 +147,14 @@ pub async fn take(
 /// The jobs' rows are locked but not written: a claim that comes now waits, and finds what is noted here by a statement that begins
 /// when it has the lock ([`super::claim`]).
 pub async fn confirm(connection: &mut PgConnection, queue: &QueueName, rows: &[i64]) -> StoreResult<bool> {
-    Ok(sqlx::query_scalar(
+    Ok(sqlx::query_scalar(concat!(
         "WITH sent AS (
              DELETE FROM outbox WHERE id = ANY($1) RETURNING job_id
          ), waiting AS MATERIALIZED (
              SELECT j.id, j.model, j.class, j.tenant_id, j.lapses > 0 AS rescued FROM jobs j
-             WHERE j.id IN (SELECT job_id FROM sent) AND j.status = 'queued' ORDER BY j.id FOR NO KEY UPDATE OF j
+             WHERE j.id IN (SELECT job_id FROM sent) AND ",
+        jobs::is_queued!("j"),
+        " ORDER BY j.id FOR NO KEY UPDATE OF j
          ), noted AS (
              INSERT INTO released (job_id, model, class, tenant_id, rescued)
              SELECT id, model, class, tenant_id, rescued FROM waiting
@@ -162,7 +164,7 @@ pub async fn confirm(connection: &mut PgConnection, queue: &QueueName, rows: &[i
          SELECT count(*) > cardinality($1) FROM (
              SELECT FROM outbox WHERE model = $2 AND class = $3 LIMIT cardinality($1) + 1
          ) there",
-    )
+    ))
     .bind(rows)
     .bind(&queue.model)
     .bind(queue.class.as_str())

@@ -29,9 +29,17 @@ pub(super) fn job_id(n: u64) -> JobId {
     JobId::from_uuid(Uuid::from_u128((0x7000_8000 << 48) | u128::from(n)))
 }
 
+/// When the planner last looked at the jobs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Looked {
+    Now,
+    /// In a quiet hour: nothing waited.
+    Before,
+}
+
 /// Two tenants with half of the jobs each. A tenth of all waits in the outbox, the rest is history. Answers the project
 /// that has the even jobs.
-pub(super) async fn fill(world: &World, jobs: u64) -> ProjectId {
+pub(super) async fn fill(world: &World, jobs: u64, looked: Looked) -> ProjectId {
     let (ours, theirs) = (account(&world.pool, "ours").await, account(&world.pool, "theirs").await);
     one_that_ended(&world.pool, &ours).await;
     world
@@ -53,10 +61,24 @@ pub(super) async fn fill(world: &World, jobs: u64) -> ProjectId {
         ))
         .await;
     world
-        .execute_as_owner("VACUUM ANALYZE jobs, job_inputs, job_outputs, outbox, released")
+        .execute_as_owner(match looked {
+            Looked::Now => "VACUUM ANALYZE jobs, job_inputs, job_outputs, outbox, released",
+            Looked::Before => LOOK_BEFORE,
+        })
         .await;
     ours.project_id
 }
+
+const LOOK_BEFORE: &str = "CREATE TEMP TABLE waiting AS SELECT id FROM jobs WHERE status = 'queued';
+     CREATE TEMP TABLE messages AS SELECT * FROM outbox;
+     CREATE TEMP TABLE sent AS SELECT * FROM released;
+     UPDATE jobs SET status = 'completed', finished_at = now() WHERE status = 'queued';
+     DELETE FROM outbox;
+     DELETE FROM released;
+     ANALYZE;
+     UPDATE jobs SET status = 'queued', finished_at = NULL WHERE id IN (SELECT id FROM waiting);
+     INSERT INTO outbox OVERRIDING SYSTEM VALUE SELECT * FROM messages;
+     INSERT INTO released SELECT * FROM sent";
 
 /// A million rows are sooner written without indexes and foreign keys; these come back as the migrations made them.
 const WITHOUT_INDEXES: &str = "DO $$ DECLARE statement text; BEGIN

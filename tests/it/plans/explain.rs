@@ -3,7 +3,7 @@
 use claimcheck_common::store::Pool;
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, Row};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 
 /// Tables that do not grow with the jobs (`released` no further than the windows): reading them whole is the quickest way.
@@ -32,6 +32,8 @@ pub(super) struct Plan {
     pub pages: u64,
     /// Tables that were read from end to end.
     pub scanned: Vec<String>,
+    /// Indexes that were read from end to end: the condition says nothing of their first column.
+    pub strayed: Vec<String>,
     /// The nodes, indented, with rows and pages.
     pub tree: String,
 }
@@ -51,6 +53,8 @@ pub(super) struct Explainer {
     pid: i32,
     /// Sees what the other one runs.
     witness: Pool,
+    /// The first column of each index that holds all rows of its table.
+    leading: HashMap<String, String>,
     pub explained: Vec<Explained>,
 }
 
@@ -58,10 +62,16 @@ impl Explainer {
     pub(super) async fn new(pool: Pool, witness: Pool) -> Self {
         assert_eq!(pool.options().get_max_connections(), 1);
         let pid = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&pool).await;
+        let leading = sqlx::query_as(
+            "SELECT c.relname::text, pg_get_indexdef(i.indexrelid, 1, true) FROM pg_index i
+             JOIN pg_class c ON c.oid = i.indexrelid WHERE i.indpred IS NULL",
+        );
+        let leading: Vec<(String, String)> = leading.fetch_all(&witness).await.unwrap();
         Self {
             pool,
             pid: pid.unwrap(),
             witness,
+            leading: leading.into_iter().collect(),
             explained: Vec::new(),
         }
     }
@@ -129,15 +139,16 @@ impl Explainer {
         let mut plan = Plan {
             pages: pages(root) + pages_beside(root),
             scanned: Vec::new(),
+            strayed: Vec::new(),
             tree: String::new(),
         };
-        plan.walk(root, 0);
+        plan.walk(root, 0, &self.leading);
         self.explained.push(Explained { name, mode, plan });
     }
 }
 
 impl Plan {
-    fn walk(&mut self, node: &Value, depth: usize) {
+    fn walk(&mut self, node: &Value, depth: usize, leading: &HashMap<String, String>) {
         let text = |key: &str| node[key].as_str();
         let kind = text("Node Type").unwrap_or_default();
         let table = text("Relation Name");
@@ -145,6 +156,14 @@ impl Plan {
             && !FEW_ROWS.contains(&table)
         {
             self.scanned.push(table.to_owned());
+        }
+        if let (Some(index), Some(condition)) = (text("Index Name"), text("Index Cond"))
+            && let Some(first) = leading.get(index)
+            && !condition
+                .split(|c: char| !c.is_alphanumeric() && c != '_')
+                .any(|word| word == first)
+        {
+            self.strayed.push(index.to_owned());
         }
         let index = text("Index Name").map_or(String::new(), |index| format!(" by {index}"));
         let of = table
@@ -160,7 +179,7 @@ impl Plan {
             indent = 2 * depth,
         );
         for child in node["Plans"].as_array().into_iter().flatten() {
-            self.walk(child, depth + 1);
+            self.walk(child, depth + 1, leading);
         }
     }
 }
