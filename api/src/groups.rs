@@ -1,13 +1,15 @@
 //! Doing together what comes together: whoever arrives while others are served is served next, all at once.
 //!
-//! Nobody waits for company: an arrival at an idle door is served at once. Under load a group holds whatever has come
-//! meanwhile. Must never know what is done.
+//! An arrival at an idle door is served at once. Under load a group holds whatever has come meanwhile, and then the door rests
+//! a moment (`common/src/pace.rs`). Must never know what is done.
 
 use std::mem::take;
 use std::panic::AssertUnwindSafe;
 
+use claimcheck_common::pace::Pace;
 use futures::FutureExt;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 /// How a door is kept.
 #[derive(Debug, Clone, Copy)]
@@ -29,12 +31,14 @@ where
 {
     let (door, mut arrivals) = mpsc::channel(limits.waiting);
     tokio::spawn(async move {
-        let mut group = Vec::new();
+        let (mut group, mut pace) = (Vec::new(), Pace::default());
         while arrivals.recv_many(&mut group, limits.group).await > 0 {
+            pace.turned(Instant::now(), group.len());
             let served = async { serve(take(&mut group)).await };
             if AssertUnwindSafe(served).catch_unwind().await.is_err() {
                 tracing::error!("a group was dropped by a panic");
             }
+            pace.rest().await;
         }
     });
     door

@@ -1,7 +1,7 @@
 //! Group commit: submissions that come while others are being committed share the next transaction.
 //!
-//! Each is answered after its own commit. A group of one goes at once, so nobody waits for company; under load a group
-//! holds whatever has come meanwhile. A group that fails or takes too long is undone, and each of its submissions is then
+//! Each is answered after its own commit. Who comes alone goes at once; under load a group holds whatever has come
+//! meanwhile (`groups.rs`). A group that fails or takes too long is undone, and each of its submissions is then
 //! committed alone, so that a bad one fails alone and a slow one waits alone.
 
 use std::sync::Arc;

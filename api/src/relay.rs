@@ -9,6 +9,7 @@ use std::time::Duration;
 use claimcheck_common::backoff::Backoff;
 use claimcheck_common::config::DeliveryConfig;
 use claimcheck_common::domain::QueueName;
+use claimcheck_common::pace::Pace;
 use claimcheck_common::queue::{Broker, JobMessage, Publisher, QueueError};
 use claimcheck_common::store::notify::JobChanges;
 use claimcheck_common::store::outbox::OutboxRow;
@@ -80,12 +81,15 @@ impl Relay {
     /// Relays until `stop`, through every failure of broker and database.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
-        let mut place = Where::Anywhere;
+        let (mut place, mut pace) = (Where::Anywhere, Pace::default());
         while !stop.is_cancelled() {
+            let began = Instant::now();
             let turn = tokio::time::timeout(TURN_TIME, self.relay_due(place)).await;
             match turn.unwrap_or_else(|_| Err(RelayError::Late)) {
-                Ok(()) => {
+                Ok(moved) => {
                     backoff.reset();
+                    pace.turned(began, moved);
+                    pace.rest().await;
                     place = self.work(&stop).await;
                 }
                 Err(error) => {
@@ -122,7 +126,8 @@ impl Relay {
         }
     }
 
-    async fn relay_due(&mut self, place: Where) -> Result<(), RelayError> {
+    /// Answers how many rows went.
+    async fn relay_due(&mut self, place: Where) -> Result<usize, RelayError> {
         // Who knows its queues need not look for them: that is the way of a job that comes alone.
         let queues = match place {
             Where::Queues(queues) => queues,
@@ -133,33 +138,36 @@ impl Relay {
                 outbox::queues(&self.pool).await?.into_iter().collect()
             }
         };
+        let mut moved = 0;
         for queue in queues {
-            self.relay_queue(queue).await?;
+            moved += self.relay_queue(queue).await?;
         }
-        Ok(())
+        Ok(moved)
     }
 
-    /// Relays what is due of one queue. One that the broker does not serve is left for a while: the others need not wait for it.
-    async fn relay_queue(&mut self, queue: QueueName) -> Result<(), RelayError> {
+    /// Relays what is due of one queue, and answers how many rows went. One that the broker does not serve is left for a while: the
+    /// others need not wait for it.
+    async fn relay_queue(&mut self, queue: QueueName) -> Result<usize, RelayError> {
         self.left.insert(queue.clone());
         if self
             .refused
             .get(&queue)
             .is_some_and(|(_, until)| Instant::now() < *until)
         {
-            return Ok(());
+            return Ok(0);
         }
         // Without a connection no queue is served. It is made first: while that takes its time, no row is locked.
         self.publisher().await?;
+        let mut rows = 0;
         loop {
             match self.relay_batch(&queue).await {
-                Ok(moved) if moved.rows == BATCH as usize => {}
+                Ok(moved) if moved.rows == BATCH as usize => rows += moved.rows,
                 Ok(moved) => {
                     self.refused.remove(&queue);
                     if !moved.left {
                         self.left.remove(&queue);
                     }
-                    return Ok(());
+                    return Ok(rows + moved.rows);
                 }
                 Err(RelayError::Queue(error)) => {
                     let (model, class) = (queue.model.clone(), queue.class.as_str());
@@ -170,7 +178,7 @@ impl Relay {
                         .entry(queue)
                         .or_insert_with(|| (Backoff::up_to(REFUSED_FOR), Instant::now()));
                     *until = Instant::now() + backoff.pause();
-                    return Ok(());
+                    return Ok(rows);
                 }
                 Err(error) => return Err(error),
             }

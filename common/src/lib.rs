@@ -9,6 +9,7 @@ pub mod config;
 pub mod deltas;
 pub mod domain;
 pub mod files;
+pub mod pace;
 pub mod policy;
 pub mod queue;
 pub mod redis;

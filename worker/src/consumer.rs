@@ -12,6 +12,7 @@ use std::sync::Arc;
 use claimcheck_common::backoff::Backoff;
 use claimcheck_common::config::DeliveryConfig;
 use claimcheck_common::domain::{Class, JobId, QueueName, WorkerId};
+use claimcheck_common::pace::Pace;
 use claimcheck_common::queue::{Acker, Broker, Delivery, QueueError, Subscription};
 use claimcheck_common::store::claim::{self, ClaimedJob};
 use claimcheck_common::store::{Lane, StoreError};
@@ -121,13 +122,15 @@ impl Consumer {
     async fn consume(&self, queue: &QueueName, backoff: &mut Backoff, stop: &CancellationToken) -> Interrupted {
         let work = async {
             let mut subscription = self.subscribe(queue, stop).await?;
-            let opened = Instant::now();
+            let (opened, mut pace) = (Instant::now(), Pace::default());
             loop {
+                unless(stop, pace.rest()).await?;
                 let first = unless(stop, subscription.next()).await?;
                 if opened.elapsed() > self.delivery.lease {
                     backoff.reset();
                 }
                 let group = gather(first?, &mut subscription)?;
+                pace.turned(Instant::now(), group.len());
                 let _alone = self.feeding.lock().await;
                 self.take(group, stop).await?;
             }

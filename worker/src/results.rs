@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use claimcheck_common::backoff::Backoff;
 use claimcheck_common::domain::{FinishReason, JobError, JobKey, JobStatus, Runtime, Spent, WorkerId};
+use claimcheck_common::pace::Pace;
 use claimcheck_common::policy::{Policy, Rules, Side};
 use claimcheck_common::queue::Acker;
 use claimcheck_common::store::settle::{self, Measured, Settled, Settlement};
@@ -55,8 +56,9 @@ impl Results {
     /// Records events until the engine is gone and everything that it said is committed.
     pub async fn record(self, mut events: mpsc::Receiver<EngineEvent>) {
         let mut ready = Vec::with_capacity(GROUP);
-        let mut starts = Starts::default();
+        let (mut starts, mut pace) = (Starts::default(), Pace::default());
         loop {
+            pace.rest().await;
             let all_said = tokio::select! {
                 count = events.recv_many(&mut ready, GROUP) => count == 0,
                 () = starts.ripe() => false,
@@ -65,6 +67,9 @@ impl Results {
                 break;
             }
             let ended = starts.sort(ready.drain(..));
+            if !ended.is_empty() {
+                pace.turned(tokio::time::Instant::now(), ended.len());
+            }
             let policy = self.policy.current();
             let (mut ours, mut lost) = (Vec::new(), Vec::new());
             for ended in ended {
