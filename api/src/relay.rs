@@ -12,7 +12,7 @@ use claimcheck_common::domain::QueueName;
 use claimcheck_common::pace::Pace;
 use claimcheck_common::queue::{Broker, JobMessage, Publisher, QueueError};
 use claimcheck_common::store::notify::JobChanges;
-use claimcheck_common::store::outbox::OutboxRow;
+use claimcheck_common::store::outbox::{Look, OutboxRow, Taken};
 use claimcheck_common::store::{Lane, Pool, StoreError, outbox};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,8 @@ use crate::outgoing::{Outgoing, Where};
 const TURN_TIME: Duration = Duration::from_secs(30);
 /// A queue that is not served keeps the others waiting whenever it is tried.
 const REFUSED_FOR: Duration = Duration::from_secs(5);
+/// A row that is committed so long after its id was drawn is no longer looked for among the new ones.
+const STRAGGLERS: Duration = Duration::from_secs(1);
 /// Most messages in one transaction, so that its confirms come well within its time limit.
 const BATCH: u32 = 512;
 
@@ -36,13 +38,6 @@ enum RelayError {
     Late,
 }
 
-/// What came of a batch.
-struct Moved {
-    rows: usize,
-    /// The queue has rows that did not go with it.
-    left: bool,
-}
-
 /// Moves due outbox rows to the broker.
 pub struct Relay {
     pool: Pool,
@@ -53,6 +48,8 @@ pub struct Relay {
     outgoing: Outgoing,
     /// Queues with rows that wait for room, for their time or for an operator.
     left: BTreeSet<QueueName>,
+    /// Where what is new begins.
+    frontier: Frontier,
     /// When all queues were looked at.
     looked: Instant,
     /// Queues that the broker does not serve, and when each is tried again.
@@ -72,6 +69,7 @@ impl Relay {
             changes,
             outgoing,
             left: BTreeSet::new(),
+            frontier: Frontier::default(),
             looked: Instant::now(),
             refused: HashMap::new(),
             publisher: None,
@@ -128,26 +126,28 @@ impl Relay {
 
     /// Answers how many rows went.
     async fn relay_due(&mut self, place: Where) -> Result<usize, RelayError> {
-        // Who knows its queues need not look for them: that is the way of a job that comes alone.
-        let queues = match place {
-            Where::Queues(queues) => queues,
+        // Who knows its queues need not look for them, nor at what was there before, if nothing was left: that is the way of a job
+        // that comes alone.
+        let (queues, new) = match place {
+            Where::Queues(queues) => (queues, self.frontier.look()),
             Where::Anywhere => {
                 self.outgoing.take();
                 self.looked = Instant::now();
                 self.left.clear();
-                outbox::queues(&self.pool).await?.into_iter().collect()
+                (outbox::queues(&self.pool).await?.into_iter().collect(), Look::All)
             }
         };
         let mut moved = 0;
         for queue in queues {
-            moved += self.relay_queue(queue).await?;
+            let look = if self.left.contains(&queue) { Look::All } else { new };
+            moved += self.relay_queue(queue, look).await?;
         }
         Ok(moved)
     }
 
     /// Relays what is due of one queue, and answers how many rows went. One that the broker does not serve is left for a while: the
     /// others need not wait for it.
-    async fn relay_queue(&mut self, queue: QueueName) -> Result<usize, RelayError> {
+    async fn relay_queue(&mut self, queue: QueueName, mut look: Look) -> Result<usize, RelayError> {
         self.left.insert(queue.clone());
         if self
             .refused
@@ -158,16 +158,21 @@ impl Relay {
         }
         // Without a connection no queue is served. It is made first: while that takes its time, no row is locked.
         self.publisher().await?;
-        let mut rows = 0;
+        let mut moved = 0;
         loop {
-            match self.relay_batch(&queue).await {
-                Ok(moved) if moved.rows == BATCH as usize => rows += moved.rows,
-                Ok(moved) => {
+            match self.relay_batch(&queue, look).await {
+                Ok(Taken { rows, left }) => {
+                    moved += rows.len();
+                    self.frontier.reached(rows.iter().map(|row| row.id).max());
+                    if rows.len() == BATCH as usize {
+                        look = Look::All;
+                        continue;
+                    }
                     self.refused.remove(&queue);
-                    if !moved.left {
+                    if !left {
                         self.left.remove(&queue);
                     }
-                    return Ok(rows + moved.rows);
+                    return Ok(moved);
                 }
                 Err(RelayError::Queue(error)) => {
                     let (model, class) = (queue.model.clone(), queue.class.as_str());
@@ -178,7 +183,7 @@ impl Relay {
                         .entry(queue)
                         .or_insert_with(|| (Backoff::up_to(REFUSED_FOR), Instant::now()));
                     *until = Instant::now() + backoff.pause();
-                    return Ok(rows);
+                    return Ok(moved);
                 }
                 Err(error) => return Err(error),
             }
@@ -186,26 +191,23 @@ impl Relay {
     }
 
     /// One transaction: take what the window has room for, publish, delete what was confirmed.
-    async fn relay_batch(&mut self, queue: &QueueName) -> Result<Moved, RelayError> {
+    async fn relay_batch(&mut self, queue: &QueueName, look: Look) -> Result<Taken, RelayError> {
         let mut connection = self.lane.acquire().await?;
         let mut transaction = outbox::begin(&mut connection).await?;
-        let rows = outbox::take(&mut transaction, queue, self.config.release_window, BATCH).await?;
-        let moved = rows.len();
-        let left = if rows.is_empty() {
-            outbox::has_rows(&mut transaction, queue).await?
-        } else {
-            let (ids, messages): (Vec<_>, Vec<_>) = rows.into_iter().map(|row| (row.id, message(row))).unzip();
+        let taken = outbox::take(&mut transaction, queue, look, self.config.release_window, BATCH).await?;
+        if !taken.rows.is_empty() {
+            let (ids, messages): (Vec<_>, Vec<_>) = taken.rows.iter().map(|row| (row.id, message(row))).unzip();
             if let Err(error) = self.publisher().await?.publish(queue, &messages).await {
                 transaction.rollback().await.map_err(StoreError::from)?;
                 connection.give_back();
                 return Err(error.into());
             }
-            outbox::confirm(&mut transaction, queue, &ids).await?
-        };
+            outbox::confirm(&mut transaction, &ids).await?;
+        }
         transaction.commit().await.map_err(StoreError::from)?;
         connection.give_back();
-        metrics::counter!("claimcheck_relay_messages_total").increment(moved as u64);
-        Ok(Moved { rows: moved, left })
+        metrics::counter!("claimcheck_relay_messages_total").increment(taken.rows.len() as u64);
+        Ok(taken)
     }
 
     async fn publisher(&mut self) -> Result<&mut Publisher, QueueError> {
@@ -217,9 +219,49 @@ impl Relay {
     }
 }
 
-fn message(row: OutboxRow) -> JobMessage {
+fn message(row: &OutboxRow) -> JobMessage {
     JobMessage {
         job_id: row.job_id,
-        traceparent: row.traceparent,
+        traceparent: row.traceparent.clone(),
+    }
+}
+
+/// How far the relay has come in the outbox, whose ids are drawn in order but committed out of it.
+///
+/// What is drawn and not committed for longer than [`STRAGGLERS`] may be passed over, and is found when all is looked at next.
+struct Frontier {
+    /// The greatest id that went: lately, and at the beginning of each of the last two spans.
+    newest: i64,
+    passed: [i64; 2],
+    span: Instant,
+}
+
+impl Default for Frontier {
+    fn default() -> Self {
+        Self {
+            newest: 0,
+            passed: [0; 2],
+            span: Instant::now(),
+        }
+    }
+}
+
+impl Frontier {
+    /// Where to look for what is new.
+    const fn look(&self) -> Look {
+        match self.passed[0] {
+            0 => Look::All,
+            passed => Look::From(passed),
+        }
+    }
+
+    /// Rows up to this id went.
+    fn reached(&mut self, newest: Option<i64>) {
+        let Some(newest) = newest else { return };
+        if self.span.elapsed() > STRAGGLERS {
+            self.passed = [self.passed[1], self.newest];
+            self.span = Instant::now();
+        }
+        self.newest = self.newest.max(newest);
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use claimcheck_common::domain::{Class, JobId, JobKey, JobStatus, ProjectId, QueueName, WorkerId};
 use claimcheck_common::store::jobs::{JobFilter, Page};
+use claimcheck_common::store::outbox::Look;
 use claimcheck_common::store::settle::{self, Settlement};
 use claimcheck_common::store::{self, Pool, claim, jobs, lease, outbox};
 use claimcheck_tests::{World, in_world};
@@ -212,7 +213,10 @@ async fn relaying(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
     let window = TAKEN + u32::try_from(RELEASED).unwrap();
     explainer.forget().await;
     let mut transaction = pool.begin().await.unwrap();
-    let rows = outbox::take(&mut transaction, &queue, window, TAKEN).await.unwrap();
+    let rows = outbox::take(&mut transaction, &queue, Look::All, window, TAKEN)
+        .await
+        .unwrap()
+        .rows;
     transaction.rollback().await.unwrap();
     let taken = rows.len() as u64;
     assert!(taken >= (jobs / 20).min(TAKEN.into()));
@@ -220,16 +224,32 @@ async fn relaying(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
     explainer
         .explain("relay: take 100 rows", "inside AS", &arguments, taken)
         .await;
+    explainer.forget().await;
+    let first = rows.iter().map(|row| row.id).min().unwrap();
+    let mut transaction = pool.begin().await.unwrap();
+    let new = outbox::take(&mut transaction, &queue, Look::From(first), window, TAKEN)
+        .await
+        .unwrap();
+    transaction.rollback().await.unwrap();
+    assert_eq!(new.rows.len() as u64, taken);
+    explainer
+        .explain(
+            "relay: take 100 new rows",
+            "inside AS",
+            &format!("{arguments}, {first}"),
+            taken,
+        )
+        .await;
 
     let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
     explainer.forget().await;
     let mut transaction = pool.begin().await.unwrap();
-    outbox::confirm(&mut transaction, &queue, &ids).await.unwrap();
+    outbox::confirm(&mut transaction, &ids).await.unwrap();
     transaction.rollback().await.unwrap();
     let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
-    let arguments = format!("'{{{}}}', '{MODEL}', 'interactive'", ids.join(","));
+    let arguments = format!("'{{{}}}'", ids.join(","));
     explainer
-        .explain("relay: confirm 100 rows", "sent AS", &arguments, 1)
+        .explain("relay: confirm 100 rows", "sent AS", &arguments, 0)
         .await;
 }
 

@@ -5,6 +5,7 @@ use claimcheck_common::domain::JobStatus;
 use claimcheck_common::store::accounts::Account;
 use claimcheck_common::store::idempotency::{Answer, Claim, ClaimedBy};
 use claimcheck_common::store::operators::{self, TenantLimits};
+use claimcheck_common::store::outbox::Look;
 use claimcheck_common::store::submit::{NewJob, Submitted};
 use claimcheck_common::store::{self, Pool, outbox, submit};
 use claimcheck_tests::{Gate, Moment, World, eventually, in_world, promises};
@@ -197,8 +198,10 @@ async fn without_the_line_at_the_quota_two_are_let_in_where_one_may() {
 async fn a_relay_dies(world: &World, hasty: bool) {
     let mut transaction = world.pool.begin().await.unwrap();
     for queue in outbox::queues(&world.pool).await.unwrap() {
-        let rows = outbox::take(&mut transaction, &queue, 100, 100).await.unwrap();
-        assert_eq!(rows.len(), 1);
+        let taken = outbox::take(&mut transaction, &queue, Look::All, 100, 100)
+            .await
+            .unwrap();
+        assert_eq!(taken.rows.len(), 1);
     }
     if hasty {
         sqlx::query("DELETE FROM outbox")

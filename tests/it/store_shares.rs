@@ -4,6 +4,7 @@ use claimcheck_common::domain::{Class, JobId, QueueName, TenantId};
 use claimcheck_common::store::accounts::Account;
 use claimcheck_common::store::idempotency::Answer;
 use claimcheck_common::store::operators::{self, TenantLimits};
+use claimcheck_common::store::outbox::Look;
 use claimcheck_common::store::quota::Refusal;
 use claimcheck_common::store::submit::{JobOptions, NewJob, Submitted};
 use claimcheck_common::store::{Pool, outbox, rescue, submit};
@@ -30,11 +31,12 @@ async fn release(pool: &Pool) -> Vec<JobId> {
 /// One turn of the relay at a queue, as if the broker had confirmed all: the jobs it released.
 async fn release_of(pool: &Pool, class: Class) -> Vec<JobId> {
     let mut transaction = pool.begin().await.unwrap();
-    let rows = outbox::take(&mut transaction, &queue(class), WINDOW, 256)
+    let rows = outbox::take(&mut transaction, &queue(class), Look::All, WINDOW, 256)
         .await
-        .unwrap();
+        .unwrap()
+        .rows;
     let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
-    outbox::confirm(&mut transaction, &queue(class), &ids).await.unwrap();
+    outbox::confirm(&mut transaction, &ids).await.unwrap();
     transaction.commit().await.unwrap();
     rows.into_iter().map(|row| row.job_id).collect()
 }
@@ -101,18 +103,57 @@ async fn a_relay_knows_whether_it_left_anything() {
         for _ in 0..3 {
             accept(pool, new_job(&account)).await;
         }
+        let mut transaction = pool.begin().await.unwrap();
+        let queue = queue(Class::Interactive);
         let mut left = Vec::new();
-        for most in [2, 1] {
-            let mut transaction = pool.begin().await.unwrap();
-            let queue = queue(Class::Interactive);
-            let rows = outbox::take(&mut transaction, &queue, WINDOW, most).await.unwrap();
-            let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
-            left.push(outbox::has_rows(&mut transaction, &queue).await.unwrap());
-            left.push(outbox::confirm(&mut transaction, &queue, &ids).await.unwrap());
-            left.push(outbox::has_rows(&mut transaction, &queue).await.unwrap());
-            transaction.commit().await.unwrap();
+        for most in [2, 1, 1] {
+            let taken = outbox::take(&mut transaction, &queue, Look::All, WINDOW, most)
+                .await
+                .unwrap();
+            let ids: Vec<_> = taken.rows.iter().map(|row| row.id).collect();
+            outbox::confirm(&mut transaction, &ids).await.unwrap();
+            left.push((ids.len(), taken.left));
         }
-        assert_eq!(left, [true, true, true, true, false, false]);
+        assert_eq!(left, [(2, true), (1, false), (0, false)]);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_relay_that_looks_at_what_is_new_takes_it_by_the_same_rules() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let (many, few) = (account(pool).await, account(pool).await);
+        for _ in 0..3 {
+            accept(pool, new_job(&many)).await;
+        }
+        let mut transaction = pool.begin().await.unwrap();
+        let queue = queue(Class::Interactive);
+        let old = outbox::take(&mut transaction, &queue, Look::All, WINDOW, 1)
+            .await
+            .unwrap();
+        transaction.rollback().await.unwrap();
+
+        let first = old.rows[0].id + 1;
+        let third = accept(pool, new_job(&few)).await.key.id;
+        let mut transaction = pool.begin().await.unwrap();
+        let look = Look::From(first);
+        let new = outbox::take(&mut transaction, &queue, look, WINDOW, 100).await.unwrap();
+        let ids: Vec<_> = new.rows.iter().map(|row| row.id).collect();
+        assert!(
+            ids.iter().all(|id| *id >= first) && ids.len() == 3 && !new.left,
+            "{new:?}"
+        );
+        assert_eq!(new.rows[1].job_id, third, "tenant by tenant in turn");
+        let new = outbox::take(&mut transaction, &queue, look, 2, 100).await.unwrap();
+        assert_eq!(
+            (new.rows.len(), new.left),
+            (2, true),
+            "no more than the window has room for"
+        );
+        outbox::confirm(&mut transaction, &ids).await.unwrap();
+        let none = outbox::take(&mut transaction, &queue, look, WINDOW, 100).await.unwrap();
+        assert_eq!((none.rows.len(), none.left), (0, true), "an older one is there");
     })
     .await;
 }

@@ -3,10 +3,11 @@
 //! The relay's transaction stays open while it publishes, for five seconds at most: a relay that dies gives its rows
 //! back by itself.
 
-use sqlx::{Connection, PgConnection, Postgres, Row, Transaction};
+use sqlx::postgres::PgRow;
+use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
-use super::row::{get, parse};
+use super::row::{get, parse, unsigned};
 use super::{Pool, StoreResult, jobs, operators};
 use crate::domain::{JobId, QueueName};
 
@@ -19,6 +20,24 @@ pub struct OutboxRow {
     pub job_id: JobId,
     /// W3C trace context of the request that made it.
     pub traceparent: Option<String>,
+}
+
+/// Which rows of a queue a relay looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// At all, in the order in which they may go. What went is passed over as well until it is vacuumed, and comes first in that order.
+    All,
+    /// At those from this id on, for a relay that left none before it: the cost follows what is new.
+    From(i64),
+}
+
+/// What a relay may publish of a queue.
+#[derive(Debug)]
+pub struct Taken {
+    /// The rows, in the order in which they go.
+    pub rows: Vec<OutboxRow>,
+    /// Whether there are others among those that were looked at, due or not.
+    pub left: bool,
 }
 
 /// Begins a relay's transaction. It is not flushed at its commit: what a crash undoes is published once more, and a message that
@@ -54,7 +73,7 @@ pub async fn queues(pool: &Pool) -> StoreResult<Vec<QueueName>> {
         .collect()
 }
 
-/// Takes at most `most` due rows while the queue's window has room, and locks them until the transaction ends.
+/// Takes at most `most` of the due rows while the queue's window has room, and locks them until the transaction ends.
 ///
 /// The window is counted from rows (what is released and not yet claimed) and shared out between tenants: whoever has
 /// the fewest jobs in it is next, so that one with 50,000 rows stands behind another's single one. Within a tenant
@@ -64,25 +83,60 @@ pub async fn queues(pool: &Pool) -> StoreResult<Vec<QueueName>> {
 pub async fn take(
     connection: &mut PgConnection,
     queue: &QueueName,
+    look: Look,
     window: u32,
     most: u32,
-) -> StoreResult<Vec<OutboxRow>> {
+) -> StoreResult<Taken> {
     let lock = format!("relay:{}:{}", queue.model, queue.class.as_str());
     let mine: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))")
         .bind(lock)
         .fetch_one(&mut *connection)
         .await?;
-    if !mine {
-        return Ok(Vec::new());
-    }
-    let rows = sqlx::query(concat!(
-        // The tenants by a loose index scan, and of each no more rows than could be taken: the cost follows the window and
-        // the number of tenants, not the length of their lists.
-        "WITH RECURSIVE tenant AS (
-             (SELECT tenant_id FROM outbox WHERE model = $1 AND class = $2 ORDER BY tenant_id LIMIT 1)
+    let rows = if mine {
+        let (sql, first) = match look {
+            Look::All => (TAKE_OF_ALL, None),
+            Look::From(first) => (TAKE_OF_NEW, Some(first)),
+        };
+        let mut taking = sqlx::query(sql)
+            .bind(&queue.model)
+            .bind(queue.class.as_str())
+            .bind(i64::from(window))
+            .bind(i64::from(most));
+        if let Some(first) = first {
+            taking = taking.bind(first);
+        }
+        taking.fetch_all(&mut *connection).await?
+    } else {
+        Vec::new()
+    };
+    let left = match rows.first() {
+        Some(row) => unsigned(row, "there")? as usize > rows.len(),
+        None => has_rows(connection, queue).await?,
+    };
+    let rows = rows.iter().map(taken).collect::<StoreResult<_>>()?;
+    Ok(Taken { rows, left })
+}
+
+fn taken(row: &PgRow) -> StoreResult<OutboxRow> {
+    Ok(OutboxRow {
+        id: get(row, "id")?,
+        job_id: JobId::from_uuid(get(row, "job_id")?),
+        traceparent: get(row, "traceparent")?,
+    })
+}
+
+/// Takes of these rows of the queue, by a statement that begins so.
+macro_rules! take_of {
+    ($rows:literal, $begin:literal) => {
+        concat!(
+            $begin,
+            // The tenants by a loose index scan, and of each no more rows than could be taken: the cost follows the window and
+            // the number of tenants, not the length of their lists.
+            " tenant AS (
+             (SELECT tenant_id FROM ", $rows, " WHERE model = $1 AND class = $2 ORDER BY tenant_id LIMIT 1)
              UNION ALL
              SELECT next.tenant_id FROM tenant CROSS JOIN LATERAL (
-                 SELECT o.tenant_id FROM outbox o
+                 SELECT o.tenant_id FROM ", $rows, " o
                  WHERE o.model = $1 AND o.class = $2 AND o.tenant_id > tenant.tenant_id ORDER BY o.tenant_id LIMIT 1
              ) next
          ), inside AS MATERIALIZED (
@@ -99,55 +153,49 @@ pub async fn take(
                      WHERE j.status IN ('in_progress', 'cancelling') AND j.tenant_id = tenant.tenant_id
                  ) - coalesce((SELECT e.jobs FROM elsewhere e WHERE e.tenant_id = tenant.tenant_id), 0) END AS most
              FROM tenant LEFT JOIN inside USING (tenant_id) LEFT JOIN tenant_limits limits USING (tenant_id)
-             WHERE NOT ",
-        operators::is_paused!("$1", "$2", "tenant.tenant_id"),
-        "
+             WHERE NOT ", operators::is_paused!("$1", "$2", "tenant.tenant_id"), "
          ), turn AS MATERIALIZED (
              SELECT next.*, share.jobs + next.place AS turn
              FROM share CROSS JOIN room CROSS JOIN LATERAL (
                  SELECT id, job_id, priority, deadline_at,
                      row_number() OVER (ORDER BY priority DESC, deadline_at, job_id) AS place
                  FROM (
-                     SELECT id, job_id, priority, deadline_at FROM outbox o
+                     SELECT id, job_id, priority, deadline_at FROM ", $rows, " o
                      WHERE o.model = $1 AND o.class = $2 AND o.tenant_id = share.tenant_id AND o.available_at <= now()
                      ORDER BY priority DESC, deadline_at, job_id LIMIT room.jobs
                  ) first
              ) next
              WHERE share.most IS NULL OR share.jobs + next.place <= share.most
          )
-         SELECT o.id, o.job_id, o.traceparent FROM (
+         SELECT o.id, o.job_id, o.traceparent, there.rows AS there FROM (
              SELECT * FROM turn ORDER BY turn, priority DESC, deadline_at, job_id LIMIT (SELECT jobs FROM room)
          ) chosen CROSS JOIN LATERAL (
              -- Looked up one by one: the planner would rather read the whole outbox.
              SELECT id, job_id, traceparent FROM outbox WHERE id = chosen.id FOR UPDATE SKIP LOCKED
-         ) o
-         ORDER BY chosen.turn, chosen.priority DESC, chosen.deadline_at, chosen.job_id",
-    ))
-    .bind(&queue.model)
-    .bind(queue.class.as_str())
-    .bind(i64::from(window))
-    .bind(i64::from(most))
-    .fetch_all(connection)
-    .await?;
-    rows.iter()
-        .map(|row| {
-            let job_id = JobId::from_uuid(row.try_get("job_id")?);
-            Ok(OutboxRow {
-                id: get(row, "id")?,
-                job_id,
-                traceparent: get(row, "traceparent")?,
-            })
-        })
-        .collect()
+         ) o CROSS JOIN (
+             SELECT count(*)::int AS rows FROM (SELECT FROM ", $rows, " WHERE model = $1 AND class = $2 LIMIT $4 + 1) r
+         ) there
+         ORDER BY chosen.turn, chosen.priority DESC, chosen.deadline_at, chosen.job_id"
+        )
+    };
 }
 
-/// Deletes rows of a queue whose messages were confirmed and not returned, and notes the release of jobs that still wait. Answers
-/// whether the queue has other rows, due or not.
+const TAKE_OF_ALL: &str = take_of!("outbox", "WITH RECURSIVE");
+const TAKE_OF_NEW: &str = take_of!(
+    "new",
+    "WITH RECURSIVE new AS MATERIALIZED (
+         SELECT id, job_id, model, class, tenant_id, available_at, priority, deadline_at FROM outbox
+         -- Values and no conditions: the index of the queues is the one that has to be passed over.
+         WHERE id >= $5 AND (model = $1) IS TRUE AND (class = $2) IS TRUE ORDER BY id LIMIT $4 + 1
+     ),"
+);
+
+/// Deletes rows whose messages were confirmed and not returned, and notes the release of jobs that still wait.
 ///
 /// The jobs' rows are locked but not written: a claim that comes now waits, and finds what is noted here by a statement that begins
 /// when it has the lock ([`super::claim`]).
-pub async fn confirm(connection: &mut PgConnection, queue: &QueueName, rows: &[i64]) -> StoreResult<bool> {
-    Ok(sqlx::query_scalar(concat!(
+pub async fn confirm(connection: &mut PgConnection, rows: &[i64]) -> StoreResult<()> {
+    sqlx::query(concat!(
         "WITH sent AS (
              DELETE FROM outbox WHERE id = ANY($1) RETURNING job_id
          ), waiting AS MATERIALIZED (
@@ -155,25 +203,19 @@ pub async fn confirm(connection: &mut PgConnection, queue: &QueueName, rows: &[i
              WHERE j.id IN (SELECT job_id FROM sent) AND ",
         jobs::is_queued!("j"),
         " ORDER BY j.id FOR NO KEY UPDATE OF j
-         ), noted AS (
-             INSERT INTO released (job_id, model, class, tenant_id, rescued)
-             SELECT id, model, class, tenant_id, rescued FROM waiting
-             ON CONFLICT (job_id) DO UPDATE SET released_at = excluded.released_at
          )
-         -- Counted as they were when the statement began, with those that it deletes.
-         SELECT count(*) > cardinality($1) FROM (
-             SELECT FROM outbox WHERE model = $2 AND class = $3 LIMIT cardinality($1) + 1
-         ) there",
+         INSERT INTO released (job_id, model, class, tenant_id, rescued)
+         SELECT id, model, class, tenant_id, rescued FROM waiting
+         ON CONFLICT (job_id) DO UPDATE SET released_at = excluded.released_at",
     ))
     .bind(rows)
-    .bind(&queue.model)
-    .bind(queue.class.as_str())
-    .fetch_one(connection)
-    .await?)
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Whether a queue has rows, due or not.
-pub async fn has_rows(connection: &mut PgConnection, queue: &QueueName) -> StoreResult<bool> {
+async fn has_rows(connection: &mut PgConnection, queue: &QueueName) -> StoreResult<bool> {
     Ok(
         sqlx::query_scalar("SELECT EXISTS (SELECT FROM outbox WHERE model = $1 AND class = $2)")
             .bind(&queue.model)

@@ -12,6 +12,7 @@ use claimcheck_common::store::idempotency::{Answer, Before, Claim, ClaimedBy};
 use claimcheck_common::store::jobs::JobView;
 use claimcheck_common::store::once::Once;
 use claimcheck_common::store::operators::{PauseScope, TenantLimits};
+use claimcheck_common::store::outbox::Look;
 use claimcheck_common::store::quota::Refusal;
 use claimcheck_common::store::retry::{Asker, Purpose, Retried};
 use claimcheck_common::store::selection::{Chunk, Selection};
@@ -436,13 +437,14 @@ impl<'a> Walker<'a> {
         let mut taken = Vec::new();
         for class in Class::ALL {
             let mut transaction = self.pool.begin().await.unwrap();
-            let rows = outbox::take(&mut transaction, &queue(class), WINDOW, WINDOW)
+            let rows = outbox::take(&mut transaction, &queue(class), Look::All, WINDOW, WINDOW)
                 .await
-                .unwrap();
+                .unwrap()
+                .rows;
             taken.extend(rows.iter().map(|row| self.place(row.job_id)));
             if recorded {
                 let rows: Vec<_> = rows.iter().map(|row| row.id).collect();
-                outbox::confirm(&mut transaction, &queue(class), &rows).await.unwrap();
+                outbox::confirm(&mut transaction, &rows).await.unwrap();
                 transaction.commit().await.unwrap();
             } else {
                 transaction.rollback().await.unwrap();
