@@ -100,8 +100,9 @@ async fn running(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
     let claimed = claim::claim(pool, worker, ids(first).collect(), LEASE).await.unwrap();
     assert_eq!(claimed.len() as u64, GROUP);
     let next: Vec<_> = ids(first + GROUP).collect();
+    let arguments = format!("{}, '{}', '{{}}'", array(&next), worker.uuid());
     explainer
-        .explain("claim 20 jobs: lock", "AS late", &array(&next), GROUP)
+        .explain("claim 20 jobs: lock", "AS late", &arguments, GROUP)
         .await;
     let arguments = format!("{}, '{}', '10 seconds'", array(&next), worker.uuid());
     explainer

@@ -261,6 +261,31 @@ async fn a_job_is_claimed_once_however_many_workers_try_together() {
 }
 
 #[tokio::test]
+async fn a_claim_whose_answer_did_not_come_is_taken_up_by_its_worker_alone() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let (worker, other) = (WorkerId::new(), WorkerId::new());
+        let ids = [submitted(pool).await.key.id, submitted(pool).await.key.id].to_vec();
+        let unheard = claim::claim(pool, worker, vec![ids[0]], LEASE).await.unwrap()[0].key;
+        for (who, ids) in [(worker, Vec::new()), (other, ids.clone())] {
+            let none = claim::claim_again(pool, who, vec![unheard.id], ids, LEASE)
+                .await
+                .unwrap();
+            assert!(none.is_empty(), "in flight, or another's: {none:?}");
+        }
+        let again = claim::claim_again(pool, worker, ids.clone(), ids, LEASE).await.unwrap();
+        assert_eq!(again.iter().map(|job| job.key.fence).collect::<Vec<_>>(), [2, 1]);
+        assert_eq!(settle_completed(pool, unheard, "nobody runs this one").await, []);
+        for job in again {
+            let ended = settle_completed(pool, job.key, "a text").await;
+            assert_eq!(ended.len(), 1);
+            assert_eq!(view(pool, job.key.id).await.attempt, 1, "no attempt is lost");
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_stale_worker_cannot_settle_a_job_that_was_claimed_again() {
     in_world(async |world| {
         let pool = &world.pool;

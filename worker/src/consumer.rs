@@ -185,10 +185,11 @@ impl Consumer {
     ) -> Result<HashMap<JobId, ClaimedJob>, Interrupted> {
         let mut backoff = Backoff::default();
         let lease = self.delivery.lease;
+        let mut unheard = Vec::new();
         loop {
             // Not dropped at a stop: the commit could still come, and the job would have to lapse. But a claim that is
             // answered after its lease is worth nothing.
-            let claim = claim::claim(&self.lane, self.worker, ids.clone(), lease);
+            let claim = claim::claim_again(&self.lane, self.worker, ids.clone(), unheard, lease);
             match tokio::time::timeout(lease, claim).await {
                 Ok(Ok(jobs)) => return Ok(by_id(jobs)),
                 Ok(Err(error)) if !error.is_transient() => return Ok(self.claim_singly(ids, &error).await),
@@ -198,6 +199,9 @@ impl Consumer {
                     "deliveries wait for a database that does not answer"
                 ),
             }
+            // It may have been committed all the same. What is in flight was claimed before, and its message comes twice.
+            unheard = ids.clone();
+            unheard.retain(|id| self.in_flight.claims(*id).is_empty());
             unless(stop, backoff.wait()).await?;
         }
     }

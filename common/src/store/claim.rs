@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{get, json, parse, present, unsigned};
-use super::{Lane, StoreResult, jobs, notify, operators, outbox};
+use super::{Lane, StoreResult, notify, operators, outbox};
 use crate::domain::{GenerationParams, Id, JobId, JobKey, Prompt, Share, WorkerId};
 
 /// A job that is now this worker's until its lease ends.
@@ -36,10 +36,23 @@ pub async fn claim(
     ids: Vec<JobId>,
     lease: Duration,
 ) -> StoreResult<Vec<ClaimedJob>> {
+    claim_again(lane, worker, ids, Vec::new(), lease).await
+}
+
+/// As [`claim`], after a try whose answer did not come: it may have claimed those of `unheard`, and nobody runs them. Those that are this
+/// worker's are claimed anew, as the same attempt, so that they need not wait for their lease to end.
+pub async fn claim_again(
+    lane: impl Into<Lane>,
+    worker: WorkerId,
+    ids: Vec<JobId>,
+    unheard: Vec<JobId>,
+    lease: Duration,
+) -> StoreResult<Vec<ClaimedJob>> {
     transaction_begun_by(lane, BEGIN_WITH_KEPT_PLANS, ANSWER_LIMIT, move |connection| {
-        let ids: Vec<_> = ids.iter().map(|id| id.uuid()).collect();
+        let uuids = |ids: &[JobId]| ids.iter().map(|id| id.uuid()).collect::<Vec<_>>();
+        let (ids, unheard) = (uuids(&ids), uuids(&unheard));
         Box::pin(async move {
-            let Waiting { due, early } = lock(connection, ids).await?;
+            let Waiting { due, early } = lock(connection, ids, worker, unheard).await?;
             let claimed = begin(connection, due, worker, lease).await?;
             send_back(connection, early).await?;
             Ok(claimed)
@@ -48,30 +61,37 @@ pub async fn claim(
     .await
 }
 
-/// Locked jobs that wait. What is late is in neither list: it is left to expire and costs no step.
+/// Locked jobs that wait, or were claimed unheard. What is late is in neither list: it is left to expire and costs no step.
 #[derive(Default)]
 struct Waiting {
     due: Vec<Uuid>,
     early: Vec<Uuid>,
 }
 
-/// Locks those of `ids` that wait.
+/// Locks those of `ids` that wait, and those of `unheard` that this worker has.
 ///
 /// A statement of its own: the relay may hold a job to note its release, which a statement that began before does not see.
-async fn lock(connection: &mut PgConnection, ids: Vec<Uuid>) -> StoreResult<Waiting> {
+async fn lock(
+    connection: &mut PgConnection,
+    ids: Vec<Uuid>,
+    worker: WorkerId,
+    unheard: Vec<Uuid>,
+) -> StoreResult<Waiting> {
     let rows = sqlx::query(
         // Locked in id order. No SKIP LOCKED: a row that is skipped would look like a duplicate.
         concat!(
-            "SELECT id, available_at <= now() AND NOT ",
+            "SELECT id, status <> 'queued' OR available_at <= now() AND NOT ",
             operators::is_paused!("jobs.model", "jobs.class", "jobs.tenant_id"),
-            " AS due,
-             coalesce(least(deadline_at, CASE WHEN fence = 0 THEN start_by END) <= now(), false) AS late
-         FROM jobs WHERE id = ANY($1) AND ",
-            jobs::is_queued!("jobs"),
-            " ORDER BY id FOR UPDATE",
+            " AS due, status = 'queued'
+                 AND coalesce(least(deadline_at, CASE WHEN fence = 0 THEN start_by END) <= now(), false) AS late
+             FROM jobs WHERE id = ANY($1)
+                 AND (status = 'queued' OR status = 'in_progress' AND worker_id = $2 AND id = ANY($3)) IS TRUE
+             ORDER BY id FOR UPDATE",
         ),
     )
     .bind(ids)
+    .bind(worker.uuid())
+    .bind(unheard)
     .fetch_all(connection)
     .await?;
     let mut waiting = Waiting::default();
@@ -100,11 +120,10 @@ async fn begin(
         "WITH recalled AS (
              DELETE FROM released WHERE job_id = ANY($1)
          ), claimed AS (
-             UPDATE jobs SET status = 'in_progress', attempt = attempt + 1, fence = fence + 1, worker_id = $2,
+             UPDATE jobs SET status = 'in_progress', attempt = attempt + (status = 'queued')::int, fence = fence + 1, worker_id = $2,
                  lease_expires_at = now() + $3::interval, claimed_at = now()
-             WHERE id = ANY($1) AND ",
-        jobs::is_queued!("jobs"),
-        " RETURNING id, fence, class, lapses, tenant_id, priority, deadline_at
+             WHERE id = ANY($1) AND (status = 'queued' OR status = 'in_progress' AND worker_id = $2) IS TRUE
+             RETURNING id, fence, class, lapses, tenant_id, priority, deadline_at
          ), ",
         notify::changed!("claimed", begun),
         " SELECT c.*, i.prompt, i.parameters FROM claimed c JOIN job_inputs i ON i.job_id = c.id CROSS JOIN told ORDER BY c.id",

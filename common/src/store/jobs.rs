@@ -141,15 +141,6 @@ pub struct Page {
     pub limit: u32,
 }
 
-/// Whether a job that is found by its id waits, as SQL. A value and no condition: else a plan that was made while the service was young,
-/// and is kept, looks for the few that wait by reading an index of all jobs from end to end.
-macro_rules! is_queued {
-    ($job:literal) => {
-        concat!("(", $job, ".status = 'queued') IS TRUE")
-    };
-}
-pub(super) use is_queued;
-
 /// Why the job `j` does not run yet, as SQL.
 macro_rules! waiting_reason {
     () => {

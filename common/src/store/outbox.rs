@@ -8,7 +8,7 @@ use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
 use super::row::{get, parse, unsigned};
-use super::{Pool, StoreResult, jobs, operators};
+use super::{Pool, StoreResult, operators};
 use crate::domain::{JobId, QueueName};
 
 /// A message that waits to be published.
@@ -183,9 +183,9 @@ macro_rules! take_of {
 const TAKE_OF_ALL: &str = take_of!("outbox", "WITH RECURSIVE");
 const TAKE_OF_NEW: &str = take_of!(
     "new",
+    // By the ids alone: the index of the queues begins with what went.
     "WITH RECURSIVE new AS MATERIALIZED (
          SELECT id, job_id, model, class, tenant_id, available_at, priority, deadline_at FROM outbox
-         -- Values and no conditions: the index of the queues is the one that has to be passed over.
          WHERE id >= $5 AND (model = $1) IS TRUE AND (class = $2) IS TRUE ORDER BY id LIMIT $4 + 1
      ),"
 );
@@ -195,19 +195,17 @@ const TAKE_OF_NEW: &str = take_of!(
 /// The jobs' rows are locked but not written: a claim that comes now waits, and finds what is noted here by a statement that begins
 /// when it has the lock ([`super::claim`]).
 pub async fn confirm(connection: &mut PgConnection, rows: &[i64]) -> StoreResult<()> {
-    sqlx::query(concat!(
+    sqlx::query(
         "WITH sent AS (
              DELETE FROM outbox WHERE id = ANY($1) RETURNING job_id
          ), waiting AS MATERIALIZED (
              SELECT j.id, j.model, j.class, j.tenant_id, j.lapses > 0 AS rescued FROM jobs j
-             WHERE j.id IN (SELECT job_id FROM sent) AND ",
-        jobs::is_queued!("j"),
-        " ORDER BY j.id FOR NO KEY UPDATE OF j
+             WHERE j.id IN (SELECT job_id FROM sent) AND (j.status = 'queued') IS TRUE ORDER BY j.id FOR NO KEY UPDATE OF j
          )
          INSERT INTO released (job_id, model, class, tenant_id, rescued)
          SELECT id, model, class, tenant_id, rescued FROM waiting
          ON CONFLICT (job_id) DO UPDATE SET released_at = excluded.released_at",
-    ))
+    )
     .bind(rows)
     .execute(connection)
     .await?;

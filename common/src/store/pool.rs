@@ -100,6 +100,9 @@ fn silent(limit: Duration) -> sqlx::Error {
 
 /// Begins a transaction whose statements run by plans that are made once: for those that every job passes through, and whose
 /// plan is the same whatever they are given.
+///
+/// A plan may be kept since the service was young. Where it knows jobs by their ids it must not look for them by their state, or it reads an
+/// index of all jobs from end to end when there are many: `(status = …) IS TRUE` is a value, for which no index is looked through.
 pub(super) const BEGIN_WITH_KEPT_PLANS: &str = "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan";
 
 /// A connection for one errand of the owner, which may read a whole table and take its time.
