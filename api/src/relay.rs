@@ -79,21 +79,21 @@ impl Relay {
     /// Relays until `stop`, through every failure of broker and database.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
-        let (mut place, mut pace) = (Where::Anywhere, Pace::default());
+        let (mut next, mut pace) = (Where::Anywhere, Pace::default());
         while !stop.is_cancelled() {
             let began = Instant::now();
-            let turn = tokio::time::timeout(TURN_TIME, self.relay_due(place)).await;
+            let turn = tokio::time::timeout(TURN_TIME, self.relay_due(next)).await;
             match turn.unwrap_or_else(|_| Err(RelayError::Late)) {
                 Ok(moved) => {
                     backoff.reset();
                     pace.turned(began, moved);
                     pace.rest().await;
-                    place = self.work(&stop).await;
+                    next = self.work(&stop).await;
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the relay failed and will try again");
                     self.publisher = None;
-                    place = Where::Anywhere;
+                    next = Where::Anywhere;
                     tokio::select! {
                         () = stop.cancelled() => {}
                         () = backoff.wait() => {}

@@ -87,25 +87,25 @@ pub async fn take(
     window: u32,
     most: u32,
 ) -> StoreResult<Taken> {
-    let lock = format!("relay:{}:{}", queue.model, queue.class.as_str());
-    let mine: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))")
-        .bind(lock)
+    let name = format!("relay:{}:{}", queue.model, queue.class.as_str());
+    let locked: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock(hashtextextended($1, 0))")
+        .bind(name)
         .fetch_one(&mut *connection)
         .await?;
-    let rows = if mine {
-        let (sql, first) = match look {
-            Look::All => (TAKE_OF_ALL, None),
-            Look::From(first) => (TAKE_OF_NEW, Some(first)),
+    let rows = if locked {
+        let statement = match look {
+            Look::All => sqlx::query(TAKE_OF_ALL),
+            Look::From(_) => sqlx::query(TAKE_OF_NEW),
         };
-        let mut taking = sqlx::query(sql)
+        let mut statement = statement
             .bind(&queue.model)
             .bind(queue.class.as_str())
             .bind(i64::from(window))
             .bind(i64::from(most));
-        if let Some(first) = first {
-            taking = taking.bind(first);
+        if let Look::From(first) = look {
+            statement = statement.bind(first);
         }
-        taking.fetch_all(&mut *connection).await?
+        statement.fetch_all(&mut *connection).await?
     } else {
         Vec::new()
     };
