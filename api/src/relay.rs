@@ -23,8 +23,6 @@ use crate::outgoing::{Outgoing, Where};
 const TURN_TIME: Duration = Duration::from_secs(30);
 /// A queue that is not served keeps the others waiting whenever it is tried.
 const REFUSED_FOR: Duration = Duration::from_secs(5);
-/// A row that is committed so long after its id was drawn is no longer looked for among the new ones.
-const STRAGGLERS: Duration = Duration::from_secs(1);
 /// Most messages in one transaction, so that its confirms come well within its time limit.
 const BATCH: u32 = 512;
 
@@ -93,6 +91,8 @@ impl Relay {
                 Err(error) => {
                     tracing::warn!(%error, "the relay failed and will try again");
                     self.publisher = None;
+                    // A database that was restored begins with smaller ids.
+                    self.frontier = Frontier::default();
                     next = Where::Anywhere;
                     tokio::select! {
                         () = stop.cancelled() => {}
@@ -133,6 +133,7 @@ impl Relay {
             Where::Anywhere => {
                 self.outgoing.take();
                 self.looked = Instant::now();
+                self.frontier.pass();
                 self.left.clear();
                 (outbox::queues(&self.pool).await?.into_iter().collect(), Look::All)
             }
@@ -163,7 +164,9 @@ impl Relay {
             match self.relay_batch(&queue, look).await {
                 Ok(Taken { rows, left }) => {
                     moved += rows.len();
-                    self.frontier.reached(rows.iter().map(|row| row.id).max());
+                    for row in &rows {
+                        self.frontier.reached(row.id);
+                    }
                     if rows.len() == BATCH as usize {
                         look = Look::All;
                         continue;
@@ -226,24 +229,14 @@ fn message(row: &OutboxRow) -> JobMessage {
     }
 }
 
-/// How far the relay has come in the outbox, whose ids are drawn in order but committed out of it.
-///
-/// What is drawn and not committed for longer than [`STRAGGLERS`] may be passed over, and is found when all is looked at next.
+/// How far the relay has come in the outbox, whose ids are drawn in order but committed out of it: what is drawn before one look at all
+/// queues and committed after the next may be passed over, and is found by the one after that.
+#[derive(Default)]
 struct Frontier {
-    /// The greatest id that went: lately, and at the beginning of each of the last two spans.
+    /// The greatest id that went.
     newest: i64,
+    /// What it was at the last two looks at all queues, the older one first.
     passed: [i64; 2],
-    span: Instant,
-}
-
-impl Default for Frontier {
-    fn default() -> Self {
-        Self {
-            newest: 0,
-            passed: [0; 2],
-            span: Instant::now(),
-        }
-    }
 }
 
 impl Frontier {
@@ -256,12 +249,35 @@ impl Frontier {
     }
 
     /// Rows up to this id went.
-    fn reached(&mut self, newest: Option<i64>) {
-        let Some(newest) = newest else { return };
-        if self.span.elapsed() > STRAGGLERS {
-            self.passed = [self.passed[1], self.newest];
-            self.span = Instant::now();
-        }
-        self.newest = self.newest.max(newest);
+    fn reached(&mut self, id: i64) {
+        self.newest = self.newest.max(id);
+    }
+
+    /// All queues are looked at.
+    const fn pass(&mut self) {
+        self.passed = [self.passed[1], self.newest];
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_new_begins_with_what_went_before_the_last_look_but_one() {
+        let mut frontier = Frontier::default();
+        frontier.reached(7);
+        frontier.pass();
+        frontier.reached(9);
+        assert_eq!(
+            frontier.look(),
+            Look::All,
+            "one that is still on its way may have a smaller id"
+        );
+        frontier.pass();
+        frontier.reached(8);
+        assert_eq!(frontier.look(), Look::From(7));
+        frontier.pass();
+        assert_eq!(frontier.look(), Look::From(9));
     }
 }

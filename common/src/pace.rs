@@ -1,7 +1,7 @@
 //! How often a loop turns that serves in groups whatever has come.
 //!
 //! Such a loop turns as fast as it can: at half load it makes many small groups, and a job costs twice what it costs at full load.
-//! So a turn that served several is followed by a short rest, in which the next ones gather. What comes alone never waits.
+//! So a turn that served several is followed by a short rest, in which the next ones gather. What comes to an idle loop goes at once.
 //! (PostgreSQL's `commit_delay` with `commit_siblings` is the same thought.)
 
 use std::time::Duration;

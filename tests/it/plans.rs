@@ -63,7 +63,8 @@ async fn plans_that_were_made_in_a_quiet_hour_are_good_in_a_busy_one() {
     in_world(async |world| {
         let explained = plans(world, FEWEST, Looked::Before).await;
         let kept = explained.iter().filter(|statement| statement.mode == Mode::Generic);
-        let strayed: Vec<_> = kept.filter(|statement| !statement.plan.strayed.is_empty()).collect();
+        let strayed = kept.filter(|statement| !statement.plan.strayed.is_empty() || !statement.plan.scanned.is_empty());
+        let strayed: Vec<_> = strayed.collect();
         let told = strayed.iter().map(|statement| {
             format!(
                 "{}: {:?}\n{}",

@@ -187,20 +187,14 @@ impl Consumer {
         let lease = self.delivery.lease;
         let mut unheard = Vec::new();
         loop {
-            // Not dropped at a stop: the commit could still come, and the job would have to lapse. But a claim that is
-            // answered after its lease is worth nothing.
-            let claim = claim::claim_again(&self.lane, self.worker, ids.clone(), unheard, lease);
-            match tokio::time::timeout(lease, claim).await {
-                Ok(Ok(jobs)) => return Ok(by_id(jobs)),
-                Ok(Err(error)) if !error.is_transient() => return Ok(self.claim_singly(ids, &error).await),
-                Ok(Err(error)) => tracing::warn!(%error, deliveries = ids.len(), "deliveries wait for the database"),
-                Err(_) => tracing::warn!(
-                    deliveries = ids.len(),
-                    "deliveries wait for a database that does not answer"
-                ),
+            // Not dropped at a stop: the commit could still come, and the job would have to lapse.
+            match claim::claim_again(&self.lane, self.worker, ids.clone(), unheard.clone(), lease).await {
+                Ok(jobs) => return Ok(by_id(jobs)),
+                Err(error) if !error.is_transient() => return Ok(self.claim_singly(ids, &unheard, &error).await),
+                Err(error) => tracing::warn!(%error, deliveries = ids.len(), "deliveries wait for the database"),
             }
             // It may have been committed all the same. What is in flight was claimed before, and its message comes twice.
-            unheard = ids.clone();
+            unheard.clone_from(&ids);
             unheard.retain(|id| self.in_flight.claims(*id).is_empty());
             unless(stop, backoff.wait()).await?;
         }
@@ -208,11 +202,12 @@ impl Consumer {
 
     /// One row that does not read must not keep its neighbours from being claimed. It stays queued: re-emission brings it
     /// back, each time later than before.
-    async fn claim_singly(&self, ids: Vec<JobId>, error: &StoreError) -> HashMap<JobId, ClaimedJob> {
+    async fn claim_singly(&self, ids: Vec<JobId>, unheard: &[JobId], error: &StoreError) -> HashMap<JobId, ClaimedJob> {
         tracing::error!(%error, deliveries = ids.len(), "a group could not be claimed, claiming one by one");
         let mut claimed = Vec::new();
         for id in ids {
-            match claim::claim(&self.lane, self.worker, vec![id], self.delivery.lease).await {
+            let unheard = unheard.iter().filter(|one| **one == id).copied().collect();
+            match claim::claim_again(&self.lane, self.worker, vec![id], unheard, self.delivery.lease).await {
                 Ok(jobs) => claimed.extend(jobs),
                 Err(error) => tracing::error!(job = %id, %error, "the job cannot be claimed"),
             }

@@ -39,8 +39,11 @@ pub async fn claim(
     claim_again(lane, worker, ids, Vec::new(), lease).await
 }
 
-/// As [`claim`], after a try whose answer did not come: it may have claimed those of `unheard`, and nobody runs them. Those that are this
-/// worker's are claimed anew, as the same attempt, so that they need not wait for their lease to end.
+/// As [`claim`], after a try whose answer did not come: it may have claimed those of `unheard`, and nobody runs them. Those that are in
+/// progress as this worker's are claimed anew, as the same attempt, so that they need not wait for their lease to end.
+///
+/// Must be awaited: a try that is still to come could take a job away from the one that was heard. One that was given up here has at most
+/// its commit left to do, and holds the jobs' rows until then.
 pub async fn claim_again(
     lane: impl Into<Lane>,
     worker: WorkerId,
@@ -48,7 +51,9 @@ pub async fn claim_again(
     unheard: Vec<JobId>,
     lease: Duration,
 ) -> StoreResult<Vec<ClaimedJob>> {
-    transaction_begun_by(lane, BEGIN_WITH_KEPT_PLANS, ANSWER_LIMIT, move |connection| {
+    // A claim that is answered after its lease is worth nothing.
+    let limit = lease.min(ANSWER_LIMIT);
+    transaction_begun_by(lane, BEGIN_WITH_KEPT_PLANS, limit, move |connection| {
         let uuids = |ids: &[JobId]| ids.iter().map(|id| id.uuid()).collect::<Vec<_>>();
         let (ids, unheard) = (uuids(&ids), uuids(&unheard));
         Box::pin(async move {

@@ -27,7 +27,7 @@ pub struct OutboxRow {
 pub enum Look {
     /// At all, in the order in which they may go. What went is passed over as well until it is vacuumed, and comes first in that order.
     All,
-    /// At those from this id on, for a relay that left none before it: the cost follows what is new.
+    /// At those from this id on, for a relay that left none before it: the cost follows what is new. If more than may be taken are new, at all.
     From(i64),
 }
 
@@ -36,7 +36,7 @@ pub enum Look {
 pub struct Taken {
     /// The rows, in the order in which they go.
     pub rows: Vec<OutboxRow>,
-    /// Whether there are others among those that were looked at, due or not.
+    /// Whether there are others among those that were looked at, due or not; where none was taken, in the whole queue.
     pub left: bool,
 }
 
@@ -92,29 +92,46 @@ pub async fn take(
         .bind(name)
         .fetch_one(&mut *connection)
         .await?;
-    let rows = if locked {
-        let statement = match look {
-            Look::All => sqlx::query(TAKE_OF_ALL),
-            Look::From(_) => sqlx::query(TAKE_OF_NEW),
-        };
-        let mut statement = statement
-            .bind(&queue.model)
-            .bind(queue.class.as_str())
-            .bind(i64::from(window))
-            .bind(i64::from(most));
-        if let Look::From(first) = look {
-            statement = statement.bind(first);
+    let mut rows = Vec::new();
+    if locked {
+        rows = look_at(connection, queue, look, window, most).await?;
+        if look != Look::All && there(&rows)?.is_some_and(|there| there > most) {
+            rows = look_at(connection, queue, Look::All, window, most).await?;
         }
-        statement.fetch_all(&mut *connection).await?
-    } else {
-        Vec::new()
-    };
-    let left = match rows.first() {
-        Some(row) => unsigned(row, "there")? as usize > rows.len(),
+    }
+    let left = match there(&rows)? {
+        Some(there) => there as usize > rows.len(),
         None => has_rows(connection, queue).await?,
     };
     let rows = rows.iter().map(taken).collect::<StoreResult<_>>()?;
     Ok(Taken { rows, left })
+}
+
+async fn look_at(
+    connection: &mut PgConnection,
+    queue: &QueueName,
+    look: Look,
+    window: u32,
+    most: u32,
+) -> StoreResult<Vec<PgRow>> {
+    let statement = match look {
+        Look::All => sqlx::query(TAKE_OF_ALL),
+        Look::From(_) => sqlx::query(TAKE_OF_NEW),
+    };
+    let mut statement = statement
+        .bind(&queue.model)
+        .bind(queue.class.as_str())
+        .bind(i64::from(window))
+        .bind(i64::from(most));
+    if let Look::From(first) = look {
+        statement = statement.bind(first);
+    }
+    Ok(statement.fetch_all(connection).await?)
+}
+
+/// How many rows were there to be taken, counted no further than one beyond the most; `None` if none was taken.
+fn there(rows: &[PgRow]) -> StoreResult<Option<u32>> {
+    rows.first().map(|row| unsigned(row, "there")).transpose()
 }
 
 fn taken(row: &PgRow) -> StoreResult<OutboxRow> {
@@ -125,21 +142,11 @@ fn taken(row: &PgRow) -> StoreResult<OutboxRow> {
     })
 }
 
-/// Takes of these rows of the queue, by a statement that begins so.
+/// Takes of these rows, whose tenants are found so: of each tenant no more rows than could be taken.
 macro_rules! take_of {
-    ($rows:literal, $begin:literal) => {
+    ($rows:literal, $tenants:literal) => {
         concat!(
-            $begin,
-            // The tenants by a loose index scan, and of each no more rows than could be taken: the cost follows the window and
-            // the number of tenants, not the length of their lists.
-            " tenant AS (
-             (SELECT tenant_id FROM ", $rows, " WHERE model = $1 AND class = $2 ORDER BY tenant_id LIMIT 1)
-             UNION ALL
-             SELECT next.tenant_id FROM tenant CROSS JOIN LATERAL (
-                 SELECT o.tenant_id FROM ", $rows, " o
-                 WHERE o.model = $1 AND o.class = $2 AND o.tenant_id > tenant.tenant_id ORDER BY o.tenant_id LIMIT 1
-             ) next
-         ), inside AS MATERIALIZED (
+            "WITH RECURSIVE ", $tenants, ", inside AS MATERIALIZED (
              SELECT tenant_id, count(*) AS jobs FROM released WHERE model = $1 AND class = $2 GROUP BY tenant_id
          ), room AS MATERIALIZED (
              SELECT greatest(least($3 - coalesce(sum(jobs), 0), $4), 0)::bigint AS jobs FROM inside
@@ -180,14 +187,25 @@ macro_rules! take_of {
     };
 }
 
-const TAKE_OF_ALL: &str = take_of!("outbox", "WITH RECURSIVE");
+// The tenants by a loose index scan: the cost follows the window and the number of tenants, not the length of their lists.
+const TAKE_OF_ALL: &str = take_of!(
+    "outbox",
+    "tenant AS (
+         (SELECT tenant_id FROM outbox WHERE model = $1 AND class = $2 ORDER BY tenant_id LIMIT 1)
+         UNION ALL
+         SELECT next.tenant_id FROM tenant CROSS JOIN LATERAL (
+             SELECT o.tenant_id FROM outbox o
+             WHERE o.model = $1 AND o.class = $2 AND o.tenant_id > tenant.tenant_id ORDER BY o.tenant_id LIMIT 1
+         ) next
+     )"
+);
+// By the ids alone: the index of the queues begins with what went.
 const TAKE_OF_NEW: &str = take_of!(
     "new",
-    // By the ids alone: the index of the queues begins with what went.
-    "WITH RECURSIVE new AS MATERIALIZED (
+    "new AS MATERIALIZED (
          SELECT id, job_id, model, class, tenant_id, available_at, priority, deadline_at FROM outbox
          WHERE id >= $5 AND (model = $1) IS TRUE AND (class = $2) IS TRUE ORDER BY id LIMIT $4 + 1
-     ),"
+     ), tenant AS (SELECT DISTINCT tenant_id FROM new)"
 );
 
 /// Deletes rows whose messages were confirmed and not returned, and notes the release of jobs that still wait.

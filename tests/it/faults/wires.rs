@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use claimcheck_tests::{eventually, in_world};
+use claimcheck_tests::{Gate, Moment, eventually, in_world};
 
 use super::{COMPLETED, Caller, LIMIT, LONG, Wires, assert_each_settled_once, count, hurry, job, until_count, wired};
 
@@ -48,6 +48,40 @@ async fn connections_cut_in_the_middle_of_work_lose_no_job() {
         tokio::join!(submit_all(&caller), blows);
         until_count(world, JOBS, COMPLETED).await;
         assert_each_settled_once(world, JOBS).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_whose_answer_is_cut_off_is_taken_up_at_once_and_costs_no_attempt() {
+    in_world(async |world| {
+        hurry(world);
+        // Nobody is rescued meanwhile.
+        world.delivery.lease = 2 * LIMIT;
+        let (
+            installation,
+            Wires {
+                database,
+                broker: _kept,
+            },
+        ) = wired(world).await;
+        let api = installation.api().await;
+        let _worker = installation.worker("worker", []).await;
+        let caller = Caller::of(&api, "ada").await;
+        let claims = "OLD.status = 'queued' AND NEW.status = 'in_progress'";
+        let mut gate = Gate::shut(world, Moment::Commit, "UPDATE ON jobs", claims).await;
+        caller.submit("once", &job(0, 4)).await;
+        gate.reached().await;
+        database.cut();
+        gate.open().await;
+        until_count(world, 1, COMPLETED).await;
+        assert_eq!(count(world, "SELECT attempt::int8 FROM jobs").await, 1);
+        assert_eq!(
+            count(world, "SELECT fence FROM jobs").await,
+            2,
+            "claimed unheard, and taken up"
+        );
+        assert_each_settled_once(world, 1).await;
     })
     .await;
 }

@@ -157,8 +157,10 @@ impl Plan {
         {
             self.scanned.push(table.to_owned());
         }
-        if let (Some(index), Some(condition)) = (text("Index Name"), text("Index Cond"))
+        if let Some(index) = text("Index Name")
             && let Some(first) = leading.get(index)
+            && let Some(condition) = text("Index Cond").or(text("Filter").map(|_| ""))
+            && !table.is_some_and(|table| FEW_ROWS.contains(&table))
             && !condition
                 .split(|c: char| !c.is_alphanumeric() && c != '_')
                 .any(|word| word == first)
