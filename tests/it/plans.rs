@@ -237,7 +237,7 @@ async fn relaying(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
     explainer
         .explain(
             "relay: take 100 new rows",
-            "inside AS",
+            "new AS MATERIALIZED",
             &format!("{arguments}, {first}"),
             taken,
         )
