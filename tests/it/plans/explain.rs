@@ -64,7 +64,8 @@ impl Explainer {
         let pid = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&pool).await;
         let leading = sqlx::query_as(
             "SELECT c.relname::text, pg_get_indexdef(i.indexrelid, 1, true) FROM pg_index i
-             JOIN pg_class c ON c.oid = i.indexrelid WHERE i.indpred IS NULL",
+             JOIN pg_class c ON c.oid = i.indexrelid
+             WHERE i.indpred IS NULL AND c.relnamespace = 'public'::regnamespace",
         );
         let leading: Vec<(String, String)> = leading.fetch_all(&witness).await.unwrap();
         Self {
