@@ -159,6 +159,9 @@ async fn until_count(world: &World, wanted: usize, sql: &'static str) {
 
 const RUNNING: &str = "SELECT count(*) FROM jobs WHERE status = 'in_progress'";
 const COMPLETED: &str = "SELECT count(*) FROM jobs WHERE status = 'completed'";
+const ATTEMPTS: &str = "SELECT attempt::int8 FROM jobs";
+/// What a claim does to a job's row, as the condition of a gate.
+const CLAIMS: &str = "OLD.status = 'queued' AND NEW.status = 'in_progress'";
 
 /// Every job completed, and it was written down exactly once: one output, one event, one audit row each.
 async fn assert_each_settled_once(world: &World, jobs: usize) {

@@ -67,9 +67,7 @@ impl Results {
                 break;
             }
             let ended = starts.sort(ready.drain(..));
-            if !ended.is_empty() {
-                pace.turned(tokio::time::Instant::now(), ended.len());
-            }
+            pace.turned(tokio::time::Instant::now(), ended.len());
             let policy = self.policy.current();
             let (mut ours, mut lost) = (Vec::new(), Vec::new());
             for ended in ended {

@@ -11,16 +11,16 @@ use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tokio::task::JoinHandle;
 
-use super::{COMPLETED, Caller, LIMIT, LONG, RUNNING, assert_each_settled_once, count, hurry, job, until_count};
+use super::{
+    ATTEMPTS, CLAIMS, COMPLETED, Caller, LIMIT, LONG, RUNNING, assert_each_settled_once, count, hurry, job, until_count,
+};
 
 const KEY: &str = "once";
 const SHORT: usize = 8;
 
-const CLAIMS: &str = "OLD.status = 'queued' AND NEW.status = 'in_progress'";
 const SETTLES: &str = "OLD.finished_at IS NULL AND NEW.finished_at IS NOT NULL";
 const RESCUES: &str = "OLD.lapses < NEW.lapses";
 
-const ATTEMPTS: &str = "SELECT attempt::int8 FROM jobs";
 const LAPSES: &str = "SELECT lapses::int8 FROM jobs";
 const OUTBOX: &str = "SELECT count(*) FROM outbox";
 const STARTED: &str = "SELECT count(*) FROM jobs WHERE started_at IS NOT NULL";

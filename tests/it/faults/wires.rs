@@ -2,14 +2,35 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use claimcheck_tests::{Gate, Moment, eventually, in_world};
+use claimcheck_tests::{Gate, Installation, Moment, Process, World, eventually, in_world};
 
-use super::{COMPLETED, Caller, LIMIT, LONG, Wires, assert_each_settled_once, count, hurry, job, until_count, wired};
+use super::{
+    ATTEMPTS, CLAIMS, COMPLETED, Caller, LIMIT, LONG, Wires, assert_each_settled_once, count, hurry, job, until_count,
+    wired,
+};
 
 const JOBS: usize = 400;
 const CALLERS: usize = 8;
 /// A blow each time so many more jobs have ended.
 const STRIDE: usize = 40;
+
+/// A service that reaches its servers by wires, and its one caller.
+struct Behind {
+    wires: Wires,
+    caller: Caller,
+    _running: (Installation, [Process; 2]),
+}
+
+async fn behind_wires(world: &mut World) -> Behind {
+    let (installation, wires) = wired(world).await;
+    let api = installation.api().await;
+    let worker = installation.worker("worker", []).await;
+    Behind {
+        wires,
+        caller: Caller::of(&api, "ada").await,
+        _running: (installation, [api, worker]),
+    }
+}
 
 /// Submits the jobs from several tasks at once.
 async fn submit_all(caller: &Caller) {
@@ -32,20 +53,19 @@ async fn submit_all(caller: &Caller) {
 async fn connections_cut_in_the_middle_of_work_lose_no_job() {
     in_world(async |world| {
         hurry(world);
-        let (installation, Wires { database, broker }) = wired(world).await;
-        let api = installation.api().await;
-        let _worker = installation.worker("worker", []).await;
-        let caller = Caller::of(&api, "ada").await;
+        let behind = behind_wires(world).await;
+        let (wires, caller) = (&behind.wires, &behind.caller);
         let blows = async {
             for blow in 0..JOBS / STRIDE - 1 {
                 eventually("more jobs end", LIMIT, async || {
                     (count(world, COMPLETED).await >= (blow * STRIDE) as i64).then_some(())
                 })
                 .await;
-                if blow % 2 == 0 { database.cut() } else { broker.cut() }
+                let wire = if blow % 2 == 0 { &wires.database } else { &wires.broker };
+                wire.cut();
             }
         };
-        tokio::join!(submit_all(&caller), blows);
+        tokio::join!(submit_all(caller), blows);
         until_count(world, JOBS, COMPLETED).await;
         assert_each_settled_once(world, JOBS).await;
     })
@@ -58,24 +78,15 @@ async fn a_claim_whose_answer_is_cut_off_is_taken_up_at_once_and_costs_no_attemp
         hurry(world);
         // Nobody is rescued meanwhile.
         world.delivery.lease = 2 * LIMIT;
-        let (
-            installation,
-            Wires {
-                database,
-                broker: _kept,
-            },
-        ) = wired(world).await;
-        let api = installation.api().await;
-        let _worker = installation.worker("worker", []).await;
-        let caller = Caller::of(&api, "ada").await;
-        let claims = "OLD.status = 'queued' AND NEW.status = 'in_progress'";
-        let mut gate = Gate::shut(world, Moment::Commit, "UPDATE ON jobs", claims).await;
+        let behind = behind_wires(world).await;
+        let (wires, caller) = (&behind.wires, &behind.caller);
+        let mut gate = Gate::shut(world, Moment::Commit, "UPDATE ON jobs", CLAIMS).await;
         caller.submit("once", &job(0, 4)).await;
         gate.reached().await;
-        database.cut();
+        wires.database.cut();
         gate.open().await;
         until_count(world, 1, COMPLETED).await;
-        assert_eq!(count(world, "SELECT attempt::int8 FROM jobs").await, 1);
+        assert_eq!(count(world, ATTEMPTS).await, 1);
         assert_eq!(
             count(world, "SELECT fence FROM jobs").await,
             2,
@@ -90,19 +101,11 @@ async fn a_claim_whose_answer_is_cut_off_is_taken_up_at_once_and_costs_no_attemp
 async fn a_broker_that_falls_silent_is_noticed_and_the_jobs_go_on() {
     in_world(async |world| {
         hurry(world);
-        let (
-            installation,
-            Wires {
-                broker,
-                database: _kept,
-            },
-        ) = wired(world).await;
-        let api = installation.api().await;
-        let _worker = installation.worker("worker", []).await;
-        let caller = Caller::of(&api, "ada").await;
+        let behind = behind_wires(world).await;
+        let (wires, caller) = (&behind.wires, &behind.caller);
         caller.submit("before", &job(0, 4)).await;
         until_count(world, 1, COMPLETED).await;
-        broker.silence();
+        wires.broker.silence();
         caller.submit("after", &job(1, 4)).await;
         until_count(world, 2, COMPLETED).await;
         assert_each_settled_once(world, 2).await;
@@ -114,16 +117,8 @@ async fn a_broker_that_falls_silent_is_noticed_and_the_jobs_go_on() {
 async fn a_database_that_falls_silent_is_noticed_and_no_result_is_lost() {
     in_world(async |world| {
         hurry(world);
-        let (
-            installation,
-            Wires {
-                database,
-                broker: _kept,
-            },
-        ) = wired(world).await;
-        let api = installation.api().await;
-        let _worker = installation.worker("worker", []).await;
-        let caller = Caller::of(&api, "ada").await;
+        let behind = behind_wires(world).await;
+        let (wires, caller) = (&behind.wires, &behind.caller);
         for number in 0..CALLERS {
             caller.submit(&format!("before-{number}"), &job(number, LONG)).await;
         }
@@ -133,7 +128,7 @@ async fn a_database_that_falls_silent_is_noticed_and_no_result_is_lost() {
             "SELECT least(count(*), 1) FROM jobs WHERE status = 'in_progress'",
         )
         .await;
-        database.silence();
+        wires.database.silence();
         let late = (0..CALLERS).map(|number| {
             let caller = caller.clone();
             async move { caller.submit(&format!("after-{number}"), &job(number, 4)).await }
