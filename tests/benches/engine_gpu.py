@@ -1,6 +1,7 @@
 """What `tests/benches/engine-gpu` runs: parity, throughput beside transformers, and a table of kernels."""
 
 import argparse
+import csv
 import datetime
 import json
 import os
@@ -36,7 +37,13 @@ def arguments():
     parser.add_argument("--out", type=Path, default=PAGE)
     args = parser.parse_args()
     args.peer_device = args.peer_device or args.device
+    args.worker = str(Path(args.worker).resolve())
     return args
+
+
+def bench(args, spec, device=None, dtype=None):
+    return [args.worker, "bench", "--device", device or args.device, "--dtype", dtype or args.dtype, "--order", args.order,
+            str(spec)]
 
 
 def worker(args, spec, device=None, dtype=None):
@@ -44,9 +51,8 @@ def worker(args, spec, device=None, dtype=None):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "spec.json")
         path.write_text(json.dumps(spec))
-        command = [args.worker, "bench", "--device", device or args.device, "--dtype", dtype or args.dtype,
-                   "--order", args.order, str(path)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        command = bench(args, path, device, dtype)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=args.kernels)
     if done.returncode:
         sys.exit(f"{' '.join(command)}: {done.stderr[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -71,10 +77,13 @@ def fixtures(args):
 
 def company(args, model, cfg):
     """Rows of one prompt each, alone and together: equal tokens, whatever the step's company."""
-    prompts = draw(cfg, 8, args.prompt, seed=7)
+    prompts = draw(cfg, 100, args.prompt, seed=7)
     together = worker(args, spec_of(model, prompts, args.new))["tokens"]
-    alone = [worker(args, spec_of(model, [prompt], args.new))["tokens"][0] for prompt in prompts]
-    return sum(a == b for a, b in zip(together, alone)), len(prompts)
+    # One alone, and ten of them.
+    some = [prompts[33:34], prompts[40:50]]
+    apart = [worker(args, spec_of(model, rows, args.new))["tokens"] for rows in some]
+    equal = [tokens == together[prompts.index(row)] for rows, got in zip(some, apart) for row, tokens in zip(rows, got)]
+    return sum(equal), len(equal), len(prompts)
 
 
 def draw(cfg, batch, length, seed=1):
@@ -171,22 +180,33 @@ def step_bytes(cfg, dtype, batch, context):
     return size * (weights + batch * context * layers * 2 * width)
 
 
-def kernels(args, model, cfg):
-    """The time of each kernel in a short run, by Nsight Systems."""
-    if not shutil.which("nsys"):
+def kernels(args, model, cfg, batches):
+    """The kernels of one decode step for each batch size, by Nsight Compute: `[(batch, kernel, grid, calls, microseconds)]`."""
+    if not shutil.which("ncu"):
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        spec = Path(folder, "spec.json")
-        spec.write_text(json.dumps(spec_of(model, draw(cfg, 32, args.prompt), args.new)))
-        report = Path(folder, "report")
-        command = ["nsys", "profile", "-o", str(report), args.worker, "bench", "--device", args.device, "--dtype",
-                   args.dtype, "--order", args.order, str(spec)]
-        if subprocess.run(command, capture_output=True).returncode:
-            return None
-        stats = subprocess.run(["nsys", "stats", "-r", "cuda_gpu_kern_sum", "-f", "csv", f"{report}.nsys-rep"],
-                               capture_output=True, text=True).stdout
-    lines = [line.split(",") for line in stats.splitlines() if line.count(",") >= 8]
-    return [(row[-1].strip('"'), row[0], row[2], row[3]) for row in lines[1:16]]
+    rows = []
+    for batch in batches:
+        with tempfile.TemporaryDirectory() as folder:
+            spec, log = Path(folder, "spec.json"), Path(folder, "log.csv")
+            spec.write_text(json.dumps(spec_of(model, draw(cfg, batch, args.prompt), 3)))
+            # The card's clocks are left as they are.
+            command = ["ncu", "--clock-control", "none", "--metrics", "gpu__time_duration.sum", "--csv", "--log-file", str(log),
+                       *bench(args, spec)]
+            done = subprocess.run(command, capture_output=True, text=True, cwd=args.kernels)
+            if done.returncode:
+                print(done.stderr[-2000:], file=sys.stderr)
+                return None
+            lines = [line for line in log.read_text().splitlines() if line.startswith('"')]
+        calls = list(csv.DictReader(lines))
+        begin = max(at for at, call in enumerate(calls) if call["Kernel Name"].startswith("embed"))
+        step = {}
+        for call in calls[begin:]:
+            # Nanoseconds, or microseconds as another version has it.
+            unit = {"ns": 1e-3, "nsecond": 1e-3, "us": 1.0, "usecond": 1.0}[call["Metric Unit"]]
+            time_of = step.setdefault((call["Kernel Name"], call["Grid Size"]), [])
+            time_of.append(float(call["Metric Value"].replace(",", "")) * unit)
+        rows += [(batch, kernel, grid, len(times), sum(times)) for (kernel, grid), times in step.items()]
+    return rows
 
 
 def first_line(command):
@@ -274,7 +294,8 @@ def page(args, cfg, batches, peers, parity, equal, figures, notes, copied, table
     ]
     say = {True: "equal", False: "**differs**"}
     lines += [f"| {model} | {say[here]} | {say[cpu]} |" for model, here, cpu in parity]
-    lines += ["", f"Rows that write the same alone and in a batch of {equal[1]}: {equal[0]} of {equal[1]}.", "", "## Throughput", ""]
+    lines += ["", f"Rows that write the same alone, or ten together, as they do in a batch of {equal[2]}: {equal[0]} of {equal[1]}.", ""]
+    lines += ["## Throughput", ""]
     lines += ["| figure | batch | ours | " + "".join(f"transformers, {peer} | ours to it | " for peer in peers)
               + "of the bandwidth bound |", "|---|---|---|" + "---|---|" * len(peers) + "---|"]
     for figure in ["decode", "prefill"]:
@@ -294,10 +315,11 @@ def page(args, cfg, batches, peers, parity, equal, figures, notes, copied, table
     lines += [""] + [f"- {note}" for note in notes]
     lines += ["", f"The card copies {copied / 1e12:.2f} TB/s." if copied else "The card's bandwidth was not measured.", "", "## Kernels", ""]
     if table:
-        lines += ["| kernel | % of the time | calls | mean ns |", "|---|---|---|---|"]
-        lines += [f"| `{kernel}` | {share} | {calls} | {mean} |" for kernel, share, calls, mean in table]
+        lines += ["One decode step, by Nsight Compute; a kernel measured so is alone on a card that runs at its idle clocks in between.", ""]
+        lines += ["| batch | kernel | grid | calls | µs together |", "|---|---|---|---|---|"]
+        lines += [f"| {batch} | `{kernel}` | {grid} | {calls} | {time:.1f} |" for batch, kernel, grid, calls, time in table]
     else:
-        lines.append("Not measured: `nsys` was not there.")
+        lines.append("Not measured: `ncu` was not there.")
     args.out.write_text("\n".join(lines) + "\n" + by_hand(args.out))
 
 
@@ -306,6 +328,9 @@ def main():
     batches = [int(batch) for batch in args.batch.split(",")]
     peers = [] if args.peers == "none" else args.peers.split(",")
     with tempfile.TemporaryDirectory() as folder:
+        # What was compiled for one run is there for the next; no figure has compiling in it.
+        args.kernels = folder
+        Path(folder, "cubecl.toml").write_text(f'[compilation]\ncache = {{ file = "{folder}/kernels" }}\n')
         model = Path(folder, args.shape)
         made = [args.worker, "bench", "--device", "cpu", "--random", args.shape, "--save", str(model), "--batch", "1",
                 "--prompt-tokens", "1", "--new-tokens", "1", "--rounds", "1"]
@@ -320,7 +345,7 @@ def main():
 
         # After every batch size, so that a run that is cut short leaves what it has.
         figures = measure(args, model, cfg, batches, peers, notes, write)
-        write(figures, kernels(args, model, cfg))
+        write(figures, kernels(args, model, cfg, batches))
     print(args.out)
 
 

@@ -13,7 +13,7 @@ mod handle;
 mod job;
 mod logprobs;
 mod metrics;
-#[cfg(all(test, feature = "vulkan"))]
+#[cfg(all(test, any(feature = "cuda", feature = "vulkan")))]
 mod on_gpu;
 mod parts;
 mod penalties;

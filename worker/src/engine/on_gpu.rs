@@ -1,8 +1,8 @@
-//! What a graphics card draws, beside the sampler: on whatever adapter Vulkan lists.
+//! What a graphics card draws, beside the sampler: on the device of `gpt2/gpu/tests.rs`.
 
 use std::collections::HashMap;
 
-use claimcheck_common::domain::{DeviceChoice, Dtype, GenerationParams};
+use claimcheck_common::domain::{Dtype, GenerationParams};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
@@ -10,7 +10,9 @@ use rand_distr::{Distribution, StandardNormal};
 use super::logprobs::{self, TokenLogprob};
 use super::sampler::Sampler;
 use super::tests::{self, config, job, run_all_on};
-use crate::gpt2::{Device, Draw, Drawn, Gpt2Config, Method, StepError, StepModel, StepRow, Weights, drawn_by_vulkan};
+use crate::gpt2::{
+    CARD, Device, Draw, Drawn, Gpt2Config, Method, StepError, StepModel, StepRow, Weights, drawn_by_card,
+};
 
 /// One row: its logits, and two samplers in the same state.
 struct Row {
@@ -78,7 +80,7 @@ fn compare(rows: &mut [Row], width: usize, times: usize) -> usize {
             .map(|row| row.there.ask(row.params.logprobs.map(|count| count as usize)))
             .collect();
         let logits: Vec<f32> = rows.iter().flat_map(|row| row.logits.clone()).collect();
-        for (row, drawn) in rows.iter_mut().zip(drawn_by_vulkan(&logits, width, &asks)) {
+        for (row, drawn) in rows.iter_mut().zip(drawn_by_card(&logits, width, &asks)) {
             let wanted = row.here.draw(&row.logits).unwrap();
             row.here.take(wanted);
             match drawn {
@@ -237,7 +239,7 @@ fn what_the_order_of_a_sum_might_decide_is_left_to_the_sampler() {
     for place in [3, 21, 22, 69] {
         logits[place] = 1.5;
     }
-    let token = |draw| match &drawn_by_vulkan(&logits, 70, &[draw])[..] {
+    let token = |draw| match &drawn_by_card(&logits, 70, &[draw])[..] {
         [Drawn::Token(token, _)] => Some(*token),
         _ => None,
     };
@@ -257,7 +259,7 @@ fn what_the_order_of_a_sum_might_decide_is_left_to_the_sampler() {
     let (distance, least) = (0.500_652_13_f32, 0.606_135_25_f32);
     let mut uneven = vec![-200.0_f32; 70];
     (uneven[3], uneven[69]) = (0.0, -distance);
-    let drawn = drawn_by_vulkan(&uneven, 70, &[by_chance(None, 1.0, f64::from(least), 0.1)]);
+    let drawn = drawn_by_card(&uneven, 70, &[by_chance(None, 1.0, f64::from(least), 0.1)]);
     assert_eq!(drawn, [Drawn::Logits(uneven)]);
     // More likely tokens than are told.
     let told = |top| {
@@ -274,11 +276,11 @@ fn a_row_draws_alone_what_it_draws_in_any_company_to_the_last_bit() {
     let rows: Vec<_> = (0..40).map(|_| row(&mut random, width)).collect();
     let asks: Vec<_> = rows.iter().map(|row| row.there.ask(Some(5))).collect();
     let logits = |rows: &[Row]| -> Vec<f32> { rows.iter().flat_map(|row| row.logits.clone()).collect() };
-    let together = drawn_by_vulkan(&logits(&rows), width, &asks);
+    let together = drawn_by_card(&logits(&rows), width, &asks);
     assert!(together.iter().any(|one| matches!(one, Drawn::Token(_, Some(_)))));
     for (from, count) in [(0, 1), (39, 1), (3, 2), (7, 16), (12, 1)] {
         let some = from..from + count;
-        let alone = drawn_by_vulkan(&logits(&rows[some.clone()]), width, &asks[some.clone()]);
+        let alone = drawn_by_card(&logits(&rows[some.clone()]), width, &asks[some.clone()]);
         assert_eq!(alone, together[some]);
     }
 }
@@ -297,11 +299,11 @@ fn greedy_is_exact_and_takes_the_lowest_of_equal_ids() {
             ..GenerationParams::default()
         };
         let ask = Sampler::new(&params, 0, &[]).ask(None);
-        assert_eq!(drawn_by_vulkan(&logits, width, &[ask]), [Drawn::Token(lowest, None)]);
+        assert_eq!(drawn_by_card(&logits, width, &[ask]), [Drawn::Token(lowest, None)]);
     }
     // Plus and minus zero are equal.
     let ask = Draw::GREEDY;
-    assert_eq!(drawn_by_vulkan(&[-1.0, -0.0, 0.0], 3, &[ask]), [Drawn::Token(1, None)]);
+    assert_eq!(drawn_by_card(&[-1.0, -0.0, 0.0], 3, &[ask]), [Drawn::Token(1, None)]);
 }
 
 #[test]
@@ -320,9 +322,9 @@ fn a_row_that_is_not_a_number_is_left_to_the_sampler_and_spoils_no_other() {
                 .collect();
             let asks: Vec<_> = samplers.iter().map(|sampler| sampler.ask(Some(2))).collect();
             let mut all: Vec<f32> = (0..5).flat_map(|_| logits(&mut random, width)).collect();
-            let before = drawn_by_vulkan(&all, width, &asks);
+            let before = drawn_by_card(&all, width, &asks);
             all[2 * width + 299] = bad;
-            let after = drawn_by_vulkan(&all, width, &asks);
+            let after = drawn_by_card(&all, width, &asks);
             for row in [0, 1, 3, 4] {
                 assert_eq!(before[row], after[row]);
             }
@@ -343,7 +345,7 @@ fn gpu(blocks: usize) -> Box<dyn StepModel> {
         n_head: 2,
         ..Gpt2Config::named("tiny").unwrap()
     };
-    let device = Device::find(DeviceChoice::Vulkan, Dtype::F32).unwrap();
+    let device = Device::find(CARD, Dtype::F32).unwrap();
     device
         .load(Weights::Random(&shape, 3), Dtype::F32, &|_, _| blocks)
         .unwrap()

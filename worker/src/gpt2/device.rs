@@ -8,14 +8,17 @@ mod cuda;
 #[cfg(feature = "vulkan")]
 mod vulkan;
 
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use std::ops::Range;
+
 use burn::backend::flex::FlexDevice;
 use claimcheck_common::domain::{DeviceChoice, Dtype, Order};
 
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use super::{BLOCK, Draw, Edit, Method, StepRow};
 use super::{
     CacheShape, Cpu, Gpt2, Gpt2Backend, Gpt2Config, Gpt2Runner, LoadError, ModelFiles, StepModel, WeightsCache, cpu,
 };
-#[cfg(any(feature = "cuda", feature = "vulkan"))]
-use super::{Draw, Edit, Method, StepRow};
 
 /// Why a device cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -215,18 +218,21 @@ where
 /// Computes steps of every kind of shape, so that all kernels are compiled before the first job comes.
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 fn warmed(mut model: Box<dyn StepModel>) -> Result<Box<dyn StepModel>, LoadError> {
-    let row = |block: usize, tokens: usize| StepRow {
-        blocks: vec![block as u32],
+    let row = |blocks: Range<usize>, tokens: usize| StepRow {
+        blocks: blocks.map(|block| block as u32).collect(),
         position: 0,
         tokens: vec![0; tokens],
         wants_logits: true,
     };
-    let most = model.blocks().min(super::gpu::SHAPES);
-    let mut steps: Vec<Vec<StepRow>> = (0..=most.ilog2())
-        .map(|power| (0..1 << power).map(|block| row(block, 1)).collect())
+    let mut steps: Vec<Vec<StepRow>> = super::gpu::WARM
+        .into_iter()
+        .filter(|rows| *rows <= model.blocks())
+        .map(|rows| (0..rows).map(|block| row(block..block + 1, 1)).collect())
         .collect();
     // The cache is written apart, and not every token's logits are wanted.
-    steps.push(vec![row(0, model.context_length().min(2))]);
+    let most = super::gpu::WARM[super::gpu::WARM.len() - 1];
+    let prompt = model.context_length().min(most);
+    steps.push(vec![row(0..prompt.div_ceil(BLOCK), prompt)]);
     for step in steps {
         model
             .step(&step)
@@ -250,7 +256,7 @@ fn warmed(mut model: Box<dyn StepModel>) -> Result<Box<dyn StepModel>, LoadError
             top: Some(1),
             ..Draw::GREEDY
         };
-        let drawn = model.draw(&[row(0, 1)], &[draw]);
+        let drawn = model.draw(&[row(0..1, 1)], &[draw]);
         drawn.map_err(|error| LoadError::Device(error.to_string()))?;
     }
     Ok(model)

@@ -37,8 +37,8 @@ pub use device::{Device, DeviceError, Weights};
 pub use draw::{Draw, Drawn, Edit, Likely, Method};
 pub use end_tokens::end_tokens;
 pub use files::{Identity, LoadError, ModelFiles};
-#[cfg(all(test, feature = "vulkan"))]
-pub(crate) use gpu::drawn as drawn_by_vulkan;
+#[cfg(all(test, any(feature = "cuda", feature = "vulkan")))]
+pub(crate) use gpu::{CARD, drawn as drawn_by_card};
 pub use model::Gpt2;
 pub use ops::{BLOCK, CacheShape, Gpt2Backend, Span};
 pub use runner::Gpt2Runner;

@@ -70,7 +70,7 @@ pub trait Gpt2Backend: 'static {
     const QUEUES: bool = false;
 
     /// Runs the operations of a step, about so many multiplications, on the threads that share them if there are any.
-    fn share<T: Send>(_multiplications: usize, step: impl FnOnce() -> T + Send) -> T {
+    fn share<T: Send + 'static>(_device: &Self::Device, _multiplications: usize, step: impl FnOnce() -> T + Send) -> T {
         step()
     }
 

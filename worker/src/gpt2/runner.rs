@@ -62,8 +62,12 @@ where
         Ok(())
     }
 
-    /// Computes a step. Answers the logits of the rows that want them, on the device, or `None` if none does.
-    fn compute(&mut self, rows: &[StepRow]) -> Result<Option<B::Floats>, StepError> {
+    /// Computes a step, and reads back what `read` makes of the logits of the rows that want them: nothing, if none does.
+    fn compute<T: Send + 'static>(
+        &mut self,
+        rows: &[StepRow],
+        read: impl FnOnce(B::Floats) -> Result<Vec<T>, StepError> + Send,
+    ) -> Result<Vec<T>, StepError> {
         rows.iter().try_for_each(|row| self.check(row))?;
         Self::check_writes(rows)?;
         let (mut tokens, mut spans, mut wanted) = (Vec::new(), Vec::with_capacity(rows.len()), Vec::new());
@@ -79,7 +83,7 @@ where
             }
         }
         if tokens.is_empty() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         // A step of prefill alone still has to write the cache; its last token stands in for "no logits wanted".
         let nobody = wanted.is_empty();
@@ -87,22 +91,14 @@ where
             wanted.push(tokens.len() - 1);
         }
         let multiplications = tokens.len() * self.model.config().matrix_weights();
-        let logits = B::share(multiplications, move || {
-            self.model.forward(&tokens, &spans, &wanted, &mut self.cache)
-        });
-        Ok((!nobody).then_some(logits))
-    }
-
-    /// Reads back what `read` makes of a step's logits; nothing, if no row wants any.
-    fn read<T>(
-        &mut self,
-        logits: Option<B::Floats>,
-        read: impl FnOnce(B::Floats) -> Result<Vec<T>, StepError>,
-    ) -> Result<Vec<T>, StepError> {
-        let began = Instant::now();
-        let answer = logits.map_or_else(|| Ok(Vec::new()), read);
-        self.waited = B::QUEUES.then(|| began.elapsed());
-        answer
+        let device = self.model.device().clone();
+        B::share(&device, multiplications, move || {
+            let logits = self.model.forward(&tokens, &spans, &wanted, &mut self.cache);
+            let began = Instant::now();
+            let answer = if nobody { Ok(Vec::new()) } else { read(logits) };
+            self.waited = B::QUEUES.then(|| began.elapsed());
+            answer
+        })
     }
 }
 
@@ -123,8 +119,7 @@ where
     }
 
     fn step(&mut self, rows: &[StepRow]) -> Result<Vec<f32>, StepError> {
-        let logits = self.compute(rows)?;
-        self.read(logits, B::values)
+        self.compute(rows, B::values)
     }
 
     fn waited(&self) -> Option<Duration> {
@@ -146,7 +141,6 @@ where
         if !draws.iter().all(known) {
             return Err(StepError::OutOfBounds(format!("an edit of a token beyond {vocab}")));
         }
-        let logits = self.compute(rows)?;
-        self.read(logits, |logits| B::draw(logits, draws))
+        self.compute(rows, |logits| B::draw(logits, draws))
     }
 }

@@ -47,7 +47,7 @@ impl Gpt2Backend for Cpu {
     type Matrix = panels::Panels;
     type Cache = attention::Cache;
 
-    fn share<T: Send>(multiplications: usize, step: impl FnOnce() -> T + Send) -> T {
+    fn share<T: Send + 'static>(_device: &Self::Device, multiplications: usize, step: impl FnOnce() -> T + Send) -> T {
         threads::share(multiplications, step)
     }
 

@@ -11,6 +11,8 @@ use super::sums::{UNITS, greatest, total};
 use super::words::{Word, number, pack};
 use crate::gpt2::BLOCK;
 
+/// Tokens whose values a unit reads at once.
+const AHEAD: usize = 8;
 /// Below every score.
 const LOWEST: f32 = -3.0e38;
 
@@ -177,6 +179,8 @@ pub(super) fn attend(
             let block = table[blocks + past / BLOCK] as usize;
             let keys = keys_of(block, head, plan) + past % BLOCK;
             score = 0.0f32;
+            // Unrolled, so that the keys are on their way together.
+            #[unroll]
             for word in 0..of_token {
                 let key = cache[keys + word * BLOCK];
                 #[unroll]
@@ -205,22 +209,16 @@ pub(super) fn attend(
         if slice >= slices {
             past = here;
         }
+        while past + comptime!((AHEAD - 1) * plan.slices()) < here {
+            mix(
+                cache, table, &weights, &mut sums, blocks, begin, past, head, lane, plan, AHEAD,
+            );
+            past += comptime!(AHEAD * plan.slices());
+        }
         while past < here {
-            let block = table[blocks + (begin + past) / BLOCK] as usize;
-            let values = keys_of(block, head, plan) + comptime!(of_token * BLOCK) + (begin + past) % BLOCK * of_token;
-            let weight = weights[past];
-            #[unroll]
-            for step in 0..of_lane {
-                let word = lane + step * lanes;
-                if word < of_token {
-                    let value = cache[values + word];
-                    #[unroll]
-                    for place in 0..numbers {
-                        let at = comptime!(step * numbers + place);
-                        sums[at] = fma(weight, number(value, place, numbers), sums[at]);
-                    }
-                }
-            }
+            mix(
+                cache, table, &weights, &mut sums, blocks, begin, past, head, lane, plan, 1usize,
+            );
             past += slices;
         }
         begin += UNITS;
@@ -250,5 +248,55 @@ pub(super) fn attend(
         }
         mixed[token * width + head * head_dim + dimension] = sum / share;
         dimension += UNITS;
+    }
+}
+
+/// Adds the values of `ahead` tokens, from `past` on and [`Plan::slices`] apart, to a unit's words: each as its weight says. All are
+/// read before any is added.
+#[cube]
+fn mix(
+    cache: &Array<u32>,
+    table: &Array<u32>,
+    weights: &SharedMemory<f32>,
+    sums: &mut Array<f32>,
+    blocks: usize,
+    begin: usize,
+    past: usize,
+    head: usize,
+    lane: usize,
+    #[comptime] plan: Plan,
+    #[comptime] ahead: usize,
+) {
+    let numbers = comptime!(plan.word.numbers());
+    let of_token = comptime!(plan.of_token());
+    let (lanes, slices, of_lane) = comptime!((plan.lanes(), plan.slices(), plan.of_lane()));
+    let mut words = Array::<u32>::new(comptime!(ahead * plan.of_lane()));
+    #[unroll]
+    for one in 0..ahead {
+        let token = begin + past + one * slices;
+        let block = table[blocks + token / BLOCK] as usize;
+        let values = keys_of(block, head, plan) + comptime!(of_token * BLOCK) + token % BLOCK * of_token;
+        #[unroll]
+        for step in 0..of_lane {
+            let word = lane + step * lanes;
+            if word < of_token {
+                words[comptime!(one * plan.of_lane() + step)] = cache[values + word];
+            }
+        }
+    }
+    #[unroll]
+    for one in 0..ahead {
+        let weight = weights[past + one * slices];
+        #[unroll]
+        for step in 0..of_lane {
+            if lane + step * lanes < of_token {
+                let value = words[comptime!(one * plan.of_lane() + step)];
+                #[unroll]
+                for place in 0..numbers {
+                    let at = comptime!(step * plan.word.numbers() + place);
+                    sums[at] = fma(weight, number(value, place, numbers), sums[at]);
+                }
+            }
+        }
     }
 }

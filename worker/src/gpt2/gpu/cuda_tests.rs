@@ -6,9 +6,9 @@ use cubecl::cuda::{CudaRuntime, install};
 use cubecl::prelude::*;
 use cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 
-use super::linear::{Epilogue, Plan, WORDS};
-use super::words::Word;
-use super::{Activation, draw, sums, tensor};
+use super::layout::WORDS;
+use super::linear::Epilogue;
+use super::{Activation, draw, tensor};
 
 fn array<T: CubePrimitive>(builder: &mut KernelBuilder) -> <Array<T> as CubeType>::ExpandType {
     Array::<T>::expand_output(&ArrayCompilationArg { inplace: None }, builder)
@@ -58,13 +58,22 @@ fn assert_compiles(source: &str) {
     }
 }
 
-/// The product on tensor cores of a matrix with so many outputs.
-fn product(outputs: usize, epilogue: Epilogue) -> String {
-    source("product", sums::UNITS, |builder| {
-        let (x, weight) = (array(builder), array::<Vector<u32, Const<WORDS>>>(builder));
+/// All that [`tensor::Shape::of`] answers.
+const SHAPES: [tensor::Shape; 5] = [
+    tensor::Shape::of(1, 768),
+    tensor::Shape::of(32, 768),
+    tensor::Shape::of(32, 50_257),
+    tensor::Shape::of(64, 768),
+    tensor::Shape::of(64, 50_257),
+];
+
+/// The product on tensor cores, in one shape.
+fn product(shape: tensor::Shape, epilogue: Epilogue) -> String {
+    source("product", tensor::UNITS, |builder| {
+        let x = array::<Vector<f32, Const<2>>>(builder);
+        let weight = array::<Vector<u32, Const<WORDS>>>(builder);
         let (bias, y) = (array(builder), array(builder));
-        let (rows, inputs, all) = (number(builder), number(builder), number(builder));
-        let plan = Plan::new(Word::Two, outputs);
+        let (rows, inputs, outputs) = (number(builder), number(builder), number(builder));
         tensor::project::expand(
             &mut builder.scope,
             x,
@@ -73,8 +82,8 @@ fn product(outputs: usize, epilogue: Epilogue) -> String {
             y,
             rows,
             inputs,
-            all,
-            plan,
+            outputs,
+            shape,
             epilogue,
         );
     })
@@ -82,24 +91,31 @@ fn product(outputs: usize, epilogue: Epilogue) -> String {
 
 #[test]
 fn the_product_on_tensor_cores_multiplies_fragments_of_bf16_and_adds_up_in_f32() {
-    for outputs in [768, 5000, 50_257] {
+    for shape in SHAPES {
         for activation in [None, Some(Activation::GeluTanh), Some(Activation::GeluErf)] {
-            let source = product(
-                outputs,
-                Epilogue {
-                    bias: activation.is_some(),
-                    activation,
-                },
-            );
-            let count = |what: &str| source.matches(what).count();
-            // Two halves of x, two by two fragments of a plane, two of them deep.
-            assert_eq!(count("mma_sync("), 16, "{source}");
-            // A fragment of weights serves two of x.
-            assert_eq!(count("load_matrix_sync("), 4 + 16, "{source}");
-            assert_eq!(count("store_matrix_sync("), 4, "{source}");
-            assert!(source.contains("16, 16, 16, __nv_bfloat16, "), "{source}");
-            assert!(source.contains("16, 16, 16, float>"), "{source}");
+            let epilogue = Epilogue {
+                bias: activation.is_some(),
+                activation,
+            };
+            let source = product(shape, epilogue);
+            assert!(source.contains("m16n8k16"), "{source}");
             assert_compiles(&source);
+        }
+    }
+}
+
+#[test]
+fn every_shape_of_the_product_that_gpt2_takes_is_compiled_before_the_first_job() {
+    for outputs in [768, 2304, 3072, 50_257] {
+        let warm: Vec<_> = super::WARM.map(|rows| tensor::Shape::of(rows, outputs)).to_vec();
+        for rows in 1..=8192 {
+            let shape = tensor::Shape::of(rows, outputs);
+            // The widest of the narrowest matrix, which alone needs more rows, is that of others with the same epilogue.
+            let others = super::WARM.map(|rows| tensor::Shape::of(rows, 2304));
+            assert!(
+                warm.contains(&shape) || outputs == 768 && others.contains(&shape),
+                "{rows} rows, {outputs} outputs: {shape:?}"
+            );
         }
     }
 }

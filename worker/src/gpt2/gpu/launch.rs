@@ -5,23 +5,31 @@
 #![allow(unsafe_code)]
 
 mod draw;
+mod spare;
+
+use std::cell::Cell;
+use std::sync::Arc;
 
 use claimcheck_common::domain::Order;
 use cubecl::bytes::Bytes;
 use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
-use cubecl::server::Handle;
 
-use super::linear::{Epilogue, Plan};
+use super::layout::{self, Layout, Panels};
+use super::linear::Epilogue;
 pub(super) use draw::{draw, draws};
+use spare::{Lent, Spare};
 
 use super::sums::UNITS;
+use super::words::Word;
 use super::{attention, linear, norm, rows, tensor, tiles};
 
 /// The way to a device, and what is allowed there.
 pub(in crate::gpt2) struct Site<R: Runtime> {
     client: ComputeClient<R>,
     order: Order,
+    /// Of all results that come of what was made here.
+    spare: Arc<Spare>,
 }
 
 impl<R: Runtime> Site<R> {
@@ -29,6 +37,7 @@ impl<R: Runtime> Site<R> {
         Self {
             client: R::client(device),
             order: *order,
+            spare: Arc::default(),
         }
     }
 }
@@ -38,6 +47,7 @@ impl<R: Runtime> Clone for Site<R> {
         Self {
             client: self.client.clone(),
             order: self.order,
+            spare: self.spare.clone(),
         }
     }
 }
@@ -45,7 +55,7 @@ impl<R: Runtime> Clone for Site<R> {
 /// Numbers of 32 bits on the device, in rows.
 pub(in crate::gpt2) struct Numbers<R: Runtime> {
     site: Site<R>,
-    memory: Handle,
+    memory: Arc<Lent>,
     rows: usize,
     width: usize,
 }
@@ -62,11 +72,11 @@ impl<R: Runtime> Clone for Numbers<R> {
 
 /// A packed weight matrix.
 pub(in crate::gpt2) struct Matrix<R: Runtime> {
-    /// Words, as `linear.rs` lays them out.
+    /// Words, as `layout.rs` lays them out.
     packed: Numbers<R>,
     inputs: usize,
     outputs: usize,
-    plan: Plan,
+    layout: Layout,
 }
 
 /// A step's tokens and block tables, on the device.
@@ -86,9 +96,39 @@ fn grid(x: usize, y: usize) -> CubeCount {
     CubeCount::Static(x as u32, y as u32, 1)
 }
 
-/// For each kernel that is started: what a small step costs is mostly that.
+thread_local! {
+    /// Of this thread, since it was last asked.
+    static STARTED: Cell<Counts> = const { Cell::new(Counts { kernels: 0, reads: 0 }) };
+}
+
+/// What a step starts on the device: what a small one costs is mostly that.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Counts {
+    kernels: u64,
+    reads: u64,
+}
+
+impl Counts {
+    /// What `work` starts on this thread.
+    pub(super) fn of<T>(work: impl FnOnce() -> T) -> (T, Self) {
+        STARTED.take();
+        let outcome = work();
+        (outcome, STARTED.take())
+    }
+
+    pub(super) fn tell(self) {
+        metrics::counter!("claimcheck_engine_kernel_launches_total").increment(self.kernels);
+        metrics::counter!("claimcheck_engine_readbacks_total").increment(self.reads);
+    }
+}
+
+/// For each kernel that is started.
 fn count_launch() {
-    metrics::counter!("claimcheck_engine_kernel_launches_total").increment(1);
+    let started = STARTED.get();
+    STARTED.set(Counts {
+        kernels: started.kernels + 1,
+        ..started
+    });
 }
 
 /// As many cubes as give every element a unit.
@@ -97,11 +137,11 @@ fn over<R: Runtime>(client: &ComputeClient<R>, elements: usize) -> CubeCount {
 }
 
 impl<R: Runtime> Numbers<R> {
-    /// Memory for `[rows, width]` numbers, whatever stands there.
+    /// Memory for `[rows, width]` numbers that stays, whatever stands there.
     pub(super) fn reserve(site: &Site<R>, [rows, width]: [usize; 2]) -> Self {
         Self {
             site: site.clone(),
-            memory: site.client.empty(rows * width * size_of::<u32>()),
+            memory: Arc::new(site.client.empty(rows * width * size_of::<u32>()).into()),
             rows,
             width,
         }
@@ -112,7 +152,7 @@ impl<R: Runtime> Numbers<R> {
         assert_eq!(values.len(), rows * width, "as many numbers as the shape has");
         Self {
             site: site.clone(),
-            memory: site.client.create(Bytes::from_elems(values)),
+            memory: Arc::new(site.client.create(Bytes::from_elems(values)).into()),
             rows,
             width,
         }
@@ -123,7 +163,7 @@ impl<R: Runtime> Numbers<R> {
             site: site.clone(),
             rows: 1,
             width: words.len(),
-            memory: site.client.create(Bytes::from_elems(words)),
+            memory: Arc::new(site.client.create(Bytes::from_elems(words)).into()),
         }
     }
 
@@ -137,8 +177,14 @@ impl<R: Runtime> Numbers<R> {
 
     /// Waits for the device. The one place where a step does.
     fn fetch(&self) -> Result<Bytes, String> {
-        metrics::counter!("claimcheck_engine_readbacks_total").increment(1);
-        let bytes = self.site.client.read_one(self.memory.clone());
+        let started = STARTED.get();
+        STARTED.set(Counts {
+            reads: started.reads + 1,
+            ..started
+        });
+        let memory = self.memory.handle.clone();
+        let beyond = memory.size_in_used() - (self.len() * size_of::<u32>()) as u64;
+        let bytes = self.site.client.read_one(memory.offset_end(beyond));
         bytes.map_err(|error| error.to_string())
     }
 
@@ -154,14 +200,22 @@ impl<R: Runtime> Numbers<R> {
         self.rows * self.width
     }
 
-    fn like(&self, shape: [usize; 2]) -> Self {
-        Self::reserve(&self.site, shape)
+    /// Memory for a result of these numbers, whatever stands there.
+    fn like(&self, [rows, width]: [usize; 2]) -> Self {
+        let site = self.site.clone();
+        let memory = site.spare.lend(&site.client, rows * width * size_of::<u32>());
+        Self {
+            memory: Arc::new(memory),
+            site,
+            rows,
+            width,
+        }
     }
 
     /// For a kernel.
     fn array(&self) -> ArrayArg<R> {
-        // SAFETY: the memory was made for this many numbers.
-        unsafe { ArrayArg::from_raw_parts(self.memory.clone(), self.len()) }
+        // SAFETY: the memory was made for at least this many numbers.
+        unsafe { ArrayArg::from_raw_parts(self.memory.handle.clone(), self.len()) }
     }
 
     /// The rows `which`, in that order.
@@ -188,14 +242,24 @@ impl<R: Runtime> Numbers<R> {
 }
 
 impl<R: Runtime> Matrix<R> {
-    /// A matrix of which no column is packed yet.
-    pub(super) fn reserve(site: &Site<R>, [inputs, outputs]: [usize; 2], plan: Plan) -> Self {
+    /// A matrix of which no column is packed yet, in the layout that suits it and the device.
+    pub(super) fn reserve(site: &Site<R>, [inputs, outputs]: [usize; 2], word: Word) -> Self {
+        let layout = if tensor::fits(&site.client, word, inputs) {
+            Layout::Fragments
+        } else {
+            Layout::Panels(Panels::new(word, outputs))
+        };
         Self {
-            packed: Numbers::reserve(site, [1, plan.words(inputs, outputs)]),
+            packed: Numbers::reserve(site, [1, layout.words(inputs, outputs)]),
             inputs,
             outputs,
-            plan,
+            layout,
         }
+    }
+
+    /// Columns that lie together: [`Self::pack`] begins with one of every so many.
+    pub(super) const fn columns_at_once(&self) -> usize {
+        self.layout.columns()
     }
 
     /// Packs the columns from `first` on: of `source [inputs, count]`, or `[count, inputs]` if `transposed`.
@@ -205,15 +269,18 @@ impl<R: Runtime> Matrix<R> {
         } else {
             (source.width, source.width, 1)
         };
-        let words = self.plan.words(self.inputs, count);
+        let words = self.layout.words(self.inputs, count);
         assert_eq!(source.len(), count * self.inputs, "whole columns");
-        assert!(first.is_multiple_of(self.plan.columns()), "a panel begins there");
-        assert!(self.plan.words(self.inputs, first) + words <= self.packed.len());
+        assert!(
+            first.is_multiple_of(self.columns_at_once()),
+            "columns that lie together"
+        );
+        assert!(self.layout.words(self.inputs, first) + words <= self.packed.len());
         let client = &self.packed.site.client;
         count_launch();
-        // SAFETY: each unit below `words` reads within `[inputs, count]` and writes one word of panels that exist.
+        // SAFETY: each unit below `words` reads within `[inputs, count]` and writes one word of the packed ones.
         unsafe {
-            linear::pack_columns::launch_unchecked::<R>(
+            layout::pack_columns::launch_unchecked::<R>(
                 client,
                 over(client, words),
                 units(),
@@ -225,7 +292,7 @@ impl<R: Runtime> Matrix<R> {
                 of_input,
                 of_column,
                 words,
-                self.plan,
+                self.layout,
             );
         }
     }
@@ -247,7 +314,7 @@ impl<R: Runtime> Matrix<R> {
         count_launch();
         // SAFETY: each unit below the number of elements reads a column and a position that exist and writes one element.
         unsafe {
-            linear::embed::launch_unchecked::<R>(
+            layout::embed::launch_unchecked::<R>(
                 client,
                 over(client, y.len()),
                 units(),
@@ -257,7 +324,7 @@ impl<R: Runtime> Matrix<R> {
                 y.array(),
                 self.inputs,
                 ids.len(),
-                self.plan,
+                self.layout,
             );
         }
         y
@@ -269,18 +336,26 @@ impl<R: Runtime> Matrix<R> {
         assert!(bias.is_none_or(|bias| bias.len() == self.outputs));
         assert_eq!(bias.is_some(), epilogue.bias);
         let y = x.like([x.rows, self.outputs]);
-        if x.site.order == Order::Fast && x.rows >= tiles::FROM {
-            self.project_tiles(x, bias, &y, epilogue);
-            return y;
+        match self.layout {
+            Layout::Fragments => self.project_fragments(x, bias, &y, epilogue),
+            Layout::Panels(panels) if x.site.order == Order::Fast && x.rows >= tiles::FROM => {
+                self.project_tiles(panels, x, bias, &y, epilogue);
+            }
+            Layout::Panels(panels) => self.project_panels(panels, x, bias, &y, epilogue),
         }
-        let tile = self.tile(x.rows);
+        y
+    }
+
+    fn project_fragments(&self, x: &Numbers<R>, bias: Option<&Numbers<R>>, y: &Numbers<R>, epilogue: Epilogue) {
+        let shape = tensor::Shape::of(x.rows, self.outputs);
         count_launch();
-        // SAFETY: panels, rows and outputs are those of the arguments, and the kernel leaves out what lies beyond them.
+        // SAFETY: rows and outputs are those of the arguments, and the kernel leaves out what lies beyond them; `fits` said that the
+        // device has what it needs.
         unsafe {
-            linear::project::launch_unchecked::<R>(
+            tensor::project::launch_unchecked::<R>(
                 &x.site.client,
-                grid(self.plan.panels(self.outputs), x.rows.div_ceil(tile)),
-                units(),
+                grid(self.outputs.div_ceil(shape.columns()), x.rows.div_ceil(shape.rows())),
+                CubeDim::new_1d(tensor::UNITS as u32),
                 x.array(),
                 self.packed.array(),
                 // Without a bias anything may stand in its place: it is not read.
@@ -289,38 +364,53 @@ impl<R: Runtime> Matrix<R> {
                 x.rows,
                 self.inputs,
                 self.outputs,
-                self.plan,
+                shape,
+                epilogue,
+            );
+        }
+    }
+
+    fn project_panels(
+        &self,
+        panels: Panels,
+        x: &Numbers<R>,
+        bias: Option<&Numbers<R>>,
+        y: &Numbers<R>,
+        epilogue: Epilogue,
+    ) {
+        let tile = self.tile(panels, x.rows);
+        count_launch();
+        // SAFETY: as for `project_fragments`.
+        unsafe {
+            linear::project::launch_unchecked::<R>(
+                &x.site.client,
+                grid(panels.panels(self.outputs), x.rows.div_ceil(tile)),
+                units(),
+                x.array(),
+                self.packed.array(),
+                bias.unwrap_or(x).array(),
+                y.array(),
+                x.rows,
+                self.inputs,
+                self.outputs,
+                panels,
                 tile,
                 epilogue,
             );
         }
-        y
     }
 
-    /// [`Self::project`] into `y`, in another order: on tensor cores where there are some for such weights.
-    fn project_tiles(&self, x: &Numbers<R>, bias: Option<&Numbers<R>>, y: &Numbers<R>, epilogue: Epilogue) {
+    /// In another order.
+    fn project_tiles(
+        &self,
+        panels: Panels,
+        x: &Numbers<R>,
+        bias: Option<&Numbers<R>>,
+        y: &Numbers<R>,
+        epilogue: Epilogue,
+    ) {
         count_launch();
-        if tensor::fits(&x.site.client, self.plan.word) {
-            // SAFETY: as for `project`, whose arguments were checked; `fits` says that the device has what the kernel needs.
-            unsafe {
-                tensor::project::launch_unchecked::<R>(
-                    &x.site.client,
-                    grid(self.outputs.div_ceil(tensor::COLUMNS), x.rows.div_ceil(tensor::ROWS)),
-                    units(),
-                    x.array(),
-                    self.packed.array(),
-                    bias.unwrap_or(x).array(),
-                    y.array(),
-                    x.rows,
-                    self.inputs,
-                    self.outputs,
-                    self.plan,
-                    epilogue,
-                );
-            }
-            return;
-        }
-        // SAFETY: as for `project`, whose arguments were checked.
+        // SAFETY: as for `project_fragments`.
         unsafe {
             tiles::project::launch_unchecked::<R>(
                 &x.site.client,
@@ -333,15 +423,15 @@ impl<R: Runtime> Matrix<R> {
                 x.rows,
                 self.inputs,
                 self.outputs,
-                self.plan,
+                panels,
                 epilogue,
             );
         }
     }
 
     /// How many rows a cube takes: a power of two, so that few kernels are compiled, whose sums the device has memory for.
-    fn tile(&self, rows: usize) -> usize {
-        let of_row = UNITS * self.plan.of_vector() * size_of::<f32>();
+    fn tile(&self, panels: Panels, rows: usize) -> usize {
+        let of_row = UNITS * panels.of_vector() * size_of::<f32>();
         let room = self.packed.site.client.properties().hardware.max_shared_memory_size / of_row;
         let most = linear::TILE.min(room.max(1));
         rows.next_power_of_two().min(1 << most.ilog2())
@@ -373,8 +463,8 @@ pub(super) fn add_norm<R: Runtime>(
             beta.array(),
             sum.array(),
             norm.array(),
-            x.width,
             epsilon,
+            x.width,
             residual.is_some(),
         );
     }

@@ -12,12 +12,13 @@ mod attention;
 mod cuda_tests;
 mod draw;
 mod launch;
+mod layout;
 mod linear;
 mod norm;
 mod rows;
 mod sums;
 mod tensor;
-#[cfg(all(test, feature = "vulkan"))]
+#[cfg(all(test, any(feature = "cuda", feature = "vulkan")))]
 mod tests;
 mod tiles;
 mod words;
@@ -29,17 +30,14 @@ use claimcheck_common::domain::{Dtype, Order};
 use cubecl::Runtime;
 
 use super::{Activation, BLOCK, CacheShape, Draw, Drawn, Gpt2Backend, Span, StepError};
-use launch::{Matrix, Numbers, Site, Table};
+use launch::{Counts, Matrix, Numbers, Site, Table};
 use linear::Epilogue;
 
-/// With so many rows, and with every power of two below, all kernels have run.
-pub(super) const SHAPES: usize = if linear::TILE > tiles::FROM {
-    linear::TILE
-} else {
-    tiles::FROM
-};
-#[cfg(all(test, feature = "vulkan"))]
-pub(crate) use tests::drawn;
+/// Numbers of rows with which every kernel has run: the tiles of `linear.rs`, `tiles.rs`, the shapes of `tensor.rs`.
+pub(super) const WARM: [usize; 7] = [1, 2, 4, linear::TILE, tiles::FROM, 64, 512];
+
+#[cfg(all(test, any(feature = "cuda", feature = "vulkan")))]
+pub(crate) use tests::{CARD, drawn};
 use words::Word;
 
 /// The backend of a GPU: `f32` activations; weights, keys and values as their [`Dtype`] says.
@@ -74,6 +72,18 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
 
     const QUEUES: bool = true;
 
+    /// On the thread that the device is told by, which otherwise would be handed each operation, and sleep between two.
+    fn share<T: Send + 'static>(
+        (device, _): &Self::Device,
+        _multiplications: usize,
+        step: impl FnOnce() -> T + Send,
+    ) -> T {
+        let told = R::client(device).exclusive(|| Counts::of(step));
+        let (answer, counts) = told.expect("a step that does not panic");
+        counts.tell();
+        answer
+    }
+
     fn floats(values: Vec<f32>, shape: [usize; 2], device: &Self::Device) -> Self::Floats {
         Numbers::floats(&Site::new(device), values, shape)
     }
@@ -92,9 +102,7 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
     }
 
     fn pack(weight: Self::Floats, dtype: Dtype) -> Self::Matrix {
-        let [inputs, outputs] = weight.shape();
-        let plan = linear::Plan::new(Word::of(dtype), outputs);
-        let mut matrix = Matrix::reserve(weight.site(), [inputs, outputs], plan);
+        let mut matrix = Matrix::reserve(weight.site(), weight.shape(), Word::of(dtype));
         matrix.pack(&weight, 0, false);
         matrix
     }
@@ -105,10 +113,9 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
         device: &Self::Device,
         read: &mut dyn FnMut(Range<usize>) -> Result<Vec<f32>, E>,
     ) -> Result<Self::Matrix, E> {
-        let plan = linear::Plan::new(Word::of(dtype), outputs);
         let site = Site::new(device);
-        let mut matrix = Matrix::reserve(&site, [inputs, outputs], plan);
-        let run = (RUN / inputs).max(1).next_multiple_of(plan.columns());
+        let mut matrix = Matrix::reserve(&site, [inputs, outputs], Word::of(dtype));
+        let run = (RUN / inputs).max(1).next_multiple_of(matrix.columns_at_once());
         for first in (0..outputs).step_by(run) {
             let columns = first..(first + run).min(outputs);
             let shape = [columns.len(), inputs];
@@ -183,13 +190,10 @@ impl<R: Runtime> Gpu<R> {
     /// Logs what `--order fast` brings on this device with such weights.
     pub(super) fn tell_order((device, order): &(R::Device, Order), dtype: Dtype) {
         if *order == Order::Fast {
-            if tensor::fits(&R::client(device), Word::of(dtype)) {
-                tracing::info!("many rows at once are multiplied on tensor cores");
+            if tensor::fits(&R::client(device), Word::of(dtype), layout::SIDE) {
+                tracing::info!("tensor cores multiply in the fixed order: --order fast changes nothing");
             } else {
-                tracing::info!(
-                    %dtype,
-                    "there are no tensor cores for such weights here: many rows at once are multiplied in plain tiles"
-                );
+                tracing::info!("many rows at once are multiplied in tiles");
             }
         }
     }

@@ -13,38 +13,53 @@ pub(super) fn add_norm(
     beta: &Array<f32>,
     sum: &mut Array<f32>,
     norm: &mut Array<f32>,
-    width: usize,
     epsilon: f32,
+    #[comptime] width: usize,
     #[comptime] adds: bool,
 ) {
+    let of_unit = comptime!(width.div_ceil(UNITS));
     let mut shared = SharedMemory::<f32>::new(UNITS);
     let row = CUBE_POS_X as usize * width;
     let unit = UNIT_POS as usize;
-    let mut part = 0.0f32;
-    let mut at = unit;
-    while at < width {
-        let mut value = x[row + at];
-        if comptime!(adds) {
-            value += residual[row + at];
+    // All that a unit needs is on its way before the first wait.
+    let mut values = Array::<f32>::new(of_unit);
+    let mut scales = Array::<f32>::new(of_unit);
+    let mut shifts = Array::<f32>::new(of_unit);
+    #[unroll]
+    for one in 0..of_unit {
+        let at = unit + one * UNITS;
+        values[one] = 0.0f32;
+        if at < width {
+            values[one] = x[row + at];
+            if comptime!(adds) {
+                values[one] += residual[row + at];
+            }
+            scales[one] = gamma[at];
+            shifts[one] = beta[at];
         }
-        sum[row + at] = value;
-        part += value;
-        at += UNITS;
+    }
+    let mut part = 0.0f32;
+    #[unroll]
+    for one in 0..of_unit {
+        part += values[one];
     }
     let mean = total(&mut shared, part) / width as f32;
     part = 0.0f32;
-    at = unit;
-    while at < width {
-        // Each unit reads what it wrote itself.
-        let distance = sum[row + at] - mean;
-        part = fma(distance, distance, part);
-        at += UNITS;
+    #[unroll]
+    for one in 0..of_unit {
+        if unit + one * UNITS < width {
+            let distance = values[one] - mean;
+            part = fma(distance, distance, part);
+        }
     }
     let variance = total(&mut shared, part) / width as f32;
     let scale = 1.0f32 / (variance + epsilon).sqrt();
-    at = unit;
-    while at < width {
-        norm[row + at] = fma((sum[row + at] - mean) * scale, gamma[at], beta[at]);
-        at += UNITS;
+    #[unroll]
+    for one in 0..of_unit {
+        let at = unit + one * UNITS;
+        if at < width {
+            sum[row + at] = values[one];
+            norm[row + at] = fma((values[one] - mean) * scale, scales[one], shifts[one]);
+        }
     }
 }

@@ -1,53 +1,107 @@
-//! The product of many rows on tensor cores, for `--order fast` and weights of 16 bits, where the device has fragments of 16
-//! by 16 `bf16` that add up in `f32`.
+//! The product on tensor cores, for weights of 16 bits in fragments, on cards of NVIDIA's from 8.0 on.
 //!
-//! A cube has [`ROWS`] rows and [`COLUMNS`] columns, and a plane of 32 units a quarter of them: two by two fragments. Words of
-//! the panels are two `bf16` as they lie, so they go to shared memory unchanged; there is one copy of the weights for both
-//! orders, which is why this is no library's product: those read rows or columns with one stride, and panels have two. A
-//! number of `x` goes as the sum of two `bf16`, which keeps 16 of its bits: twice the products, on cores that wait for weights.
-//! The order within a fragment is the device's, hence not for the fixed order.
-
-// What `#[cube]` reads is not what runs here: its functions take their arguments as they are told to.
-#![allow(clippy::trivially_copy_pass_by_ref)]
+//! A plane multiplies a fragment of 16 columns by 16 inputs with 8 rows of `x`, and reads the weights straight to where they are
+//! multiplied. The planes of a cube share the same columns and rows and take every [`PLANES`]-th fragment each; the cube adds
+//! their sums up. A number of `x` goes as the sum of two `bf16`, which keeps 16 of its bits: twice the products, on cores that wait
+//! for weights. How many fragments and rows a cube takes ([`Shape`]) changes what is read together and no order of a sum: the cores
+//! add up each result by itself, so a row's results are the same in any company.
+//!
+//! Which unit holds what: NVIDIA, PTX ISA, "Matrix Fragments for mma.m16n8k16 with floating point type".
 
 use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 use half::bf16;
 
-use super::linear::{Epilogue, Plan, WORDS, activate};
-use super::sums::UNITS;
+use super::layout::{SIDE, WORDS};
+use super::linear::{Epilogue, activate};
 use super::words::Word;
 
-/// Rows of a cube.
-pub(super) const ROWS: usize = 64;
-/// Columns of a cube: whole panels of every plan.
-pub(super) const COLUMNS: usize = 64;
-/// Inputs that are brought at once.
-const DEEP: usize = 32;
-/// Rows, columns and inputs of a fragment.
-const SIDE: usize = 16;
-/// Rows and columns of a plane, in fragments.
-const OF_PLANE: usize = 2;
+/// Units of a plane.
 const PLANE: usize = 32;
-/// Planes side by side over the columns.
-const ACROSS: usize = COLUMNS / (OF_PLANE * SIDE);
-const _: () = assert!(UNITS / PLANE * OF_PLANE * OF_PLANE * SIDE * SIDE == ROWS * COLUMNS);
-/// `bf16` of a vector of words.
-const OF_VECTOR: usize = 2 * WORDS;
-type Eight = Vector<bf16, Const<OF_VECTOR>>;
-/// Numbers from a row to the next where units share them: a little more than a row has, so that the rows of a fragment lie in
-/// different banks, and by what fragments want multiples of 32 bytes.
-const X_STRIDE: usize = DEEP + 8;
-const WEIGHT_STRIDE: usize = COLUMNS + 8;
-const SUM_STRIDE: usize = COLUMNS + 4;
-/// What fragments want to be aligned to, in bytes.
-const ALIGNED: usize = 32;
-/// Bytes that the units of a cube share: `x` twice, weights, sums.
-const SHARED: usize = 2 * (2 * ROWS * X_STRIDE + DEEP * WEIGHT_STRIDE) + 4 * ROWS * SUM_STRIDE;
+/// Planes of a cube.
+const PLANES: usize = 8;
+/// Units of a cube.
+pub(super) const UNITS: usize = PLANE * PLANES;
+/// Rows that are multiplied at once.
+const ROWS: usize = 8;
+/// Results of a fragment: [`SIDE`] columns of [`ROWS`] rows.
+const RESULTS: usize = SIDE * ROWS;
+/// Results that a unit holds.
+const OF_UNIT: usize = RESULTS / PLANE;
+/// Fragments whose sums are added up at once, at most.
+const ADDED: usize = 8;
+type Pair = Vector<bf16, Const<2>>;
 
-/// Whether a device has what the kernel needs, for weights in such words.
-pub(super) fn fits<R: Runtime>(client: &ComputeClient<R>, word: Word) -> bool {
+/// What a cube computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Shape {
+    /// Fragments, side by side over the columns.
+    fragments: usize,
+    /// Times [`ROWS`] rows.
+    rows: usize,
+    /// Inputs that are read before any is multiplied, in fragments: first so many each time, then so many.
+    ahead: [usize; 2],
+}
+
+impl Shape {
+    /// One row, or some, with few columns or many: large ones read less together, small ones make more cubes.
+    const ONE: Self = Self::new(1, 1, [12, 6]);
+    const SOME: Self = Self::new(1, 4, [3, 1]);
+    const SOME_WIDE: Self = Self::new(4, 4, [1, 1]);
+    const MANY: Self = Self::new(2, 8, [3, 1]);
+    const MANY_WIDE: Self = Self::new(4, 8, [1, 1]);
+    /// As many cubes as keep half of a large card busy.
+    const ENOUGH: usize = 64;
+
+    const fn new(fragments: usize, rows: usize, ahead: [usize; 2]) -> Self {
+        Self { fragments, rows, ahead }
+    }
+
+    /// What suits `[rows, outputs]`: one of few, so that few kernels are compiled.
+    pub(super) const fn of(rows: usize, outputs: usize) -> Self {
+        if rows <= Self::ONE.rows() {
+            return Self::ONE;
+        }
+        let (narrow, wide) = if rows <= Self::SOME.rows() {
+            (Self::SOME, Self::SOME_WIDE)
+        } else {
+            (Self::MANY, Self::MANY_WIDE)
+        };
+        if wide.cubes(rows, outputs) < Self::ENOUGH {
+            narrow
+        } else {
+            wide
+        }
+    }
+
+    const fn cubes(self, rows: usize, outputs: usize) -> usize {
+        rows.div_ceil(self.rows()) * outputs.div_ceil(self.columns())
+    }
+
+    /// Rows of a cube.
+    pub(super) const fn rows(self) -> usize {
+        self.rows * ROWS
+    }
+
+    /// Columns of a cube.
+    pub(super) const fn columns(self) -> usize {
+        self.fragments * SIDE
+    }
+
+    /// Fragments that are summed up.
+    const fn sums(self) -> usize {
+        self.fragments * self.rows
+    }
+
+    /// Of them, so many at once.
+    const fn added(self) -> usize {
+        if self.sums() < ADDED { self.sums() } else { ADDED }
+    }
+}
+
+/// Whether a device multiplies such weights so.
+pub(super) fn fits<R: Runtime>(client: &ComputeClient<R>, word: Word, inputs: usize) -> bool {
     let properties = client.properties();
     let hardware = &properties.hardware;
     let half = ElemType::Float(FloatKind::BF16).into();
@@ -56,152 +110,178 @@ pub(super) fn fits<R: Runtime>(client: &ComputeClient<R>, word: Word) -> bool {
         b_type: half,
         cd_type: ElemType::Float(FloatKind::F32).into(),
         m: SIDE as u32,
-        n: SIDE as u32,
+        n: ROWS as u32,
         k: SIDE as u32,
     };
-    // CUDA's compiler takes it; no other has seen it. Cards of before 8.0 are listed with these fragments and do not have
-    // them; they do not copy by themselves either.
     R::name(client) == "cuda"
-        && properties.features.copy_async
         && word == Word::Two
-        && properties.features.matmul.cmma.contains(&fragments)
+        && inputs.is_multiple_of(SIDE)
+        && properties.features.matmul.mma.contains(&fragments)
         && (hardware.plane_size_min, hardware.plane_size_max) == (PLANE as u32, PLANE as u32)
-        && hardware.max_shared_memory_size >= SHARED
 }
 
-/// As [`super::linear::project`], of as many cubes as tiles cover the result.
+/// As [`super::linear::project`], of as many cubes as cover the result; `x` in pairs of inputs.
 #[cube(launch_unchecked)]
 pub(super) fn project(
-    x: &Array<f32>,
+    x: &Array<Vector<f32, Const<2>>>,
     weight: &Array<Vector<u32, Const<WORDS>>>,
     bias: &Array<f32>,
     y: &mut Array<f32>,
     rows: usize,
     inputs: usize,
     outputs: usize,
-    #[comptime] plan: Plan,
+    #[comptime] shape: Shape,
     #[comptime] epilogue: Epilogue,
 ) {
-    let groups = comptime!(plan.groups);
-    let columns = comptime!(plan.columns());
     let unit = UNIT_POS as usize;
-    let plane = unit / PLANE;
-    let (plane_row, plane_column) = (plane / ACROSS * OF_PLANE * SIDE, plane % ACROSS * OF_PLANE * SIDE);
-    let (first_row, first_column) = (CUBE_POS_Y as usize * ROWS, CUBE_POS_X as usize * COLUMNS);
-    let panels = outputs.div_ceil(columns);
+    let (plane, lane) = (unit / PLANE, unit % PLANE);
+    let first_fragment = CUBE_POS_X as usize * comptime!(shape.fragments);
+    let first_row = CUBE_POS_Y as usize * comptime!(shape.rows());
+    let deep = inputs / SIDE;
 
-    let mut sums = Sequence::<cmma::Matrix<f32>>::new();
+    let mut sums = Sequence::<Array<Vector<f32, Const<2>>>>::new();
     #[unroll]
-    for _ in 0..comptime!(OF_PLANE * OF_PLANE) {
-        sums.push(cmma::Matrix::<f32>::from_value(
-            cmma::MatrixIdent::Accumulator,
-            SIDE,
-            SIDE,
-            SIDE,
-            cmma::MatrixLayout::Undefined,
-            0.0f32,
-        ));
+    for _ in 0..comptime!(shape.sums()) {
+        let mut sum = Array::<Vector<f32, Const<2>>>::new(2usize);
+        sum[0] = Vector::new(0.0f32);
+        sum[1] = Vector::new(0.0f32);
+        sums.push(sum);
     }
-    // `[row][input]`, what it is nearest to and what is left of it, and `[input][column]`
-    let mut near = SharedMemory::<bf16>::new_aligned(comptime!(ROWS * X_STRIDE), ALIGNED);
-    let mut rest = SharedMemory::<bf16>::new_aligned(comptime!(ROWS * X_STRIDE), ALIGNED);
-    let mut weights = SharedMemory::<Eight>::new_aligned(comptime!(DEEP * WEIGHT_STRIDE / OF_VECTOR), ALIGNED);
-    let mut from = 0usize;
-    while from < inputs {
+    // Beyond the last row, and beyond the last fragment, the last one is computed again and thrown away.
+    let mut row_starts = Array::<usize>::new(comptime!(shape.rows));
+    #[unroll]
+    for row in 0..comptime!(shape.rows) {
+        let own = first_row + row * ROWS + lane / 4;
+        row_starts[row] = min(own, rows - 1) * (inputs / 2) + lane % 4;
+    }
+    let mut fragment_starts = Array::<usize>::new(comptime!(shape.fragments));
+    #[unroll]
+    for fragment in 0..comptime!(shape.fragments) {
+        let last = outputs.div_ceil(SIDE) - 1;
+        fragment_starts[fragment] = min(first_fragment + fragment, last) * deep * PLANE + lane;
+    }
+    let mut at = plane;
+    #[unroll]
+    for which in 0..3usize {
+        let ahead = comptime!(if which < 2 { shape.ahead[which] } else { 1 });
+        while at + comptime!((ahead - 1) * PLANES) < deep {
+            multiply(x, weight, &row_starts, &fragment_starts, &mut sums, at, shape, ahead);
+            at += comptime!(ahead * PLANES);
+        }
+    }
+
+    // `[plane][fragment][number of a unit][unit]`
+    let added = comptime!(shape.added());
+    let mut shared = SharedMemory::<f32>::new(comptime!(PLANES * shape.added() * RESULTS));
+    #[unroll]
+    for part in 0..comptime!(shape.sums() / shape.added()) {
         sync_cube();
         #[unroll]
-        for step in 0..comptime!(ROWS * DEEP / UNITS) {
-            let at = unit + step * UNITS;
-            let (row, deep) = (at / DEEP, at % DEEP);
-            let mut value = 0.0f32;
-            if from + deep < inputs {
-                // Beyond the last row the last one is computed again and thrown away.
-                value = x[min(first_row + row, rows - 1) * inputs + from + deep];
-            }
-            let nearest = bf16::cast_from(value);
-            near[row * X_STRIDE + deep] = nearest;
-            rest[row * X_STRIDE + deep] = bf16::cast_from(value - f32::cast_from(nearest));
-        }
-        let mut at = unit;
-        while at < comptime!(DEEP * COLUMNS / OF_VECTOR) {
-            let (group, deep) = (at % groups, at / groups % DEEP);
-            let panel = at / comptime!(plan.groups * DEEP);
-            let (whole, input) = (first_column / columns + panel, from + deep);
-            let mut words = Vector::<u32, Const<WORDS>>::new(0u32);
-            if whole < panels && input < inputs {
-                words = weight[(whole * inputs + input) * groups + group];
-            }
-            let start = deep * WEIGHT_STRIDE + panel * columns + group * OF_VECTOR;
-            weights[start / OF_VECTOR] = Eight::reinterpret(words);
-            at += UNITS;
-        }
-        sync_cube();
-        #[unroll]
-        for deep in 0..comptime!(DEEP / SIDE) {
+        for one in 0..added {
+            let sum = sums.index(comptime!(part * shape.added() + one));
             #[unroll]
-            for column in 0..OF_PLANE {
-                let start = deep * SIDE * WEIGHT_STRIDE + plane_column + column * SIDE;
-                let right = cmma::Matrix::<Eight>::from_slice(
-                    cmma::MatrixIdent::B,
-                    SIDE,
-                    SIDE,
-                    SIDE,
-                    cmma::MatrixLayout::RowMajor,
-                    &weights.slice(start / OF_VECTOR, comptime!(DEEP * WEIGHT_STRIDE / OF_VECTOR)),
-                    WEIGHT_STRIDE as u32,
-                );
-                #[unroll]
-                for row in 0..OF_PLANE {
-                    let start = (plane_row + row * SIDE) * X_STRIDE + deep * SIDE;
-                    let sum = sums.index(comptime!(row * OF_PLANE + column));
-                    multiply(&near, start, &right, sum);
-                    multiply(&rest, start, &right, sum);
+            for number in 0..OF_UNIT {
+                let pair = sum[comptime!(number / 2)];
+                let to = (plane * added + one) * RESULTS + number * PLANE + lane;
+                shared[to] = pair[comptime!(number % 2)];
+            }
+        }
+        sync_cube();
+        let mut task = unit;
+        while task < comptime!(shape.added() * RESULTS) {
+            let (column, row) = (task % SIDE, task / SIDE % ROWS);
+            let fragment = task / RESULTS;
+            let number = column / 8 * 2 + row % 2;
+            let from = fragment * RESULTS + number * PLANE + column % 8 * 4 + row / 2;
+            let mut sum = shared[from];
+            #[unroll]
+            for other in 1..PLANES {
+                sum += shared[from + other * comptime!(shape.added() * RESULTS)];
+            }
+            let all = fragment + part * added;
+            let output = (first_fragment + all / comptime!(shape.rows)) * SIDE + column;
+            let to = first_row + all % comptime!(shape.rows) * ROWS + row;
+            if to < rows && output < outputs {
+                if comptime!(epilogue.bias) {
+                    sum += bias[output];
                 }
+                y[to * outputs + output] = activate(sum, comptime!(epilogue.activation));
             }
+            task += UNITS;
         }
-        from += DEEP;
-    }
-
-    let mut results = SharedMemory::<f32>::new_aligned(comptime!(ROWS * SUM_STRIDE), ALIGNED);
-    #[unroll]
-    for row in 0..OF_PLANE {
-        #[unroll]
-        for column in 0..OF_PLANE {
-            let start = (plane_row + row * SIDE) * SUM_STRIDE + plane_column + column * SIDE;
-            cmma::store(
-                &mut results.slice_mut(start, comptime!(ROWS * SUM_STRIDE)),
-                sums.index(comptime!(row * OF_PLANE + column)),
-                SUM_STRIDE as u32,
-                cmma::MatrixLayout::RowMajor,
-            );
-        }
-    }
-    sync_cube();
-    let mut at = unit;
-    while at < comptime!(ROWS * COLUMNS) {
-        let (row, column) = (first_row + at / COLUMNS, first_column + at % COLUMNS);
-        if row < rows && column < outputs {
-            let mut sum = results[at / COLUMNS * SUM_STRIDE + at % COLUMNS];
-            if comptime!(epilogue.bias) {
-                sum += bias[column];
-            }
-            y[row * outputs + column] = activate(sum, comptime!(epilogue.activation));
-        }
-        at += UNITS;
     }
 }
 
-/// Adds the product of a fragment of `x`, which begins at `start`, with one of weights.
+/// Adds the products of `ahead` fragments along the inputs, from `at` on and [`PLANES`] apart.
 #[cube]
-fn multiply(x: &SharedMemory<bf16>, start: usize, right: &cmma::Matrix<Eight>, sum: &cmma::Matrix<f32>) {
-    let left = cmma::Matrix::<bf16>::from_slice(
-        cmma::MatrixIdent::A,
-        SIDE,
-        SIDE,
-        SIDE,
-        cmma::MatrixLayout::RowMajor,
-        &x.slice(start, comptime!(ROWS * X_STRIDE)),
-        X_STRIDE as u32,
-    );
-    cmma::execute::<bf16, Eight, f32, f32>(&left, right, sum, sum);
+fn multiply(
+    x: &Array<Vector<f32, Const<2>>>,
+    weight: &Array<Vector<u32, Const<WORDS>>>,
+    row_starts: &Array<usize>,
+    fragment_starts: &Array<usize>,
+    sums: &mut Sequence<Array<Vector<f32, Const<2>>>>,
+    at: usize,
+    #[comptime] shape: Shape,
+    #[comptime] ahead: usize,
+) {
+    let mut words = Array::<Vector<u32, Const<WORDS>>>::new(comptime!(ahead * shape.fragments));
+    let mut numbers = Array::<Vector<f32, Const<2>>>::new(comptime!(ahead * shape.rows * 2));
+    #[unroll]
+    for step in 0..ahead {
+        let deep = at + step * PLANES;
+        #[unroll]
+        for fragment in 0..comptime!(shape.fragments) {
+            words[comptime!(step * shape.fragments + fragment)] = weight[fragment_starts[fragment] + deep * PLANE];
+        }
+        #[unroll]
+        for row in 0..comptime!(shape.rows) {
+            let start = row_starts[row] + deep * comptime!(SIDE / 2);
+            numbers[comptime!((step * shape.rows + row) * 2)] = x[start];
+            numbers[comptime!((step * shape.rows + row) * 2 + 1)] = x[start + 4];
+        }
+    }
+    // Without it the compiler puts off each read until its number is needed, and the plane waits for one after the other.
+    sync_plane();
+    let definition = cmma::MmaDefinition::<bf16, bf16, f32>::new(SIDE, ROWS, SIDE);
+    #[unroll]
+    for step in 0..ahead {
+        let mut lefts = Sequence::<Array<Pair>>::new();
+        #[unroll]
+        for fragment in 0..comptime!(shape.fragments) {
+            let vector = words[comptime!(step * shape.fragments + fragment)];
+            let mut left = Array::<Pair>::new(WORDS);
+            #[unroll]
+            for word in 0..WORDS {
+                left[word] = Pair::reinterpret(vector[word]);
+            }
+            lefts.push(left);
+        }
+        #[unroll]
+        for row in 0..comptime!(shape.rows) {
+            let mut near = Array::<Pair>::new(2usize);
+            let mut rest = Array::<Pair>::new(2usize);
+            #[unroll]
+            for half in 0..2usize {
+                let pair = numbers[comptime!((step * shape.rows + row) * 2 + half)];
+                let (first, second) = (u32::reinterpret(pair[0]), u32::reinterpret(pair[1]));
+                near[half] = Pair::reinterpret((first >> 16u32) | (second & 0xFFFF_0000u32));
+                let first = left_over(pair[0], first);
+                let second = left_over(pair[1], second);
+                rest[half] = Pair::reinterpret((first >> 16u32) | (second & 0xFFFF_0000u32));
+            }
+            #[unroll]
+            for fragment in 0..comptime!(shape.fragments) {
+                let left = lefts.index(fragment);
+                let sum = sums.index_mut(comptime!(fragment * shape.rows + row));
+                definition.execute_inplace(left, &near, sum);
+                definition.execute_inplace(left, &rest, sum);
+            }
+        }
+    }
+}
+
+/// The bits of what a number is more than its high half, such that their own high half is the nearest `bf16`.
+#[cube]
+fn left_over(number: f32, bits: u32) -> u32 {
+    u32::reinterpret(number - f32::reinterpret(bits & 0xFFFF_0000u32)) + 0x8000u32
 }

@@ -4,13 +4,14 @@
 
 use cubecl::prelude::*;
 
-use super::linear::{Epilogue, Plan, WORDS, activate};
+use super::layout::{Panels, WORDS};
+use super::linear::{Epilogue, activate};
 use super::sums::UNITS;
 use super::words::number;
 
 /// Rows of a cube.
 pub(super) const ROWS: usize = 64;
-/// Columns of a cube: whole panels of every plan.
+/// Columns of a cube: whole panels of every panels.
 pub(super) const COLUMNS: usize = 64;
 /// As many rows as make half a cube's worth while; fewer are `linear.rs`'s. To be measured.
 pub(super) const FROM: usize = 32;
@@ -31,18 +32,18 @@ pub(super) fn project(
     rows: usize,
     inputs: usize,
     outputs: usize,
-    #[comptime] plan: Plan,
+    #[comptime] panels: Panels,
     #[comptime] epilogue: Epilogue,
 ) {
-    let groups = comptime!(plan.groups);
-    let numbers = comptime!(plan.word.numbers());
-    let of_vector = comptime!(plan.of_vector());
-    let columns = comptime!(plan.columns());
+    let groups = comptime!(panels.groups);
+    let numbers = comptime!(panels.word.numbers());
+    let of_vector = comptime!(panels.of_vector());
+    let columns = comptime!(panels.columns());
     let [of_rows, of_columns] = comptime!(OF_UNIT);
     let unit = UNIT_POS as usize;
     let (down, across) = (unit / ACROSS, unit % ACROSS);
     let (first_row, first_column) = (CUBE_POS_Y as usize * ROWS, CUBE_POS_X as usize * COLUMNS);
-    let panels = outputs.div_ceil(columns);
+    let last = outputs.div_ceil(columns);
 
     let mut sums = Array::<f32>::new(comptime!(OF_UNIT[0] * OF_UNIT[1]));
     #[unroll]
@@ -67,12 +68,12 @@ pub(super) fn project(
             xs[at] = value;
         }
         let mut at = unit;
-        while at < comptime!(DEEP * COLUMNS / plan.of_vector()) {
+        while at < comptime!(DEEP * COLUMNS / panels.of_vector()) {
             let (group, deep) = (at % groups, at / groups % DEEP);
-            let panel = at / comptime!(plan.groups * DEEP);
+            let panel = at / comptime!(panels.groups * DEEP);
             let (whole, input) = (first_column / columns + panel, from + deep);
             let start = deep * COLUMNS + panel * columns + group * of_vector;
-            if whole < panels && input < inputs {
+            if whole < last && input < inputs {
                 let words = weight[(whole * inputs + input) * groups + group];
                 #[unroll]
                 for word in 0..WORDS {
