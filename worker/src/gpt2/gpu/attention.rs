@@ -5,6 +5,9 @@
 //! goes through the past in strides of [`UNITS`] tokens from the first one on, so the order of its sums depends on how many
 //! tokens there are and on nothing else.
 
+// What `#[cube]` reads is not what runs here: its functions take their arguments as they are told to.
+#![allow(clippy::trivially_copy_pass_by_ref)]
+
 use cubecl::prelude::*;
 
 use super::sums::{UNITS, greatest, total};

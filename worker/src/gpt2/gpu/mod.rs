@@ -72,7 +72,8 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
 
     const QUEUES: bool = true;
 
-    /// On the thread that the device is told by, which otherwise would be handed each operation, and sleep between two.
+    /// On the thread that the device is told by, which otherwise would be handed each operation, and sleep between two. Models on one
+    /// device take turns.
     fn share<T: Send + 'static>(
         (device, _): &Self::Device,
         _multiplications: usize,
