@@ -278,7 +278,7 @@ def measure(args, model, cfg, batches, peers, notes, done):
 
 
 def by_hand(page):
-    """What stands in the page and is not measured."""
+    """What stands in the page and was not written by this script."""
     _, heading, text = (page.read_text() if page.exists() else "").partition(BY_HAND)
     return f"\n{heading}{text}" if heading else ""
 
@@ -322,7 +322,7 @@ def page(args, cfg, batches, peers, parity, equal, figures, notes, copied, table
         lines += ["| batch | kernel | grid | calls | µs together |", "|---|---|---|---|---|"]
         lines += [f"| {batch} | `{kernel}` | {grid} | {calls} | {time:.1f} |" for batch, kernel, grid, calls, time in table]
     else:
-        lines.append("Not measured: `ncu` was not there.")
+        lines.append("Not measured.")
     args.out.write_text("\n".join(lines) + "\n" + by_hand(args.out))
 
 

@@ -15,7 +15,7 @@ use burn::backend::flex::FlexDevice;
 use claimcheck_common::domain::{DeviceChoice, Dtype, Order};
 
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
-use super::{BLOCK, Draw, Edit, Method, StepRow};
+use super::{BLOCK, Draw, Edit, Method, StepRow, gpu::Site};
 use super::{
     CacheShape, Cpu, Gpt2, Gpt2Backend, Gpt2Config, Gpt2Runner, LoadError, ModelFiles, StepModel, WeightsCache, cpu,
 };
@@ -167,15 +167,17 @@ impl Device {
             Self::Cpu => Ok(with_cache(load_cpu(weights, dtype)?, blocks)),
             #[cfg(feature = "cuda")]
             Self::Cuda(device, _, order) => {
-                let site = (device.clone(), *order);
+                let site = Site::new(device, *order);
                 super::gpu::Cuda::tell_order(&site, dtype);
-                load::<super::gpu::Cuda>(weights, dtype, &site, blocks).and_then(warmed)
+                let model = load::<super::gpu::Cuda>(weights, dtype, &site, blocks)?;
+                warmed(model, super::gpu::Cuda::warm(&site, dtype)).inspect(|_| site.clear())
             }
             #[cfg(feature = "vulkan")]
             Self::Vulkan(device, _, order) => {
-                let site = (device.clone(), *order);
+                let site = Site::new(device, *order);
                 super::gpu::Vulkan::tell_order(&site, dtype);
-                load::<super::gpu::Vulkan>(weights, dtype, &site, blocks).and_then(warmed)
+                let model = load::<super::gpu::Vulkan>(weights, dtype, &site, blocks)?;
+                warmed(model, super::gpu::Vulkan::warm(&site, dtype)).inspect(|_| site.clear())
             }
         }
     }
@@ -215,24 +217,27 @@ where
     Box::new(Gpt2Runner::new(model, blocks))
 }
 
+/// Wanted logits of a step, at most, until the kernels that make them have all run.
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+const LOGITS: usize = 64;
+
 /// Computes steps of every kind of shape, so that all kernels are compiled before the first job comes.
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
-fn warmed(mut model: Box<dyn StepModel>) -> Result<Box<dyn StepModel>, LoadError> {
+fn warmed(mut model: Box<dyn StepModel>, sizes: &[usize]) -> Result<Box<dyn StepModel>, LoadError> {
     let row = |blocks: Range<usize>, tokens: usize| StepRow {
         blocks: blocks.map(|block| block as u32).collect(),
         position: 0,
         tokens: vec![0; tokens],
         wants_logits: true,
     };
-    let mut steps: Vec<Vec<StepRow>> = super::gpu::WARM
-        .into_iter()
-        .filter(|rows| *rows <= model.blocks())
-        .map(|rows| (0..rows).map(|block| row(block..block + 1, 1)).collect())
-        .collect();
-    // The cache is written apart, and not every token's logits are wanted.
-    let most = super::gpu::WARM[super::gpu::WARM.len() - 1];
-    let prompt = model.context_length().min(most);
-    steps.push(vec![row(0..prompt.div_ceil(BLOCK), prompt)]);
+    let mut steps = Vec::new();
+    for size in sizes {
+        // Rows of one token, which want their logits, and one row, whose keys and values are written apart.
+        let rows = (*size).min(LOGITS).min(model.blocks());
+        steps.push((0..rows).map(|block| row(block..block + 1, 1)).collect::<Vec<_>>());
+        let tokens = (*size).min(model.context_length());
+        steps.push(vec![row(0..tokens.div_ceil(BLOCK), tokens)]);
+    }
     for step in steps {
         model
             .step(&step)

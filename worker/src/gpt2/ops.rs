@@ -69,7 +69,8 @@ pub trait Gpt2Backend: 'static {
     /// Whether operations are only told to a device, which computes them while the host goes on until it reads something back.
     const QUEUES: bool = false;
 
-    /// Runs the operations of a step, about so many multiplications, on the threads that share them if there are any.
+    /// Runs a step with about so many multiplications, from its operations to what is read back, where that is done fastest: on the
+    /// threads that share it, or on the one that a device is told by.
     fn share<T: Send + 'static>(_device: &Self::Device, _multiplications: usize, step: impl FnOnce() -> T + Send) -> T {
         step()
     }

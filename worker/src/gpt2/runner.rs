@@ -83,6 +83,7 @@ where
             }
         }
         if tokens.is_empty() {
+            self.waited = None;
             return Ok(Vec::new());
         }
         // A step of prefill alone still has to write the cache; its last token stands in for "no logits wanted".

@@ -24,21 +24,33 @@ use super::sums::UNITS;
 use super::words::Word;
 use super::{attention, linear, norm, rows, tensor, tiles};
 
-/// The way to a device, and what is allowed there.
+/// The way to a device for one model, and what is allowed there.
 pub(in crate::gpt2) struct Site<R: Runtime> {
     client: ComputeClient<R>,
     order: Order,
-    /// Of all results that come of what was made here.
     spare: Arc<Spare>,
 }
 
 impl<R: Runtime> Site<R> {
-    pub(super) fn new((device, order): &(R::Device, Order)) -> Self {
+    pub(in crate::gpt2) fn new(device: &R::Device, order: Order) -> Self {
         Self {
             client: R::client(device),
-            order: *order,
+            order,
             spare: Arc::default(),
         }
+    }
+
+    pub(super) const fn client(&self) -> &ComputeClient<R> {
+        &self.client
+    }
+
+    pub(super) const fn order(&self) -> Order {
+        self.order
+    }
+
+    /// Gives memory back that no result needs.
+    pub(in crate::gpt2) fn clear(&self) {
+        self.spare.clear();
     }
 }
 
@@ -98,37 +110,48 @@ fn grid(x: usize, y: usize) -> CubeCount {
 
 thread_local! {
     /// Of this thread, since it was last asked.
-    static STARTED: Cell<Counts> = const { Cell::new(Counts { kernels: 0, reads: 0 }) };
+    static STARTED: Cell<Counts> = const { Cell::new(Counts::NONE) };
 }
 
 /// What a step starts on the device: what a small one costs is mostly that.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(super) struct Counts {
     kernels: u64,
     reads: u64,
+    draws_left: u64,
 }
 
 impl Counts {
+    const NONE: Self = Self {
+        kernels: 0,
+        reads: 0,
+        draws_left: 0,
+    };
+
     /// What `work` starts on this thread.
     pub(super) fn of<T>(work: impl FnOnce() -> T) -> (T, Self) {
-        STARTED.take();
+        STARTED.set(Self::NONE);
         let outcome = work();
-        (outcome, STARTED.take())
+        (outcome, STARTED.get())
     }
 
+    /// To whom counts metrics on the calling thread.
     pub(super) fn tell(self) {
         metrics::counter!("claimcheck_engine_kernel_launches_total").increment(self.kernels);
         metrics::counter!("claimcheck_engine_readbacks_total").increment(self.reads);
+        metrics::counter!("claimcheck_engine_draws_left_to_host_total").increment(self.draws_left);
+    }
+
+    fn add(change: impl FnOnce(&mut Self)) {
+        let mut started = STARTED.get();
+        change(&mut started);
+        STARTED.set(started);
     }
 }
 
 /// For each kernel that is started.
 fn count_launch() {
-    let started = STARTED.get();
-    STARTED.set(Counts {
-        kernels: started.kernels + 1,
-        ..started
-    });
+    Counts::add(|started| started.kernels += 1);
 }
 
 /// As many cubes as give every element a unit.
@@ -177,11 +200,7 @@ impl<R: Runtime> Numbers<R> {
 
     /// Waits for the device. The one place where a step does.
     fn fetch(&self) -> Result<Bytes, String> {
-        let started = STARTED.get();
-        STARTED.set(Counts {
-            reads: started.reads + 1,
-            ..started
-        });
+        Counts::add(|started| started.reads += 1);
         let memory = self.memory.handle.clone();
         let beyond = memory.size_in_used() - (self.len() * size_of::<u32>()) as u64;
         let bytes = self.site.client.read_one(memory.offset_end(beyond));
@@ -384,7 +403,7 @@ impl<R: Runtime> Matrix<R> {
         unsafe {
             linear::project::launch_unchecked::<R>(
                 &x.site.client,
-                grid(panels.panels(self.outputs), x.rows.div_ceil(tile)),
+                grid(panels.count(self.outputs), x.rows.div_ceil(tile)),
                 units(),
                 x.array(),
                 self.packed.array(),

@@ -45,7 +45,7 @@ impl Panels {
         self.groups * self.of_vector()
     }
 
-    pub(super) const fn panels(self, outputs: usize) -> usize {
+    pub(super) const fn count(self, outputs: usize) -> usize {
         outputs.div_ceil(self.columns())
     }
 }

@@ -1,8 +1,9 @@
 //! GPT-2's operations on a GPU: kernels in `CubeCL`, written once for every device that it compiles for.
 //!
-//! `words.rs` says how numbers lie in memory, `sums.rs` adds up over a cube, `linear.rs`, `norm.rs`, `attention.rs`, `rows.rs` and
-//! `draw/` are the kernels, `launch.rs` starts them. Must never let a row's result depend on its company: every element is reduced in
-//! one order, whatever the number of rows; `tiles.rs` and `tensor.rs` alone, which `--order fast` allows, have another. Built with the feature `cuda` or `vulkan` alone.
+//! `words.rs` says how numbers lie in memory, `layout.rs` how weights do, `sums.rs` adds up over a cube, `linear.rs`, `tensor.rs`, `tiles.rs`,
+//! `norm.rs`, `attention.rs`, `rows.rs` and `draw/` are the kernels, `launch.rs` starts them. Must never let a row's result depend on its
+//! company: every element is reduced in one order, whatever the number of rows; `tiles.rs` alone, which `--order fast` allows, has another.
+//! Built with the feature `cuda` or `vulkan` alone.
 
 // What is decided when a kernel is built stands apart from what is decided when it runs, and a kernel is one function.
 #![allow(clippy::collapsible_if, clippy::too_many_lines)]
@@ -25,17 +26,19 @@ mod words;
 
 use std::marker::PhantomData;
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use claimcheck_common::domain::{Dtype, Order};
 use cubecl::Runtime;
 
 use super::{Activation, BLOCK, CacheShape, Draw, Drawn, Gpt2Backend, Span, StepError};
-use launch::{Counts, Matrix, Numbers, Site, Table};
+pub(in crate::gpt2) use launch::Site;
+use launch::{Counts, Matrix, Numbers, Table};
 use linear::Epilogue;
 
-/// Numbers of rows with which every kernel has run: the tiles of `linear.rs`, `tiles.rs`, the shapes of `tensor.rs`.
-pub(super) const WARM: [usize; 7] = [1, 2, 4, linear::TILE, tiles::FROM, 64, 512];
-
+const WARM: [usize; 7] = [1, 2, 4, linear::TILE, tiles::FROM, 64, 512];
+/// So many of them without tensor cores.
+const WARM_PLAIN: usize = 5;
 #[cfg(all(test, any(feature = "cuda", feature = "vulkan")))]
 pub(crate) use tests::{CARD, drawn};
 use words::Word;
@@ -64,7 +67,7 @@ pub(in crate::gpt2) struct Cache<R: Runtime> {
 }
 
 impl<R: Runtime> Gpt2Backend for Gpu<R> {
-    type Device = (R::Device, Order);
+    type Device = Site<R>;
     type Floats = Numbers<R>;
     type Vector = Numbers<R>;
     type Matrix = Matrix<R>;
@@ -74,24 +77,24 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
 
     /// On the thread that the device is told by, which otherwise would be handed each operation, and sleep between two. Models on one
     /// device take turns.
-    fn share<T: Send + 'static>(
-        (device, _): &Self::Device,
-        _multiplications: usize,
-        step: impl FnOnce() -> T + Send,
-    ) -> T {
-        let told = R::client(device).exclusive(|| Counts::of(step));
-        let (answer, counts) = told.expect("a step that does not panic");
+    fn share<T: Send + 'static>(site: &Self::Device, _multiplications: usize, step: impl FnOnce() -> T + Send) -> T {
+        let step = || Counts::of(|| catch_unwind(AssertUnwindSafe(step)));
+        let (answer, counts) = site.client().exclusive(step).expect("the device's thread");
         counts.tell();
-        answer
+        answer.unwrap_or_else(|panic| {
+            // There may have been too little memory: a smaller step is to find all that this one took.
+            site.clear();
+            resume_unwind(panic)
+        })
     }
 
     fn floats(values: Vec<f32>, shape: [usize; 2], device: &Self::Device) -> Self::Floats {
-        Numbers::floats(&Site::new(device), values, shape)
+        Numbers::floats(device, values, shape)
     }
 
     fn vector(values: Vec<f32>, device: &Self::Device) -> Self::Vector {
         let shape = [1, values.len()];
-        Numbers::floats(&Site::new(device), values, shape)
+        Numbers::floats(device, values, shape)
     }
 
     fn values(floats: Self::Floats) -> Result<Vec<f32>, StepError> {
@@ -114,13 +117,12 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
         device: &Self::Device,
         read: &mut dyn FnMut(Range<usize>) -> Result<Vec<f32>, E>,
     ) -> Result<Self::Matrix, E> {
-        let site = Site::new(device);
-        let mut matrix = Matrix::reserve(&site, [inputs, outputs], Word::of(dtype));
+        let mut matrix = Matrix::reserve(device, [inputs, outputs], Word::of(dtype));
         let run = (RUN / inputs).max(1).next_multiple_of(matrix.columns_at_once());
         for first in (0..outputs).step_by(run) {
             let columns = first..(first + run).min(outputs);
             let shape = [columns.len(), inputs];
-            matrix.pack(&Numbers::floats(&site, read(columns)?, shape), first, true);
+            matrix.pack(&Numbers::floats(device, read(columns)?, shape), first, true);
         }
         Ok(matrix)
     }
@@ -157,8 +159,8 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
     }
 
     fn new_cache(shape: CacheShape, device: &Self::Device) -> Self::Cache {
-        let (plan, site) = (plan(shape), Site::new(device));
-        let layer = |_| Numbers::reserve(&site, [shape.blocks, plan.of_block()]);
+        let plan = plan(shape);
+        let layer = |_| Numbers::reserve(device, [shape.blocks, plan.of_block()]);
         Cache {
             plan,
             blocks: shape.blocks,
@@ -175,7 +177,7 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
     }
 
     fn draws(device: &Self::Device) -> bool {
-        launch::draws::<R>(&Site::new(device))
+        launch::draws(device)
     }
 
     fn draw(logits: Self::Floats, draws: &[Draw]) -> Result<Vec<Drawn>, StepError> {
@@ -189,15 +191,29 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
 
 impl<R: Runtime> Gpu<R> {
     /// Logs what `--order fast` brings on this device with such weights.
-    pub(super) fn tell_order((device, order): &(R::Device, Order), dtype: Dtype) {
-        if *order == Order::Fast {
-            if tensor::fits(&R::client(device), Word::of(dtype), layout::SIDE) {
+    pub(super) fn tell_order(site: &Site<R>, dtype: Dtype) {
+        if site.order() == Order::Fast {
+            if has_tensor_cores(site, dtype) {
                 tracing::info!("tensor cores multiply in the fixed order: --order fast changes nothing");
             } else {
                 tracing::info!("many rows at once are multiplied in tiles");
             }
         }
     }
+
+    /// Numbers of rows, and of tokens of one row, with which every kernel has run: the tiles of `linear.rs`, `tiles.rs`, and the shapes
+    /// of `tensor.rs`, if they are used.
+    pub(super) fn warm(site: &Site<R>, dtype: Dtype) -> &'static [usize] {
+        if has_tensor_cores(site, dtype) {
+            &WARM
+        } else {
+            &WARM[..WARM_PLAIN]
+        }
+    }
+}
+
+fn has_tensor_cores<R: Runtime>(site: &Site<R>, dtype: Dtype) -> bool {
+    tensor::fits(site.client(), Word::of(dtype), layout::SIDE)
 }
 
 impl<R: Runtime> Cache<R> {

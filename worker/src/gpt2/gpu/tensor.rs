@@ -39,14 +39,14 @@ pub(super) struct Shape {
     /// Fragments, side by side over the columns.
     fragments: usize,
     /// Times [`ROWS`] rows.
-    rows: usize,
-    /// Inputs that are read before any is multiplied, in fragments: first so many each time, then so many.
+    eights: usize,
+    /// Inputs that are read before any is multiplied, in fragments: first so many each time, then so many, at last one.
     ahead: [usize; 2],
 }
 
 impl Shape {
-    /// One row, or some, with few columns or many: large ones read less together, small ones make more cubes.
-    const ONE: Self = Self::new(1, 1, [12, 6]);
+    /// For few rows, some and many, and for few columns and many: large ones read less together, small ones make more cubes.
+    const FEW: Self = Self::new(1, 1, [12, 6]);
     const SOME: Self = Self::new(1, 4, [3, 1]);
     const SOME_WIDE: Self = Self::new(4, 4, [1, 1]);
     const MANY: Self = Self::new(2, 8, [3, 1]);
@@ -54,14 +54,18 @@ impl Shape {
     /// As many cubes as keep half of a large card busy.
     const ENOUGH: usize = 64;
 
-    const fn new(fragments: usize, rows: usize, ahead: [usize; 2]) -> Self {
-        Self { fragments, rows, ahead }
+    const fn new(fragments: usize, eights: usize, ahead: [usize; 2]) -> Self {
+        Self {
+            fragments,
+            eights,
+            ahead,
+        }
     }
 
     /// What suits `[rows, outputs]`: one of few, so that few kernels are compiled.
     pub(super) const fn of(rows: usize, outputs: usize) -> Self {
-        if rows <= Self::ONE.rows() {
-            return Self::ONE;
+        if rows <= Self::FEW.rows() {
+            return Self::FEW;
         }
         let (narrow, wide) = if rows <= Self::SOME.rows() {
             (Self::SOME, Self::SOME_WIDE)
@@ -81,7 +85,7 @@ impl Shape {
 
     /// Rows of a cube.
     pub(super) const fn rows(self) -> usize {
-        self.rows * ROWS
+        self.eights * ROWS
     }
 
     /// Columns of a cube.
@@ -89,9 +93,22 @@ impl Shape {
         self.fragments * SIDE
     }
 
+    /// Different numbers of inputs that are read ahead.
+    const fn passes(self) -> usize {
+        match self.ahead {
+            [1, _] => 1,
+            [_, 1] => 2,
+            _ => 3,
+        }
+    }
+
+    const fn ahead(self, pass: usize) -> usize {
+        if pass < 2 { self.ahead[pass] } else { 1 }
+    }
+
     /// Fragments that are summed up.
     const fn sums(self) -> usize {
-        self.fragments * self.rows
+        self.fragments * self.eights
     }
 
     /// Of them, so many at once.
@@ -148,9 +165,9 @@ pub(super) fn project(
         sums.push(sum);
     }
     // Beyond the last row, and beyond the last fragment, the last one is computed again and thrown away.
-    let mut row_starts = Array::<usize>::new(comptime!(shape.rows));
+    let mut row_starts = Array::<usize>::new(comptime!(shape.eights));
     #[unroll]
-    for row in 0..comptime!(shape.rows) {
+    for row in 0..comptime!(shape.eights) {
         let own = first_row + row * ROWS + lane / 4;
         row_starts[row] = min(own, rows - 1) * (inputs / 2) + lane % 4;
     }
@@ -162,8 +179,8 @@ pub(super) fn project(
     }
     let mut at = plane;
     #[unroll]
-    for which in 0..3usize {
-        let ahead = comptime!(if which < 2 { shape.ahead[which] } else { 1 });
+    for which in 0..comptime!(shape.passes()) {
+        let ahead = comptime!(shape.ahead(which));
         while at + comptime!((ahead - 1) * PLANES) < deep {
             multiply(x, weight, &row_starts, &fragment_starts, &mut sums, at, shape, ahead);
             at += comptime!(ahead * PLANES);
@@ -199,8 +216,8 @@ pub(super) fn project(
                 sum += shared[from + other * comptime!(shape.added() * RESULTS)];
             }
             let all = fragment + part * added;
-            let output = (first_fragment + all / comptime!(shape.rows)) * SIDE + column;
-            let to = first_row + all % comptime!(shape.rows) * ROWS + row;
+            let output = (first_fragment + all / comptime!(shape.eights)) * SIDE + column;
+            let to = first_row + all % comptime!(shape.eights) * ROWS + row;
             if to < rows && output < outputs {
                 if comptime!(epilogue.bias) {
                     sum += bias[output];
@@ -225,7 +242,7 @@ fn multiply(
     #[comptime] ahead: usize,
 ) {
     let mut words = Array::<Vector<u32, Const<WORDS>>>::new(comptime!(ahead * shape.fragments));
-    let mut numbers = Array::<Vector<f32, Const<2>>>::new(comptime!(ahead * shape.rows * 2));
+    let mut numbers = Array::<Vector<f32, Const<2>>>::new(comptime!(ahead * shape.eights * 2));
     #[unroll]
     for step in 0..ahead {
         let deep = at + step * PLANES;
@@ -234,10 +251,10 @@ fn multiply(
             words[comptime!(step * shape.fragments + fragment)] = weight[fragment_starts[fragment] + deep * PLANE];
         }
         #[unroll]
-        for row in 0..comptime!(shape.rows) {
+        for row in 0..comptime!(shape.eights) {
             let start = row_starts[row] + deep * comptime!(SIDE / 2);
-            numbers[comptime!((step * shape.rows + row) * 2)] = x[start];
-            numbers[comptime!((step * shape.rows + row) * 2 + 1)] = x[start + 4];
+            numbers[comptime!((step * shape.eights + row) * 2)] = x[start];
+            numbers[comptime!((step * shape.eights + row) * 2 + 1)] = x[start + 4];
         }
     }
     // Without it the compiler puts off each read until its number is needed, and the plane waits for one after the other.
@@ -257,12 +274,12 @@ fn multiply(
             lefts.push(left);
         }
         #[unroll]
-        for row in 0..comptime!(shape.rows) {
+        for row in 0..comptime!(shape.eights) {
             let mut near = Array::<Pair>::new(2usize);
             let mut rest = Array::<Pair>::new(2usize);
             #[unroll]
             for half in 0..2usize {
-                let pair = numbers[comptime!((step * shape.rows + row) * 2 + half)];
+                let pair = numbers[comptime!((step * shape.eights + row) * 2 + half)];
                 let (first, second) = (u32::reinterpret(pair[0]), u32::reinterpret(pair[1]));
                 near[half] = Pair::reinterpret((first >> 16u32) | (second & 0xFFFF_0000u32));
                 let first = left_over(pair[0], first);
@@ -272,7 +289,7 @@ fn multiply(
             #[unroll]
             for fragment in 0..comptime!(shape.fragments) {
                 let left = lefts.index(fragment);
-                let sum = sums.index_mut(comptime!(fragment * shape.rows + row));
+                let sum = sums.index_mut(comptime!(fragment * shape.eights + row));
                 definition.execute_inplace(left, &near, sum);
                 definition.execute_inplace(left, &rest, sum);
             }

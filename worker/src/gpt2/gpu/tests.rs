@@ -36,9 +36,9 @@ fn device() -> <Card as Gpt2Backend>::Device {
 fn card(order: Order) -> <Card as Gpt2Backend>::Device {
     match Device::find(CARD, Dtype::F32).expect("a card, or Debian's mesa-vulkan-drivers and libvulkan1") {
         #[cfg(feature = "vulkan")]
-        Device::Vulkan(device, ..) => (device, order),
+        Device::Vulkan(device, ..) => Site::new(&device, order),
         #[cfg(not(feature = "vulkan"))]
-        Device::Cuda(device, ..) => (device, order),
+        Device::Cuda(device, ..) => Site::new(&device, order),
         other => panic!("{other}"),
     }
 }
@@ -140,6 +140,8 @@ fn the_packed_product_agrees_with_plain_burn_for_every_number_of_rows_and_column
     let shapes = [
         (8, 96, 16),
         (20, 784, 48),
+        (3, 1600, 20),
+        (70, 400, 33),
         (70, 160, 33),
         (530, 32, 130),
         (20, 32, 4200),
@@ -199,7 +201,7 @@ fn a_row_of_a_product_is_bit_equal_alone_and_in_any_company_in_the_fixed_order_a
 #[test]
 fn a_row_of_a_product_is_bit_equal_alone_and_in_any_company() {
     // Inputs in sixteens go on tensor cores where there are some: in each shape.
-    for (inputs, outputs, rows) in [(200, 70, 19), (208, 70, 530), (32, 4200, 180)] {
+    for (inputs, outputs, rows) in [(200, 70, 19), (208, 70, 530), (1600, 70, 80), (32, 4200, 180)] {
         let (weight, _) = random(1, [inputs, outputs]);
         let (bias, _) = random_row(2, outputs);
         let x = numbers(3, rows * inputs);
@@ -230,15 +232,15 @@ fn a_row_of_a_product_is_bit_equal_alone_and_in_any_company() {
 
 #[test]
 fn a_row_that_is_not_a_number_spoils_no_other() {
-    let (weight, _) = random(1, [40, 24]);
-    let mut x = numbers(3, 3 * 40);
+    let (weight, _) = random(1, [48, 24]);
+    let mut x = numbers(3, 3 * 48);
     let packed = Card::pack(weight, Dtype::Bf16);
     let product = |x: &[f32]| {
-        let x = Card::floats(x.to_vec(), [3, 40], &device());
+        let x = Card::floats(x.to_vec(), [3, 48], &device());
         values(Card::project(&x, &packed, None, None))
     };
     let before = product(&x);
-    x[40 + 7] = f32::NAN;
+    x[48 + 7] = f32::NAN;
     let after = product(&x);
     assert_eq!(before[..24], after[..24]);
     assert!(after[24..48].iter().all(|value| value.is_nan()));
@@ -247,7 +249,13 @@ fn a_row_that_is_not_a_number_spoils_no_other() {
 
 #[test]
 fn a_matrix_that_is_stored_the_other_way_round_packs_alike_and_embeds_its_columns() {
-    let (inputs, outputs) = (9, 300);
+    // Inputs in sixteens go on tensor cores where there are some.
+    for inputs in [9, 48] {
+        assert_packs_alike(inputs, 300);
+    }
+}
+
+fn assert_packs_alike(inputs: usize, outputs: usize) {
     let (weight, plain) = random(5, [inputs, outputs]);
     let stored = plain_values(plain.clone().transpose());
     let (x, _) = random(6, [2, inputs]);
@@ -340,28 +348,32 @@ fn ragged_attention_agrees_with_plain_burn_over_several_steps() {
 
 #[test]
 fn a_cache_of_16_bits_holds_what_it_was_given_to_eight_bits() {
-    let shape = |dtype| CacheShape {
-        layers: 1,
-        blocks: 2,
-        heads: 3,
-        head_dim: 7,
-        dtype,
-    };
-    assert!(Card::block_bytes(shape(Dtype::Bf16)) < Card::block_bytes(shape(Dtype::F32)) * 6 / 10);
-    let (qkv, plain_qkv) = random(1, [40, 63]);
-    let mut cache = Card::new_cache(shape(Dtype::Bf16), &device());
-    let spans = [Span {
-        blocks: &[1, 0],
-        position: 0,
-        len: 40,
-    }];
-    let ours = Card::attend(&qkv, &mut cache, 0, &spans);
-    // Queries stay as they are.
-    let queries = plain_qkv.clone().slice([0..40, 0..21]);
-    let rest = rounded(&plain_qkv.slice([0..40, 21..63]), Dtype::Bf16);
-    let plain_qkv = Tensor::cat(vec![queries, rest], 1);
-    let mut plain = PlainCache::<Flex>::new(shape(Dtype::F32), &FlexDevice);
-    assert_close(ours, plain_attend(&plain_qkv, &mut plain, 0, &spans));
+    // The usual, too, of which many tokens' values are read at once.
+    for (heads, head_dim) in [(3, 7), (2, 64)] {
+        let shape = |dtype| CacheShape {
+            layers: 1,
+            blocks: 2,
+            heads,
+            head_dim,
+            dtype,
+        };
+        assert!(Card::block_bytes(shape(Dtype::Bf16)) < Card::block_bytes(shape(Dtype::F32)) * 6 / 10);
+        let width = heads * head_dim;
+        let (qkv, plain_qkv) = random(1, [40, 3 * width]);
+        let mut cache = Card::new_cache(shape(Dtype::Bf16), &device());
+        let spans = [Span {
+            blocks: &[1, 0],
+            position: 0,
+            len: 40,
+        }];
+        let ours = Card::attend(&qkv, &mut cache, 0, &spans);
+        // Queries stay as they are.
+        let queries = plain_qkv.clone().slice([0..40, 0..width]);
+        let rest = rounded(&plain_qkv.slice([0..40, width..3 * width]), Dtype::Bf16);
+        let plain_qkv = Tensor::cat(vec![queries, rest], 1);
+        let mut plain = PlainCache::<Flex>::new(shape(Dtype::F32), &FlexDevice);
+        assert_close(ours, plain_attend(&plain_qkv, &mut plain, 0, &spans));
+    }
 }
 
 /// Two blocks and a half.

@@ -11,7 +11,7 @@ use super::words::number;
 
 /// Rows of a cube.
 pub(super) const ROWS: usize = 64;
-/// Columns of a cube: whole panels of every panels.
+/// Columns of a cube: whole panels, however wide they are.
 pub(super) const COLUMNS: usize = 64;
 /// As many rows as make half a cube's worth while; fewer are `linear.rs`'s. To be measured.
 pub(super) const FROM: usize = 32;
@@ -43,7 +43,7 @@ pub(super) fn project(
     let unit = UNIT_POS as usize;
     let (down, across) = (unit / ACROSS, unit % ACROSS);
     let (first_row, first_column) = (CUBE_POS_Y as usize * ROWS, CUBE_POS_X as usize * COLUMNS);
-    let last = outputs.div_ceil(columns);
+    let count = outputs.div_ceil(columns);
 
     let mut sums = Array::<f32>::new(comptime!(OF_UNIT[0] * OF_UNIT[1]));
     #[unroll]
@@ -73,7 +73,7 @@ pub(super) fn project(
             let panel = at / comptime!(panels.groups * DEEP);
             let (whole, input) = (first_column / columns + panel, from + deep);
             let start = deep * COLUMNS + panel * columns + group * of_vector;
-            if whole < last && input < inputs {
+            if whole < count && input < inputs {
                 let words = weight[(whole * inputs + input) * groups + group];
                 #[unroll]
                 for word in 0..WORDS {

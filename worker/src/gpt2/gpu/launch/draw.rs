@@ -8,7 +8,7 @@ use cubecl::prelude::*;
 use super::super::draw::{
     self, CANDIDATES, GREEDY, NUCLEUS, OF_ASK, OF_BINS, OF_PART, OF_SHORTLIST, OF_TOKEN, PARTS, TOP, UNITS, WHOLE,
 };
-use super::{Numbers, Site, count_launch, grid, over, units};
+use super::{Counts, Numbers, Site, count_launch, grid, over, units};
 use crate::gpt2::{Draw, Drawn, Likely, Method};
 
 /// Numbers of a row with likely tokens.
@@ -64,7 +64,7 @@ pub(in super::super) fn draw<R: Runtime>(logits: &Numbers<R>, draws: &[Draw]) ->
         {
             edits.take_back(logits);
         }
-        metrics::counter!("claimcheck_engine_draws_left_to_host_total").increment(left.len() as u64);
+        Counts::add(|started| started.draws_left += left.len() as u64);
         let whole = logits.rows(&left).read()?;
         for (row, logits) in left.into_iter().zip(whole.chunks_exact(width)) {
             outcomes[row] = Some(Drawn::Logits(logits.to_vec()));

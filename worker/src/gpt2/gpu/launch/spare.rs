@@ -1,7 +1,8 @@
 //! Memory of results that nobody needs any more, for the results of the next kernels.
 //!
 //! A step makes what the last one made, and asking the device's thread for memory costs about as much as starting a small kernel.
-//! A device does in order what it is told by one thread, so what is written next is written after all that still reads it.
+//! A device does in order what it is told by one thread, so what is written next is written after all that still reads it. One model's
+//! steps may come from one thread after the other, if the last step of the one was read back before the first of the other.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +29,10 @@ impl Spare {
             handle: there.unwrap_or_else(|| client.empty(bytes)),
             back: Some((bytes, Arc::clone(self))),
         }
+    }
+
+    pub(super) fn clear(&self) {
+        self.shelf().clear();
     }
 
     fn shelf(&self) -> std::sync::MutexGuard<'_, HashMap<usize, Vec<Handle>>> {
