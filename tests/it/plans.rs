@@ -185,9 +185,8 @@ async fn reading(explainer: &mut Explainer, pool: &Pool, project: ProjectId, job
         assert_eq!(listed.jobs.len() as u64, rows, "{name}");
         let quoted = |text: Option<String>| text.map_or("NULL".to_owned(), |text| format!("'{text}'"));
         let arguments = format!(
-            "'{}', {}, {}, {}, {GROUP}",
+            "'{}', {}, {}, {GROUP}",
             project.uuid(),
-            quoted(status.map(|status| status.as_str().to_owned())),
             quoted(model.map(str::to_owned)),
             quoted(after.map(|id| id.uuid().to_string())),
         );

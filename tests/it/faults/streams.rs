@@ -44,9 +44,9 @@ async fn a_stream_survives_redis_its_worker_and_its_api() {
                 None => request,
             })
         };
+        until_count(world, NEIGHBOURS + 1, RUNNING).await;
         let mut events = open(None).await;
         let mut all = vec![events.until("delta").await];
-        until_count(world, NEIGHBOURS + 1, RUNNING).await;
 
         stack.kill(Server::Redis).await;
         stack.start(Server::Redis).await;
