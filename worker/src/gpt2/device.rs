@@ -15,7 +15,9 @@ use burn::backend::flex::FlexDevice;
 use claimcheck_common::domain::{DeviceChoice, Dtype, Order};
 
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
-use super::{BLOCK, Draw, Edit, Method, StepRow, gpu::Site};
+use super::gpu::{Gpu, Site};
+#[cfg(any(feature = "cuda", feature = "vulkan"))]
+use super::{BLOCK, Draw, Edit, Method, StepRow};
 use super::{
     CacheShape, Cpu, Gpt2, Gpt2Backend, Gpt2Config, Gpt2Runner, LoadError, ModelFiles, StepModel, WeightsCache, cpu,
 };
@@ -166,19 +168,9 @@ impl Device {
         match self {
             Self::Cpu => Ok(with_cache(load_cpu(weights, dtype)?, blocks)),
             #[cfg(feature = "cuda")]
-            Self::Cuda(device, _, order) => {
-                let site = Site::new(device, *order);
-                super::gpu::Cuda::tell_order(&site, dtype);
-                let model = load::<super::gpu::Cuda>(weights, dtype, &site, blocks)?;
-                warmed(model, super::gpu::Cuda::warm(&site, dtype)).inspect(|_| site.clear())
-            }
+            Self::Cuda(device, _, order) => load::<cubecl::cuda::CudaRuntime>(device, *order, weights, dtype, blocks),
             #[cfg(feature = "vulkan")]
-            Self::Vulkan(device, _, order) => {
-                let site = Site::new(device, *order);
-                super::gpu::Vulkan::tell_order(&site, dtype);
-                let model = load::<super::gpu::Vulkan>(weights, dtype, &site, blocks)?;
-                warmed(model, super::gpu::Vulkan::warm(&site, dtype)).inspect(|_| site.clear())
-            }
+            Self::Vulkan(device, _, order) => load::<cubecl::wgpu::WgpuRuntime>(device, *order, weights, dtype, blocks),
         }
     }
 }
@@ -191,21 +183,27 @@ fn load_cpu(weights: Weights<'_>, dtype: Dtype) -> Result<Gpt2<Cpu>, LoadError> 
 }
 
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
-fn load<B: Gpt2Backend>(
+fn load<R: cubecl::Runtime>(
+    device: &R::Device,
+    order: Order,
     weights: Weights<'_>,
     dtype: Dtype,
-    device: &B::Device,
     blocks: &dyn Fn(usize, usize) -> usize,
 ) -> Result<Box<dyn StepModel>, LoadError>
 where
-    Gpt2<B>: Send,
+    Gpt2<Gpu<R>>: Send,
 {
+    let site = Site::new(device, order);
+    Gpu::tell_order(&site, dtype);
     let model = match weights {
         // A card takes the numbers as they stand in the files.
-        Weights::Files(files, _) => Gpt2::<B>::load(files, dtype, device)?,
-        Weights::Random(config, seed) => Gpt2::random(config.clone(), seed, dtype, device),
+        Weights::Files(files, _) => Gpt2::<Gpu<R>>::load(files, dtype, &site)?,
+        Weights::Random(config, seed) => Gpt2::random(config.clone(), seed, dtype, &site),
     };
-    Ok(with_cache(model, blocks))
+    let model = warmed(with_cache(model, blocks), Gpu::warm(&site, dtype))?;
+    // A warm step is larger than most that come.
+    site.clear();
+    Ok(model)
 }
 
 /// A runner of the model, with a cache of as many blocks as `blocks` says.

@@ -36,12 +36,14 @@ pub(in crate::gpt2) use launch::Site;
 use launch::{Counts, Matrix, Numbers, Table};
 use linear::Epilogue;
 
-const WARM: [usize; 7] = [1, 2, 4, linear::TILE, tiles::FROM, 64, 512];
-/// So many of them without tensor cores.
-const WARM_PLAIN: usize = 5;
 #[cfg(all(test, any(feature = "cuda", feature = "vulkan")))]
 pub(crate) use tests::{CARD, drawn};
 use words::Word;
+
+/// See [`Gpu::warm`].
+const WARM: [usize; 7] = [1, 2, 4, linear::TILE, tiles::FROM, 64, 512];
+/// So many of them without tensor cores.
+const WARM_PLAIN: usize = 5;
 
 /// The backend of a GPU: `f32` activations; weights, keys and values as their [`Dtype`] says.
 pub(super) struct Gpu<R>(PhantomData<R>);

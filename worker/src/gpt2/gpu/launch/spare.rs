@@ -5,7 +5,7 @@
 //! steps may come from one thread after the other, if the last step of the one was read back before the first of the other.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cubecl::prelude::*;
 use cubecl::server::Handle;
@@ -35,7 +35,7 @@ impl Spare {
         self.shelf().clear();
     }
 
-    fn shelf(&self) -> std::sync::MutexGuard<'_, HashMap<usize, Vec<Handle>>> {
+    fn shelf(&self) -> MutexGuard<'_, HashMap<usize, Vec<Handle>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
