@@ -212,8 +212,11 @@ pub async fn list(
     };
     let states = filter.status.as_ref().map_or(&JobStatus::ALL[..], slice::from_ref);
     let pages = states.iter().map(|status| {
+        // Which of the two indexes: what has ended is kept apart.
+        let ended = if status.is_terminal() { "NOT NULL" } else { "NULL" };
         format!(
-            "(SELECT id FROM jobs WHERE project_id = $1 AND status = '{status}' {model} {after} ORDER BY id DESC LIMIT $4)"
+            "(SELECT id FROM jobs WHERE project_id = $1 AND status = '{status}' AND finished_at IS {ended} {model} {after}
+              ORDER BY id DESC LIMIT $4)"
         )
     });
     let pages = pages.collect::<Vec<_>>().join(" UNION ALL ");

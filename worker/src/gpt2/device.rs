@@ -222,6 +222,7 @@ const LOGITS: usize = 64;
 /// Computes steps of every kind of shape, so that all kernels are compiled before the first job comes.
 #[cfg(any(feature = "cuda", feature = "vulkan"))]
 fn warmed(mut model: Box<dyn StepModel>, sizes: &[usize]) -> Result<Box<dyn StepModel>, LoadError> {
+    let context = model.context_length();
     let row = |blocks: Range<usize>, tokens: usize| StepRow {
         blocks: blocks.map(|block| block as u32).collect(),
         position: 0,
@@ -230,11 +231,19 @@ fn warmed(mut model: Box<dyn StepModel>, sizes: &[usize]) -> Result<Box<dyn Step
     };
     let mut steps = Vec::new();
     for size in sizes {
-        // Rows of one token, which want their logits, and one row, whose keys and values are written apart.
+        // Rows of one token, which want their logits, and prompts, whose keys and values are written apart.
         let rows = (*size).min(LOGITS).min(model.blocks());
         steps.push((0..rows).map(|block| row(block..block + 1, 1)).collect::<Vec<_>>());
-        let tokens = (*size).min(model.context_length());
-        steps.push(vec![row(0..tokens.div_ceil(BLOCK), tokens)]);
+        let mut prompts = Vec::new();
+        let (mut left, mut blocks) = (*size, 0..model.blocks());
+        while left > 0 && !blocks.is_empty() {
+            let tokens = left.min(context).min(blocks.len() * BLOCK);
+            let own = blocks.start..blocks.start + tokens.div_ceil(BLOCK);
+            blocks.start = own.end;
+            left -= tokens;
+            prompts.push(row(own, tokens));
+        }
+        steps.push(prompts);
     }
     for step in steps {
         model

@@ -16,8 +16,8 @@ use safetensors::Dtype as FileDtype;
 use safetensors::tensor::Metadata;
 
 use super::files::read;
-use super::model::{Block, Linear, Norm};
-use super::{Gpt2, Gpt2Backend, Gpt2Config, LoadError, ModelFiles};
+use super::model::{Block, Linear};
+use super::{Gpt2, Gpt2Backend, Gpt2Config, LoadError, ModelFiles, Norm};
 
 /// A header is some hundred bytes a tensor.
 const LONGEST_HEADER: u64 = 16 << 20;
@@ -139,15 +139,15 @@ pub(super) fn assemble<B: Gpt2Backend, T: Tensors<B>>(
     for layer in 0..config.n_layer {
         let name = |part: &str| format!("h.{layer}.{part}");
         blocks.push(Block {
-            attention_norm: norm(tensors, &name("ln_1"), width)?,
+            attention_norm: norm(tensors, &name("ln_1"), &config)?,
             qkv: linear(tensors, &name("attn.c_attn"), [width, 3 * width])?,
             attention_out: linear(tensors, &name("attn.c_proj"), [width, width])?,
-            feed_forward_norm: norm(tensors, &name("ln_2"), width)?,
+            feed_forward_norm: norm(tensors, &name("ln_2"), &config)?,
             up: linear(tensors, &name("mlp.c_fc"), [width, inner])?,
             down: linear(tensors, &name("mlp.c_proj"), [inner, width])?,
         });
     }
-    let last_norm = norm(tensors, "ln_f", width)?;
+    let last_norm = norm(tensors, "ln_f", &config)?;
     let head = if config.tie_word_embeddings {
         None
     } else {
@@ -165,10 +165,11 @@ pub(super) fn assemble<B: Gpt2Backend, T: Tensors<B>>(
     })
 }
 
-fn norm<B: Gpt2Backend, T: Tensors<B>>(tensors: &mut T, name: &str, width: usize) -> Result<Norm<B>, T::Error> {
+fn norm<B: Gpt2Backend, T: Tensors<B>>(tensors: &mut T, name: &str, config: &Gpt2Config) -> Result<Norm<B>, T::Error> {
     Ok(Norm {
-        gamma: tensors.vector(&format!("{name}.weight"), width)?,
-        beta: tensors.vector(&format!("{name}.bias"), width)?,
+        gamma: tensors.vector(&format!("{name}.weight"), config.n_embd)?,
+        beta: tensors.vector(&format!("{name}.bias"), config.n_embd)?,
+        epsilon: config.layer_norm_epsilon,
     })
 }
 

@@ -40,7 +40,7 @@ pub use files::{Identity, LoadError, ModelFiles};
 #[cfg(all(test, any(feature = "cuda", feature = "vulkan")))]
 pub(crate) use gpu::{CARD, drawn as drawn_by_card};
 pub use model::Gpt2;
-pub use ops::{BLOCK, CacheShape, Gpt2Backend, Span};
+pub use ops::{Around, BLOCK, CacheShape, Gpt2Backend, Norm, Span};
 pub use runner::Gpt2Runner;
 pub use save::save_random;
 pub use step::{StepError, StepModel, StepRow, Woken};

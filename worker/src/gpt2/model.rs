@@ -3,18 +3,31 @@
 
 use claimcheck_common::domain::Dtype;
 
-use super::{CacheShape, Gpt2Backend, Gpt2Config, Span};
-
-/// Scale and shift of a layer norm, each `[n_embd]`.
-pub(super) struct Norm<B: Gpt2Backend> {
-    pub(super) gamma: B::Vector,
-    pub(super) beta: B::Vector,
-}
+use super::{Around, CacheShape, Gpt2Backend, Gpt2Config, Norm, Span};
 
 /// A packed matrix `[in, out]` with its bias `[out]`.
 pub(super) struct Linear<B: Gpt2Backend> {
     pub(super) weight: B::Matrix,
     pub(super) bias: B::Vector,
+}
+
+impl<B: Gpt2Backend> Linear<B> {
+    fn project(&self, x: &B::Floats, around: Around<'_, B>) -> B::Floats {
+        let bias = Some(&self.bias);
+        B::project(x, &self.weight, Around { bias, ..around })
+    }
+
+    /// Its product with `x`, on top of `residual`.
+    fn add(&self, x: &B::Floats, residual: &B::Floats) -> B::Floats {
+        let residual = Some(residual);
+        self.project(
+            x,
+            Around {
+                residual,
+                ..Around::NOTHING
+            },
+        )
+    }
 }
 
 /// One transformer block.
@@ -77,33 +90,38 @@ impl<B: Gpt2Backend> Gpt2<B> {
         let places = spans.iter().flat_map(|span| span.position..span.position + span.len);
         let places: Vec<u32> = places.map(|place| place as u32).collect();
         let mut x = B::embed(&self.tokens, &self.positions, tokens, &places);
-        let mut carried = None;
         for (layer, block) in self.blocks.iter().enumerate() {
-            let (mut sum, norm) = self.add_norm(x, carried, &block.attention_norm);
-            let qkv = B::project(&norm, &block.qkv.weight, Some(&block.qkv.bias), None);
+            let qkv = block.qkv.project(
+                &x,
+                Around {
+                    norm: Some(&block.attention_norm),
+                    ..Around::NOTHING
+                },
+            );
             let mut mixed = B::attend(&qkv, cache, layer, spans);
             // All tokens have left their keys and values: the rest is for those alone whose logits are wanted.
             if layer + 1 == self.blocks.len() && wanted.len() < tokens.len() {
                 mixed = B::rows(&mixed, wanted);
-                sum = B::rows(&sum, wanted);
+                x = B::rows(&x, wanted);
             }
-            let mixed = B::project(
-                &mixed,
-                &block.attention_out.weight,
-                Some(&block.attention_out.bias),
-                None,
+            x = block.attention_out.add(&mixed, &x);
+            let inner = block.up.project(
+                &x,
+                Around {
+                    norm: Some(&block.feed_forward_norm),
+                    activation: Some(self.config.activation_function),
+                    ..Around::NOTHING
+                },
             );
-            let (sum, norm) = self.add_norm(sum, Some(mixed), &block.feed_forward_norm);
-            let activation = Some(self.config.activation_function);
-            let inner = B::project(&norm, &block.up.weight, Some(&block.up.bias), activation);
-            carried = Some(B::project(&inner, &block.down.weight, Some(&block.down.bias), None));
-            x = sum;
+            x = block.down.add(&inner, &x);
         }
-        let (_, norm) = self.add_norm(x, carried, &self.last_norm);
-        B::project(&norm, self.head.as_ref().unwrap_or(&self.tokens), None, None)
-    }
-
-    fn add_norm(&self, x: B::Floats, residual: Option<B::Floats>, norm: &Norm<B>) -> (B::Floats, B::Floats) {
-        B::add_norm(x, residual, &norm.gamma, &norm.beta, self.config.layer_norm_epsilon)
+        B::project(
+            &x,
+            self.head.as_ref().unwrap_or(&self.tokens),
+            Around {
+                norm: Some(&self.last_norm),
+                ..Around::NOTHING
+            },
+        )
     }
 }

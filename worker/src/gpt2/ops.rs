@@ -51,6 +51,38 @@ impl CacheShape {
     }
 }
 
+/// The layer norm of rows `[T, C]`: Ba, Kiros and Hinton, "Layer Normalization" (2016).
+pub struct Norm<B: Gpt2Backend + ?Sized> {
+    /// Scale `[C]`.
+    pub gamma: B::Vector,
+    /// Shift `[C]`.
+    pub beta: B::Vector,
+    /// Added to the variance.
+    pub epsilon: f32,
+}
+
+/// What is done before a product and after it, in this order.
+pub struct Around<'a, B: Gpt2Backend + ?Sized> {
+    /// Each row is normalized first.
+    pub norm: Option<&'a Norm<B>>,
+    /// `[out]`, added to each row of the product.
+    pub bias: Option<&'a B::Vector>,
+    /// What each number goes through then.
+    pub activation: Option<Activation>,
+    /// `[T, out]`, added at last.
+    pub residual: Option<&'a B::Floats>,
+}
+
+impl<B: Gpt2Backend + ?Sized> Around<'_, B> {
+    /// The bare product.
+    pub const NOTHING: Self = Self {
+        norm: None,
+        bias: None,
+        activation: None,
+        residual: None,
+    };
+}
+
 /// A backend that GPT-2 runs on. `T` is the number of tokens of a step, all rows packed one after another.
 ///
 /// No more than GPT-2 needs, so that a device takes a handful of kernels and not a whole `burn::tensor::backend::Backend`.
@@ -103,22 +135,8 @@ pub trait Gpt2Backend: 'static {
     /// names. Answers `[T, in]`.
     fn embed(weight: &Self::Matrix, positions: &Self::Floats, ids: &[u32], places: &[u32]) -> Self::Floats;
 
-    /// `x [T, in] × w [in, out] + bias [out]`, then the activation, if any. Answers `[T, out]`.
-    fn project(
-        x: &Self::Floats,
-        weight: &Self::Matrix,
-        bias: Option<&Self::Vector>,
-        activation: Option<Activation>,
-    ) -> Self::Floats;
-
-    /// Adds `residual [T, C]` to `x [T, C]` if there is one, and normalizes each row. Answers the sum and its norm.
-    fn add_norm(
-        x: Self::Floats,
-        residual: Option<Self::Floats>,
-        gamma: &Self::Vector,
-        beta: &Self::Vector,
-        epsilon: f32,
-    ) -> (Self::Floats, Self::Floats);
+    /// `x [T, in] × w [in, out]`, with what is to be done `around` it. Answers `[T, out]`.
+    fn project(x: &Self::Floats, weight: &Self::Matrix, around: Around<'_, Self>) -> Self::Floats;
 
     /// Bytes of one block with all its layers.
     fn block_bytes(shape: CacheShape) -> usize;

@@ -23,7 +23,7 @@ pub(super) fn plain_linear<B: Backend>(
     }
 }
 
-/// The norm of [`super::Gpt2Backend::add_norm`] in plain Burn, with epsilon 1e-5.
+/// [`super::Norm`] in plain Burn, with epsilon 1e-5.
 pub(super) fn plain_norm<B: Backend>(x: &Tensor<B, 2>, gamma: &Tensor<B, 1>, beta: &Tensor<B, 1>) -> Tensor<B, 2> {
     let centered = x.clone() - x.clone().mean_dim(1);
     let variance = (centered.clone() * centered.clone()).mean_dim(1);

@@ -10,7 +10,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
 use super::reference::{PlainCache, plain_attend, plain_linear, plain_norm};
-use super::{Activation, BLOCK, CacheShape, Cpu, Gpt2, Gpt2Backend, Gpt2Config, Gpt2Runner, Span, StepModel, StepRow};
+use super::{
+    Activation, Around, BLOCK, CacheShape, Cpu, Gpt2, Gpt2Backend, Gpt2Config, Gpt2Runner, Norm, Span, StepModel,
+    StepRow,
+};
 
 fn random<const D: usize>(seed: u64, shape: [usize; D]) -> Tensor<Flex, D> {
     let mut generator = ChaCha8Rng::seed_from_u64(seed);
@@ -47,24 +50,37 @@ fn the_packed_product_agrees_with_plain_burn_for_every_number_of_rows_and_column
         let bias = random(seed + 200, [outputs]);
         let packed = Cpu::pack(w.clone(), Dtype::F32);
         for activation in [None, Some(Activation::GeluTanh), Some(Activation::GeluErf)] {
-            let ours = Cpu::project(&x, &packed, Some(&bias), activation);
+            let around = Around {
+                bias: Some(&bias),
+                activation,
+                ..Around::NOTHING
+            };
+            let ours = Cpu::project(&x, &packed, around);
             assert_close(ours, plain_linear(&x, &w, Some(&bias), activation));
         }
-        assert_close(Cpu::project(&x, &packed, None, None), plain_linear(&x, &w, None, None));
+        assert_close(
+            Cpu::project(&x, &packed, Around::NOTHING),
+            plain_linear(&x, &w, None, None),
+        );
     }
 }
 
 #[test]
-fn the_fused_norm_agrees_with_plain_burn() {
-    let (x, y) = (random(1, [5, 70]), random(2, [5, 70]));
-    let (gamma, beta) = (random(3, [70]), random(4, [70]));
-    let (sum, norm) = Cpu::add_norm(x.clone(), Some(y.clone()), &gamma, &beta, 1e-5);
-    assert_close(sum, x.clone() + y.clone());
-    assert_close(norm, plain_norm(&(x.clone() + y), &gamma, &beta));
-    assert_close(
-        Cpu::add_norm(x.clone(), None, &gamma, &beta, 1e-5).1,
-        plain_norm(&x, &gamma, &beta),
-    );
+fn what_is_done_around_a_product_agrees_with_plain_burn() {
+    let (x, w, residual) = (random(1, [5, 70]), random(2, [70, 9]), random(3, [5, 9]));
+    let norm = Norm::<Cpu> {
+        gamma: random(4, [70]),
+        beta: random(5, [70]),
+        epsilon: 1e-5,
+    };
+    let around = Around {
+        norm: Some(&norm),
+        residual: Some(&residual),
+        ..Around::NOTHING
+    };
+    let ours = Cpu::project(&x, &Cpu::pack(w.clone(), Dtype::F32), around);
+    let normalized = plain_norm(&x, &norm.gamma, &norm.beta);
+    assert_close(ours, plain_linear(&normalized, &w, None, None) + residual);
 }
 
 #[test]

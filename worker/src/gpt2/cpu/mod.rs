@@ -35,7 +35,7 @@ use pulp::Arch;
 
 pub(super) use kept::load;
 
-use super::{Activation, CacheShape, Gpt2Backend, Span, StepError};
+use super::{Around, CacheShape, Gpt2Backend, Norm, Span, StepError};
 
 /// The backend of `--device cpu`.
 pub type Cpu = Flex;
@@ -97,38 +97,20 @@ impl Gpt2Backend for Cpu {
         matrix(rows, ids.len())
     }
 
-    fn project(
-        x: &Self::Floats,
-        weight: &Self::Matrix,
-        bias: Option<&Self::Vector>,
-        activation: Option<Activation>,
-    ) -> Self::Floats {
-        let rows = x.dims()[0];
-        let y = with_slice(x, |x| match bias {
-            Some(bias) => with_slice(bias, |bias| weight.multiply(Arch::new(), x, Some(bias), activation)),
-            None => weight.multiply(Arch::new(), x, None, activation),
-        });
-        matrix(y, rows)
-    }
-
-    fn add_norm(
-        x: Self::Floats,
-        residual: Option<Self::Floats>,
-        gamma: &Self::Vector,
-        beta: &Self::Vector,
-        epsilon: f32,
-    ) -> (Self::Floats, Self::Floats) {
+    fn project(x: &Self::Floats, weight: &Self::Matrix, around: Around<'_, Self>) -> Self::Floats {
         let [rows, _] = x.dims();
-        let sum = match residual {
-            Some(residual) => x + residual,
-            None => x,
-        };
-        let norm = with_slice(&sum, |sum| {
-            with_slice(gamma, |gamma| {
-                with_slice(beta, |beta| norm::rows(Arch::new(), sum, gamma, beta, epsilon))
-            })
+        let normalized = around.norm.map(|norm| normalize(x, norm));
+        let y = with_slice(normalized.as_ref().unwrap_or(x), |x| match around.bias {
+            Some(bias) => with_slice(bias, |bias| {
+                weight.multiply(Arch::new(), x, Some(bias), around.activation)
+            }),
+            None => weight.multiply(Arch::new(), x, None, around.activation),
         });
-        (sum, matrix(norm, rows))
+        let y = matrix(y, rows);
+        match around.residual {
+            Some(residual) => y + residual.clone(),
+            None => y,
+        }
     }
 
     fn block_bytes(shape: CacheShape) -> usize {
@@ -146,6 +128,16 @@ impl Gpt2Backend for Cpu {
             rows,
         )
     }
+}
+
+fn normalize(x: &Tensor<Cpu, 2>, norm: &Norm<Cpu>) -> Tensor<Cpu, 2> {
+    let [rows, _] = x.dims();
+    let values = with_slice(x, |x| {
+        with_slice(&norm.gamma, |gamma| {
+            with_slice(&norm.beta, |beta| norm::rows(Arch::new(), x, gamma, beta, norm.epsilon))
+        })
+    });
+    matrix(values, rows)
 }
 
 fn with_slice<const D: usize, T>(tensor: &Tensor<Cpu, D>, work: impl FnOnce(&[f32]) -> T) -> T {

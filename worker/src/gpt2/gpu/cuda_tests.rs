@@ -8,7 +8,8 @@ use cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 
 use super::layout::WORDS;
 use super::linear::Epilogue;
-use super::{Activation, draw, tensor};
+use super::{draw, norm, tensor};
+use crate::gpt2::Activation;
 
 fn array<T: CubePrimitive>(builder: &mut KernelBuilder) -> <Array<T> as CubeType>::ExpandType {
     Array::<T>::expand_output(&ArrayCompilationArg { inplace: None }, builder)
@@ -59,45 +60,52 @@ fn assert_compiles(source: &str) {
 }
 
 /// All that [`tensor::Shape::of`] answers.
-const SHAPES: [tensor::Shape; 5] = [
+const SHAPES: [tensor::Shape; 6] = [
     tensor::Shape::of(1, 768),
     tensor::Shape::of(32, 768),
     tensor::Shape::of(32, 50_257),
-    tensor::Shape::of(64, 768),
+    tensor::Shape::of(512, 768),
+    tensor::Shape::of(1024, 768),
     tensor::Shape::of(64, 50_257),
 ];
 
-/// The product on tensor cores, in one shape.
-fn product(shape: tensor::Shape, epilogue: Epilogue) -> String {
+/// The product on tensor cores, in one shape: of rows that it normalizes, if it does that.
+fn product(shape: tensor::Shape, width: Option<usize>, epilogue: Epilogue) -> String {
     source("product", tensor::UNITS, |builder| {
         let x = array::<Vector<f32, Const<2>>>(builder);
+        let (gamma, beta) = (array(builder), array(builder));
         let weight = array::<Vector<u32, Const<WORDS>>>(builder);
-        let (bias, y) = (array(builder), array(builder));
+        let (bias, residual, y) = (array(builder), array(builder), array(builder));
         let (rows, inputs, outputs) = (number(builder), number(builder), number(builder));
-        tensor::project::expand(
-            &mut builder.scope,
-            x,
-            weight,
-            bias,
-            y,
-            rows,
-            inputs,
-            outputs,
-            shape,
-            epilogue,
-        );
+        let epsilon = f32::expand(&(), builder);
+        let scope = &mut builder.scope;
+        match shape {
+            tensor::Shape::Few(shape) => tensor::few::project::expand(
+                scope, x, gamma, beta, weight, bias, residual, y, rows, inputs, outputs, epsilon, shape, width,
+                epilogue,
+            ),
+            tensor::Shape::Many(shape) => tensor::many::project::expand(
+                scope, x, weight, bias, residual, y, rows, inputs, outputs, shape, epilogue,
+            ),
+        }
     })
 }
 
 #[test]
 fn the_product_on_tensor_cores_multiplies_fragments_of_bf16_and_adds_up_in_f32() {
     for shape in SHAPES {
-        for activation in [None, Some(Activation::GeluTanh), Some(Activation::GeluErf)] {
+        for (activation, width) in [
+            (None, None),
+            (None, Some(768)),
+            (Some(Activation::GeluTanh), Some(1600)),
+            (Some(Activation::GeluErf), Some(48)),
+        ] {
             let epilogue = Epilogue {
                 bias: activation.is_some(),
                 activation,
+                residual: width.is_none(),
             };
-            let source = product(shape, epilogue);
+            let source = product(shape, width, epilogue);
             assert!(source.contains("m16n8k16"), "{source}");
             assert_compiles(&source);
         }
@@ -113,6 +121,18 @@ fn every_shape_of_the_product_that_gpt2_takes_is_compiled_before_the_first_job()
             assert!(SHAPES.contains(&shape), "{shape:?}");
             assert!(warm.contains(&shape), "{rows} rows, {outputs} outputs: {shape:?}");
         }
+    }
+}
+
+#[test]
+fn the_norm_is_what_cudas_compiler_takes() {
+    for width in [5, 768] {
+        // By the kernel's name, which must be none of CUDA's own.
+        assert_compiles(&source("layer_norm", super::sums::UNITS, |builder| {
+            let (x, gamma, beta, y) = (array(builder), array(builder), array(builder), array(builder));
+            let (rows, epsilon) = (number(builder), f32::expand(&(), builder));
+            norm::layer_norm::expand(&mut builder.scope, x, gamma, beta, y, rows, epsilon, width);
+        }));
     }
 }
 

@@ -21,8 +21,9 @@ pub(super) use draw::{draw, draws};
 use spare::{Lent, Spare};
 
 use super::sums::UNITS;
+use super::tensor::{few, many};
 use super::words::Word;
-use super::{attention, linear, norm, rows, tensor, tiles};
+use super::{Around, Gpu, Norm, attention, linear, norm, rows, tensor, tiles};
 
 /// The way to a device for one model, and what is allowed there.
 pub(in crate::gpt2) struct Site<R: Runtime> {
@@ -258,6 +259,37 @@ impl<R: Runtime> Numbers<R> {
         }
         some
     }
+
+    /// These, which are as many as that.
+    fn of(&self, count: usize) -> &Self {
+        assert_eq!(self.len(), count);
+        self
+    }
+
+    /// The rows by that norm, or as they are.
+    fn normalized(&self, norm: Option<&Norm<Gpu<R>>>) -> Self {
+        let Some(norm) = norm else {
+            return self.clone();
+        };
+        let y = self.like(self.shape());
+        count_launch();
+        // SAFETY: the units of a row keep to its width, and none writes to rows that are not there.
+        unsafe {
+            norm::layer_norm::launch_unchecked::<R>(
+                &self.site.client,
+                grid(self.rows.div_ceil(norm::ROWS), 1),
+                units(),
+                self.array(),
+                norm.gamma.of(self.width).array(),
+                norm.beta.of(self.width).array(),
+                y.array(),
+                self.rows,
+                norm.epsilon,
+                self.width,
+            );
+        }
+        y
+    }
 }
 
 impl<R: Runtime> Matrix<R> {
@@ -349,57 +381,88 @@ impl<R: Runtime> Matrix<R> {
         y
     }
 
-    /// `x [rows, inputs]` times the matrix, plus the bias `[outputs]`, through the activation.
-    pub(super) fn project(&self, x: &Numbers<R>, bias: Option<&Numbers<R>>, epilogue: Epilogue) -> Numbers<R> {
+    /// See [`Gpt2Backend::project`].
+    pub(super) fn project(&self, x: &Numbers<R>, around: &Around<'_, Gpu<R>>) -> Numbers<R> {
         assert_eq!(x.width, self.inputs, "as many inputs as the matrix has");
-        assert!(bias.is_none_or(|bias| bias.len() == self.outputs));
-        assert_eq!(bias.is_some(), epilogue.bias);
-        let y = x.like([x.rows, self.outputs]);
+        assert!(around.bias.is_none_or(|bias| bias.len() == self.outputs));
+        let shape = [x.rows, self.outputs];
+        assert!(around.residual.is_none_or(|residual| residual.shape() == shape));
+        let y = x.like(shape);
         match self.layout {
-            Layout::Fragments => self.project_fragments(x, bias, &y, epilogue),
-            Layout::Panels(panels) if x.site.order == Order::Fast && x.rows >= tiles::FROM => {
-                self.project_tiles(panels, x, bias, &y, epilogue);
+            Layout::Fragments => match tensor::Shape::of(x.rows, self.outputs) {
+                tensor::Shape::Few(shape) => self.project_few(shape, x, around, &y),
+                tensor::Shape::Many(shape) => self.project_many(shape, &x.normalized(around.norm), around, &y),
+            },
+            Layout::Panels(panels) => {
+                let x = x.normalized(around.norm);
+                if x.site.order == Order::Fast && x.rows >= tiles::FROM {
+                    self.project_tiles(panels, &x, around, &y);
+                } else {
+                    self.project_panels(panels, &x, around, &y);
+                }
             }
-            Layout::Panels(panels) => self.project_panels(panels, x, bias, &y, epilogue),
         }
         y
     }
 
-    fn project_fragments(&self, x: &Numbers<R>, bias: Option<&Numbers<R>>, y: &Numbers<R>, epilogue: Epilogue) {
-        let shape = tensor::Shape::of(x.rows, self.outputs);
+    fn project_few(&self, shape: few::Shape, x: &Numbers<R>, around: &Around<'_, Gpu<R>>, y: &Numbers<R>) {
+        let room = x.site.client.properties().hardware.max_shared_memory_size;
+        let normalizes = shape.normalizes(x.rows, self.outputs) && shape.shared_bytes(self.inputs) <= room;
+        let norm = around.norm.filter(|_| normalizes);
+        let apart = if norm.is_some() { None } else { around.norm };
+        let x = x.normalized(apart);
         count_launch();
         // SAFETY: rows and outputs are those of the arguments, and the kernel leaves out what lies beyond them; `fits` said that the
-        // device has what it needs.
+        // device has what it needs. What the norm, the bias and the residual are not read for, anything may stand for.
         unsafe {
-            tensor::project::launch_unchecked::<R>(
+            few::project::launch_unchecked::<R>(
+                &x.site.client,
+                grid(self.outputs.div_ceil(shape.columns()), x.rows.div_ceil(shape.rows())),
+                CubeDim::new_1d(tensor::UNITS as u32),
+                x.array(),
+                norm.map_or(&x, |norm| norm.gamma.of(self.inputs)).array(),
+                norm.map_or(&x, |norm| norm.beta.of(self.inputs)).array(),
+                self.packed.array(),
+                around.bias.unwrap_or(&x).array(),
+                around.residual.unwrap_or(&x).array(),
+                y.array(),
+                x.rows,
+                self.inputs,
+                self.outputs,
+                norm.map_or(0.0, |norm| norm.epsilon),
+                shape,
+                norm.map(|_| self.inputs),
+                epilogue(around),
+            );
+        }
+    }
+
+    fn project_many(&self, shape: many::Shape, x: &Numbers<R>, around: &Around<'_, Gpu<R>>, y: &Numbers<R>) {
+        count_launch();
+        // SAFETY: as for `project_few`.
+        unsafe {
+            many::project::launch_unchecked::<R>(
                 &x.site.client,
                 grid(self.outputs.div_ceil(shape.columns()), x.rows.div_ceil(shape.rows())),
                 CubeDim::new_1d(tensor::UNITS as u32),
                 x.array(),
                 self.packed.array(),
-                // Without a bias anything may stand in its place: it is not read.
-                bias.unwrap_or(x).array(),
+                around.bias.unwrap_or(x).array(),
+                around.residual.unwrap_or(x).array(),
                 y.array(),
                 x.rows,
                 self.inputs,
                 self.outputs,
                 shape,
-                epilogue,
+                epilogue(around),
             );
         }
     }
 
-    fn project_panels(
-        &self,
-        panels: Panels,
-        x: &Numbers<R>,
-        bias: Option<&Numbers<R>>,
-        y: &Numbers<R>,
-        epilogue: Epilogue,
-    ) {
+    fn project_panels(&self, panels: Panels, x: &Numbers<R>, around: &Around<'_, Gpu<R>>, y: &Numbers<R>) {
         let tile = self.tile(panels, x.rows);
         count_launch();
-        // SAFETY: as for `project_fragments`.
+        // SAFETY: as for `project_few`.
         unsafe {
             linear::project::launch_unchecked::<R>(
                 &x.site.client,
@@ -407,29 +470,23 @@ impl<R: Runtime> Matrix<R> {
                 units(),
                 x.array(),
                 self.packed.array(),
-                bias.unwrap_or(x).array(),
+                around.bias.unwrap_or(x).array(),
+                around.residual.unwrap_or(x).array(),
                 y.array(),
                 x.rows,
                 self.inputs,
                 self.outputs,
                 panels,
                 tile,
-                epilogue,
+                epilogue(around),
             );
         }
     }
 
     /// In another order.
-    fn project_tiles(
-        &self,
-        panels: Panels,
-        x: &Numbers<R>,
-        bias: Option<&Numbers<R>>,
-        y: &Numbers<R>,
-        epilogue: Epilogue,
-    ) {
+    fn project_tiles(&self, panels: Panels, x: &Numbers<R>, around: &Around<'_, Gpu<R>>, y: &Numbers<R>) {
         count_launch();
-        // SAFETY: as for `project_fragments`.
+        // SAFETY: as for `project_few`.
         unsafe {
             tiles::project::launch_unchecked::<R>(
                 &x.site.client,
@@ -437,13 +494,14 @@ impl<R: Runtime> Matrix<R> {
                 units(),
                 x.array(),
                 self.packed.array(),
-                bias.unwrap_or(x).array(),
+                around.bias.unwrap_or(x).array(),
+                around.residual.unwrap_or(x).array(),
                 y.array(),
                 x.rows,
                 self.inputs,
                 self.outputs,
                 panels,
-                epilogue,
+                epilogue(around),
             );
         }
     }
@@ -457,37 +515,12 @@ impl<R: Runtime> Matrix<R> {
     }
 }
 
-/// See [`super::super::Gpt2Backend::add_norm`].
-pub(super) fn add_norm<R: Runtime>(
-    x: &Numbers<R>,
-    residual: Option<&Numbers<R>>,
-    gamma: &Numbers<R>,
-    beta: &Numbers<R>,
-    epsilon: f32,
-) -> (Numbers<R>, Numbers<R>) {
-    assert!(residual.is_none_or(|residual| residual.shape() == x.shape()));
-    assert!(gamma.len() == x.width && beta.len() == x.width);
-    let (sum, norm) = (x.like(x.shape()), x.like(x.shape()));
-    count_launch();
-    // SAFETY: a cube for each row, whose units keep to the row's width.
-    unsafe {
-        norm::add_norm::launch_unchecked::<R>(
-            &x.site.client,
-            grid(x.rows, 1),
-            units(),
-            x.array(),
-            // Not read where there is none.
-            residual.unwrap_or(x).array(),
-            gamma.array(),
-            beta.array(),
-            sum.array(),
-            norm.array(),
-            epsilon,
-            x.width,
-            residual.is_some(),
-        );
+fn epilogue<R: Runtime>(around: &Around<'_, Gpu<R>>) -> Epilogue {
+    Epilogue {
+        bias: around.bias.is_some(),
+        activation: around.activation,
+        residual: around.residual.is_some(),
     }
-    (sum, norm)
 }
 
 impl<R: Runtime> Table<R> {

@@ -25,6 +25,7 @@ const fn slices(panels: Panels) -> usize {
 pub(super) struct Epilogue {
     pub(super) bias: bool,
     pub(super) activation: Option<Activation>,
+    pub(super) residual: bool,
 }
 
 /// `y [rows, outputs]` of `x [rows, inputs]`: a cube for each panel and each tile of rows.
@@ -33,6 +34,7 @@ pub(super) fn project(
     x: &Array<f32>,
     weight: &Array<Vector<u32, Const<WORDS>>>,
     bias: &Array<f32>,
+    residual: &Array<f32>,
     y: &mut Array<f32>,
     rows: usize,
     inputs: usize,
@@ -114,17 +116,36 @@ pub(super) fn project(
         }
         let (row, column) = (first + element / columns, panel * columns + element % columns);
         if row < rows && column < outputs {
-            if comptime!(epilogue.bias) {
-                sum += bias[column];
-            }
-            y[row * outputs + column] = activate(sum, comptime!(epilogue.activation));
+            let at = row * outputs + column;
+            y[at] = finish(sum, bias, residual, column, at, epilogue);
         }
         element += UNITS;
     }
 }
 
+/// The number at the place `at` of the result, of a sum in that column.
 #[cube]
-pub(super) fn activate(x: f32, #[comptime] activation: Option<Activation>) -> f32 {
+pub(super) fn finish(
+    sum: f32,
+    bias: &Array<f32>,
+    residual: &Array<f32>,
+    column: usize,
+    at: usize,
+    #[comptime] epilogue: Epilogue,
+) -> f32 {
+    let mut number = sum;
+    if comptime!(epilogue.bias) {
+        number += bias[column];
+    }
+    number = activate(number, comptime!(epilogue.activation));
+    if comptime!(epilogue.residual) {
+        number += residual[at];
+    }
+    number
+}
+
+#[cube]
+fn activate(x: f32, #[comptime] activation: Option<Activation>) -> f32 {
     if comptime!(activation == Some(Activation::GeluTanh)) {
         // (1 + tanh u) / 2 is 1 / (1 + exp -2u), and u is √(2/π) (x + 0.044715 x³).
         let twice = x * fma(0.071_354_814_f32 * x, x, 1.595_769_2_f32);

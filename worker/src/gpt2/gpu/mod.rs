@@ -31,17 +31,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use claimcheck_common::domain::{Dtype, Order};
 use cubecl::Runtime;
 
-use super::{Activation, BLOCK, CacheShape, Draw, Drawn, Gpt2Backend, Span, StepError};
+use super::{Around, BLOCK, CacheShape, Draw, Drawn, Gpt2Backend, Norm, Span, StepError};
 pub(in crate::gpt2) use launch::Site;
 use launch::{Counts, Matrix, Numbers, Table};
-use linear::Epilogue;
 
 #[cfg(all(test, any(feature = "cuda", feature = "vulkan")))]
 pub(crate) use tests::{CARD, drawn};
 use words::Word;
 
 /// See [`Gpu::warm`].
-const WARM: [usize; 7] = [1, 2, 4, linear::TILE, tiles::FROM, 64, 512];
+const WARM: [usize; 9] = [1, 2, 4, linear::TILE, tiles::FROM, 64, 256, 1024, 2048];
 /// So many of them without tensor cores.
 const WARM_PLAIN: usize = 5;
 
@@ -133,27 +132,8 @@ impl<R: Runtime> Gpt2Backend for Gpu<R> {
         weight.columns(positions, ids, places)
     }
 
-    fn project(
-        x: &Self::Floats,
-        weight: &Self::Matrix,
-        bias: Option<&Self::Vector>,
-        activation: Option<Activation>,
-    ) -> Self::Floats {
-        let epilogue = Epilogue {
-            bias: bias.is_some(),
-            activation,
-        };
-        weight.project(x, bias, epilogue)
-    }
-
-    fn add_norm(
-        x: Self::Floats,
-        residual: Option<Self::Floats>,
-        gamma: &Self::Vector,
-        beta: &Self::Vector,
-        epsilon: f32,
-    ) -> (Self::Floats, Self::Floats) {
-        launch::add_norm(&x, residual.as_ref(), gamma, beta, epsilon)
+    fn project(x: &Self::Floats, weight: &Self::Matrix, around: Around<'_, Self>) -> Self::Floats {
+        weight.project(x, &around)
     }
 
     fn block_bytes(shape: CacheShape) -> usize {

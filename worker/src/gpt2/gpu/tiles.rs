@@ -5,7 +5,7 @@
 use cubecl::prelude::*;
 
 use super::layout::{Panels, WORDS};
-use super::linear::{Epilogue, activate};
+use super::linear::{Epilogue, finish};
 use super::sums::UNITS;
 use super::words::number;
 
@@ -28,6 +28,7 @@ pub(super) fn project(
     x: &Array<f32>,
     weight: &Array<Vector<u32, Const<WORDS>>>,
     bias: &Array<f32>,
+    residual: &Array<f32>,
     y: &mut Array<f32>,
     rows: usize,
     inputs: usize,
@@ -113,11 +114,9 @@ pub(super) fn project(
                 first_column + across + column * ACROSS,
             );
             if to_row < rows && to_column < outputs {
-                let mut sum = sums[comptime!(row * OF_UNIT[1] + column)];
-                if comptime!(epilogue.bias) {
-                    sum += bias[to_column];
-                }
-                y[to_row * outputs + to_column] = activate(sum, comptime!(epilogue.activation));
+                let sum = sums[comptime!(row * OF_UNIT[1] + column)];
+                let at = to_row * outputs + to_column;
+                y[at] = finish(sum, bias, residual, to_column, at, epilogue);
             }
         }
     }
