@@ -1,6 +1,6 @@
 //! GPT-2's operations on a GPU: kernels in `CubeCL`, written once for every device that it compiles for.
 //!
-//! `words.rs` says how numbers lie in memory, `layout.rs` how weights do, `sums.rs` adds up over a cube, `linear.rs`, `tensor.rs`, `tiles.rs`,
+//! `words.rs` says how numbers lie in memory, `layout.rs` how weights do, `sums.rs` adds up over a cube, `linear.rs`, `tensor/`, `tiles.rs`,
 //! `norm.rs`, `attention.rs`, `rows.rs` and `draw/` are the kernels, `launch.rs` starts them. Must never let a row's result depend on its
 //! company: every element is reduced in one order, whatever the number of rows; `tiles.rs` alone, which `--order fast` allows, has another.
 //! Built with the feature `cuda` or `vulkan` alone.
@@ -184,7 +184,7 @@ impl<R: Runtime> Gpu<R> {
     }
 
     /// Numbers of rows, and of tokens of one row, with which every kernel has run: the tiles of `linear.rs`, `tiles.rs`, and the shapes
-    /// of `tensor.rs`, if they are used.
+    /// of `tensor/`, if they are used.
     pub(super) fn warm(site: &Site<R>, dtype: Dtype) -> &'static [usize] {
         if has_tensor_cores(site, dtype) {
             &WARM

@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 use super::super::layout::{SIDE, WORDS};
 use super::super::linear::{Epilogue, finish};
 use super::super::norm;
-use super::{PLANE, PLANES, ROWS, Slot, Sums, UNITS, multiply, slot, zeros};
+use super::{PLANE, PLANES, ROWS, Slot, Sums, Turn, UNITS, multiply, slot, zeros};
 
 /// Results of a fragment: [`SIDE`] columns of [`ROWS`] rows.
 const RESULTS: usize = SIDE * ROWS;
@@ -92,6 +92,17 @@ impl Shape {
         if self.sums() < ADDED { self.sums() } else { ADDED }
     }
 
+    /// Of what was read ahead, with all rows.
+    const fn turn(self, step: usize) -> Turn {
+        Turn {
+            fragments: self.fragments,
+            first_word: step * self.fragments,
+            eights: self.eights,
+            first_eight: 0,
+            all_eights: self.eights,
+        }
+    }
+
     /// Rows, of different [`ROWS`], that a plane normalizes at once.
     const fn together(self, width: usize) -> usize {
         if norm::of_lane(width) * self.eights <= HELD {
@@ -154,14 +165,7 @@ pub(in super::super) fn project(
                         for row in 0..comptime!(shape.eights) {
                             of_rows[row] = slots[(fragment_of_x * comptime!(shape.eights) + row) * PLANE + lane];
                         }
-                        multiply(
-                            &words,
-                            &of_rows,
-                            &mut sums,
-                            comptime!(step * shape.fragments),
-                            comptime!(shape.fragments),
-                            comptime!(shape.eights),
-                        );
+                        multiply(&words, &of_rows, &mut sums, comptime!(shape.turn(step)));
                     }
                 }
                 at += comptime!(shape.ahead(0) * PLANES);
@@ -340,14 +344,7 @@ fn add_products(
             let pair = comptime!((step * shape.eights + row) * 2);
             of_rows[row] = slot(numbers[pair], numbers[comptime!(pair + 1)]);
         }
-        multiply(
-            &words,
-            &of_rows,
-            sums,
-            comptime!(step * shape.fragments),
-            comptime!(shape.fragments),
-            comptime!(shape.eights),
-        );
+        multiply(&words, &of_rows, sums, comptime!(shape.turn(step)));
     }
 }
 

@@ -6,14 +6,7 @@ use cubecl::prelude::*;
 
 use super::super::layout::{SIDE, WORDS};
 use super::super::linear::{Epilogue, finish};
-use super::{PLANE, PLANES, ROWS, RUNS, Slot, multiply, slot, zeros};
-
-/// Lines of weights that a unit asks for at the beginning.
-const TOUCHED: usize = 8;
-/// Two `bf16` that are not numbers.
-const NOTHING: u32 = 0xFFFF_FFFF;
-/// Vectors of a line.
-const OF_LINE: usize = 8;
+use super::{PLANE, PLANES, ROWS, RUNS, Slot, Turn, multiply, slot, zeros};
 
 /// What a cube computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,21 +19,25 @@ pub(in super::super) struct Shape {
     eights: usize,
     /// Fragments of the inputs that are brought at once.
     stage: usize,
+    /// Of `eights`, so many are multiplied by turns.
+    together: usize,
 }
 
 impl Shape {
-    /// Two cubes of it share a processor, of the others one has it for itself and reads further ahead.
-    pub(super) const LARGE: Self = Self::new(4, 2, 4, 2);
-    pub(super) const MEDIUM: Self = Self::new(4, 2, 4, 4);
-    pub(super) const SMALL: Self = Self::new(4, 1, 2, 8);
+    /// Two cubes of it share a processor, for which it has to do with few registers; of the others one has a processor for itself, and
+    /// reads further ahead.
+    pub(super) const LARGE: Self = Self::new(4, 2, 4, 2, 1);
+    pub(super) const MEDIUM: Self = Self::new(4, 2, 4, 4, 4);
+    pub(super) const SMALL: Self = Self::new(4, 1, 2, 8, 2);
 
-    const fn new(across: usize, fragments: usize, eights: usize, stage: usize) -> Self {
+    const fn new(across: usize, fragments: usize, eights: usize, stage: usize, together: usize) -> Self {
         assert!(PLANES.is_multiple_of(across));
         let all = Self {
             across,
             fragments,
             eights,
             stage,
+            together,
         };
         assert!(PLANES.is_multiple_of(all.eights_of_cube()) && (stage * all.eights_of_cube()).is_multiple_of(PLANES));
         all
@@ -67,6 +64,17 @@ impl Shape {
     /// Fragments of the inputs whose rows the planes bring side by side.
     const fn abreast(self) -> usize {
         PLANES / self.eights_of_cube()
+    }
+
+    /// Of a stage's fragments of the inputs, with some rows.
+    const fn turn(self, step: usize, turn: usize) -> Turn {
+        Turn {
+            fragments: self.fragments,
+            first_word: step * self.fragments,
+            eights: self.together,
+            first_eight: turn * self.together,
+            all_eights: self.eights,
+        }
     }
 
     /// Slots that a unit brings.
@@ -135,24 +143,6 @@ pub(in super::super) fn project(
         deep,
         shape,
     );
-    // The cubes that share a plane's weights ask for some of them each, so that these are in the card's cache when they are read in turn.
-    let mut lines = Array::<u32>::new(TOUCHED);
-    #[unroll]
-    for one in 0..TOUCHED {
-        let line = (one * CUBE_COUNT_Y as usize + CUBE_POS_Y as usize) * PLANE + lane;
-        let at = (first_fragment * deep * PLANE) + line * OF_LINE;
-        lines[one] = weight[min(at, outputs.div_ceil(SIDE) * deep * PLANE - 1)][0];
-    }
-    sync_plane();
-    let mut any = lines[0];
-    #[unroll]
-    for one in 1..TOUCHED {
-        any &= lines[one];
-    }
-    if any == NOTHING {
-        // What is written here is written over below; the compiler does not know that, and leaves the lines asked for.
-        slots[UNIT_POS as usize] = Slot::new(any);
-    }
     bring(&mut slots, &numbers, 0usize, shape);
     sync_cube();
     let mut from = 0usize;
@@ -186,19 +176,15 @@ pub(in super::super) fn project(
         for step in 0..stage {
             if done + step < deep {
                 let first = from + (comptime!(step * shape.eights_of_cube()) + first_eight) * PLANE + lane;
-                let mut of_rows = Array::<Slot>::new(eights);
                 #[unroll]
-                for eight in 0..eights {
-                    of_rows[eight] = slots[first + eight * PLANE];
+                for turn in 0..comptime!(shape.eights / shape.together) {
+                    let mut of_rows = Array::<Slot>::new(comptime!(shape.together));
+                    #[unroll]
+                    for one in 0..comptime!(shape.together) {
+                        of_rows[one] = slots[first + comptime!(turn * shape.together + one) * PLANE];
+                    }
+                    multiply(&words, &of_rows, &mut sums, comptime!(shape.turn(step, turn)));
                 }
-                multiply(
-                    &words,
-                    &of_rows,
-                    &mut sums,
-                    comptime!(step * shape.fragments),
-                    fragments,
-                    eights,
-                );
                 if places[step] + RUNS >= deep {
                     #[unroll]
                     for one in 0..comptime!(shape.fragments * shape.eights) {

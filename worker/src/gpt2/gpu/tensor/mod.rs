@@ -104,35 +104,41 @@ fn zeros(#[comptime] count: usize) -> Sums {
     sums
 }
 
-/// Adds the products of the fragments of weights from `first` on, side by side, with `eights` times [`ROWS`] rows.
+/// Which products are made one after the other, and which sums they are added to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Turn {
+    /// Fragments of weights, side by side, from the word `first_word` of what was read of them.
+    fragments: usize,
+    first_word: usize,
+    /// Times [`ROWS`] rows.
+    eights: usize,
+    /// The first of them, of `all_eights` that there are sums for: `[fragment][eight]`.
+    first_eight: usize,
+    all_eights: usize,
+}
+
+/// Adds the products of some fragments of weights with some slots.
 #[cube]
-fn multiply(
-    weights: &Array<Vector<u32, Const<WORDS>>>,
-    slots: &Array<Slot>,
-    sums: &mut Sums,
-    #[comptime] first: usize,
-    #[comptime] fragments: usize,
-    #[comptime] eights: usize,
-) {
+fn multiply(weights: &Array<Vector<u32, Const<WORDS>>>, slots: &Array<Slot>, sums: &mut Sums, #[comptime] turn: Turn) {
     let definition = cmma::MmaDefinition::<bf16, bf16, f32>::new(SIDE, ROWS, SIDE);
     // Two products of one sum wait for each other: all others come between them.
     #[unroll]
     for part in 0..2usize {
         #[unroll]
-        for fragment in 0..fragments {
+        for fragment in 0..comptime!(turn.fragments) {
             let mut left = Array::<Pair>::new(WORDS);
             #[unroll]
             for word in 0..WORDS {
-                left[word] = Pair::reinterpret(weights[comptime!(first + fragment)][word]);
+                left[word] = Pair::reinterpret(weights[comptime!(turn.first_word + fragment)][word]);
             }
             #[unroll]
-            for eight in 0..eights {
+            for eight in 0..comptime!(turn.eights) {
                 let mut right = Array::<Pair>::new(2usize);
                 #[unroll]
                 for pair in 0..2usize {
                     right[pair] = Pair::reinterpret(slots[eight][comptime!(part * 2 + pair)]);
                 }
-                let sum = sums.index_mut(comptime!(fragment * eights + eight));
+                let sum = sums.index_mut(comptime!(fragment * turn.all_eights + turn.first_eight + eight));
                 definition.execute_inplace(&left, &right, sum);
             }
         }
