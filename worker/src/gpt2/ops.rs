@@ -73,6 +73,14 @@ pub struct Around<'a, B: Gpt2Backend + ?Sized> {
     pub residual: Option<&'a B::Floats>,
 }
 
+impl<B: Gpt2Backend + ?Sized> Clone for Around<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B: Gpt2Backend + ?Sized> Copy for Around<'_, B> {}
+
 impl<B: Gpt2Backend + ?Sized> Around<'_, B> {
     /// The bare product.
     pub const NOTHING: Self = Self {

@@ -11,6 +11,8 @@ use super::linear::Epilogue;
 use super::{draw, norm, tensor};
 use crate::gpt2::Activation;
 
+type Cuda = <CudaRuntime as Runtime>::Compiler;
+
 fn array<T: CubePrimitive>(builder: &mut KernelBuilder) -> <Array<T> as CubeType>::ExpandType {
     Array::<T>::expand_output(&ArrayCompilationArg { inplace: None }, builder)
 }
@@ -28,10 +30,10 @@ fn source(name: &str, units: usize, define: impl FnOnce(&mut KernelBuilder)) -> 
     let settings = KernelSettings::default()
         .cube_dim(CubeDim::new_1d(units as u32))
         .kernel_name(name);
-    let mut compiler = <CudaRuntime as Runtime>::Compiler::default();
+    let mut compiler = Cuda::default();
     let kernel = compiler.compile(
         builder.build(settings),
-        &Default::default(),
+        &<Cuda as Compiler>::CompilationOptions::default(),
         ExecutionMode::Unchecked,
         AddressType::U32.unsigned_type(),
     );

@@ -6,7 +6,7 @@
 //! Built with the feature `cuda` or `vulkan` alone.
 
 // What is decided when a kernel is built stands apart from what is decided when it runs, and a kernel is one function.
-#![allow(clippy::collapsible_if, clippy::too_many_lines)]
+#![allow(clippy::collapsible_if, clippy::single_match_else, clippy::too_many_lines)]
 
 mod attention;
 #[cfg(all(test, feature = "cuda"))]

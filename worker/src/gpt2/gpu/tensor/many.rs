@@ -256,13 +256,13 @@ fn read(
     // After the last stage something is read that exists.
     #[unroll]
     for one in 0..comptime!(shape.brings()) {
-        let mut place = places[comptime!(one * shape.abreast())];
+        let mut own = places[comptime!(one * shape.abreast())];
         #[unroll]
         for other in 1..comptime!(shape.abreast()) {
             let mine = plane / comptime!(shape.eights_of_cube()) == other;
-            place = select(mine, places[comptime!(one * shape.abreast() + other)], place);
+            own = select(mine, places[comptime!(one * shape.abreast() + other)], own);
         }
-        let start = row_start + min(place, deep - 1) * comptime!(SIDE / 2);
+        let start = row_start + min(own, deep - 1) * comptime!(SIDE / 2);
         numbers[comptime!(one * 2)] = x[start];
         numbers[comptime!(one * 2 + 1)] = x[start + 4];
     }
