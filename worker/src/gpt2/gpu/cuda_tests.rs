@@ -8,7 +8,7 @@ use cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
 
 use super::layout::WORDS;
 use super::linear::Epilogue;
-use super::{draw, norm, tensor};
+use super::{draw, norm, tensor, tests};
 use crate::gpt2::Activation;
 
 type Cuda = <CudaRuntime as Runtime>::Compiler;
@@ -115,8 +115,22 @@ fn the_product_on_tensor_cores_multiplies_fragments_of_bf16_and_adds_up_in_f32()
 }
 
 #[test]
+fn every_shape_of_the_product_is_tested_on_a_card() {
+    let products = tests::PRODUCTS.map(|(rows, _, outputs)| tensor::Shape::of(rows, outputs));
+    let alone = tests::ALONE.map(|(_, outputs, rows)| tensor::Shape::of(rows, outputs));
+    for shape in SHAPES {
+        assert!(products.contains(&shape), "{shape:?}");
+        // Who is compared with all is alone, or one of a few.
+        let few = matches!(shape, tensor::Shape::Few(_));
+        assert!(few || alone.contains(&shape), "{shape:?}");
+    }
+}
+
+#[test]
 fn every_shape_of_the_product_that_gpt2_takes_is_compiled_before_the_first_job() {
-    for outputs in [768, 2304, 3072, 50_257] {
+    let widths = [768, 1024, 1280, 1600].into_iter();
+    let outputs = widths.flat_map(|width| [1, 3, 4].map(|times| width * times));
+    for outputs in outputs.chain([50_257]) {
         let warm = super::WARM.map(|rows| tensor::Shape::of(rows, outputs));
         for rows in 1..=8192 {
             let shape = tensor::Shape::of(rows, outputs);

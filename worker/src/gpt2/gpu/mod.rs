@@ -40,7 +40,7 @@ pub(crate) use tests::{CARD, drawn};
 use words::Word;
 
 /// See [`Gpu::warm`].
-const WARM: [usize; 9] = [1, 2, 4, linear::TILE, tiles::FROM, 64, 256, 1024, 2048];
+const WARM: [usize; 11] = [1, 2, 4, linear::TILE, tiles::FROM, 64, 128, 256, 512, 1024, 2048];
 /// So many of them without tensor cores.
 const WARM_PLAIN: usize = 5;
 
@@ -183,7 +183,7 @@ impl<R: Runtime> Gpu<R> {
         }
     }
 
-    /// Numbers of rows, and of tokens of one row, with which every kernel has run: the tiles of `linear.rs`, `tiles.rs`, and the shapes
+    /// Numbers of rows, and of tokens of prompts, with which every kernel has run: the tiles of `linear.rs`, `tiles.rs`, and the shapes
     /// of `tensor/`, if they are used.
     pub(super) fn warm(site: &Site<R>, dtype: Dtype) -> &'static [usize] {
         if has_tensor_cores(site, dtype) {

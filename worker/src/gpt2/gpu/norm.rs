@@ -10,23 +10,25 @@ use super::sums::UNITS;
 pub(super) const LANES: usize = 32;
 /// Rows of a cube.
 pub(super) const ROWS: usize = UNITS / LANES;
-/// Numbers that a unit has of a fragment's width.
-const OF_FRAGMENT: usize = 4;
+/// Numbers that a unit has of a fragment's width: two pairs, half the width apart.
+const NUMBERS: usize = 4;
+/// Units that share a fragment's width.
+const ACROSS: usize = SIDE / NUMBERS;
 /// Fragments that a row's units take side by side.
-const FRAGMENTS: usize = LANES * OF_FRAGMENT / SIDE;
+const FRAGMENTS: usize = LANES / ACROSS;
 /// Sums that the first round leaves to the second.
 const PARTS: usize = 8;
 
 /// Numbers that a unit has of a row.
 pub(super) const fn of_lane(width: usize) -> usize {
-    width.div_ceil(SIDE * FRAGMENTS) * OF_FRAGMENT
+    width.div_ceil(SIDE * FRAGMENTS) * NUMBERS
 }
 
 /// The place of a unit's number in the row.
 #[cube]
 pub(super) fn place(lane: usize, #[comptime] one: usize) -> usize {
-    let fragment = lane / OF_FRAGMENT + comptime!(one / OF_FRAGMENT * FRAGMENTS);
-    fragment * SIDE + lane % OF_FRAGMENT * 2 + comptime!(one % 2 + one / 2 % 2 * (SIDE / 2))
+    let fragment = lane / ACROSS + comptime!(one / NUMBERS * FRAGMENTS);
+    fragment * SIDE + lane % ACROSS * 2 + comptime!(one % 2 + one / 2 % 2 * (SIDE / 2))
 }
 
 /// Normalizes rows `x [rows, width]`, [`ROWS`] a cube.

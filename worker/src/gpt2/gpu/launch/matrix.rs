@@ -109,7 +109,7 @@ impl<R: Runtime> Matrix<R> {
         y
     }
 
-    /// See [`Gpt2Backend::project`].
+    /// See [`crate::gpt2::Gpt2Backend::project`].
     pub(in super::super) fn project(&self, x: &Numbers<R>, around: &Around<'_, Gpu<R>>) -> Numbers<R> {
         assert_eq!(x.width, self.inputs, "as many inputs as the matrix has");
         assert!(around.bias.is_none_or(|bias| bias.len() == self.outputs));
@@ -141,7 +141,7 @@ impl<R: Runtime> Matrix<R> {
         let x = x.normalized(apart);
         count_launch();
         // SAFETY: rows and outputs are those of the arguments, and the kernel leaves out what lies beyond them; `fits` said that the
-        // device has what it needs. What the norm, the bias and the residual are not read for, anything may stand for.
+        // device has the cores, and `room` the memory. Of gamma, beta, bias and residual none is read that is not there: `x` stands in.
         unsafe {
             few::project::launch_unchecked::<R>(
                 &x.site.client,

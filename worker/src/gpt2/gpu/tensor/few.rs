@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 use super::super::layout::{SIDE, WORDS};
 use super::super::linear::{Epilogue, finish};
 use super::super::norm;
-use super::{PLANE, PLANES, ROWS, Slot, Sums, Turn, UNITS, multiply, slot, zeros};
+use super::{PLANE, PLANES, ROWS, Slot, Sums, Turn, UNITS, multiply, read_weights, slot, starts, zeros};
 
 /// Results of a fragment: [`SIDE`] columns of [`ROWS`] rows.
 const RESULTS: usize = SIDE * ROWS;
@@ -17,7 +17,7 @@ const OF_UNIT: usize = RESULTS / PLANE;
 const ADDED: usize = 8;
 /// Cubes that a large card runs at once, or nearly.
 const AT_ONCE: usize = 256;
-/// Numbers of `x` that a unit holds while it normalizes, at most.
+/// Numbers of `x` that a unit may hold while it normalizes several rows at once.
 const HELD: usize = 96;
 
 /// What a cube computes.
@@ -139,13 +139,7 @@ pub(in super::super) fn project(
     let deep = inputs / SIDE;
 
     let mut sums = zeros(comptime!(shape.sums()));
-    // Beyond the last fragment the last one is computed again and thrown away.
-    let mut starts = Array::<usize>::new(comptime!(shape.fragments));
-    #[unroll]
-    for fragment in 0..comptime!(shape.fragments) {
-        let last = outputs.div_ceil(SIDE) - 1;
-        starts[fragment] = min(first_fragment + fragment, last) * deep * PLANE + lane;
-    }
+    let starts = starts(first_fragment, outputs, deep, lane, comptime!(shape.fragments));
     let mut at = plane;
     match comptime!(width) {
         Some(width) => {
@@ -220,11 +214,8 @@ fn read(
 ) {
     #[unroll]
     for step in 0..ahead {
-        let from = min(at + step * PLANES, deep - 1) * PLANE;
-        #[unroll]
-        for fragment in 0..comptime!(shape.fragments) {
-            words[comptime!(step * shape.fragments + fragment)] = weight[starts[fragment] + from];
-        }
+        let place = min(at + step * PLANES, deep - 1);
+        read_weights(weight, starts, words, place, step, comptime!(shape.fragments));
     }
 }
 

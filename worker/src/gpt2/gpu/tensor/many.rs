@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 
 use super::super::layout::{SIDE, WORDS};
 use super::super::linear::{Epilogue, finish};
-use super::{PLANE, PLANES, ROWS, RUNS, Slot, Turn, multiply, slot, zeros};
+use super::{PLANE, PLANES, ROWS, RUNS, Slot, Turn, multiply, read_weights, slot, starts, zeros};
 
 /// What a cube computes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -24,8 +24,8 @@ pub(in super::super) struct Shape {
 }
 
 impl Shape {
-    /// Two cubes of it share a processor, for which it has to do with few registers; of the others one has a processor for itself, and
-    /// reads further ahead.
+    /// Two cubes of it are to share a processor, for which it has to do with few registers (128 of a unit, by CUDA 13's compiler); of the
+    /// others one has a processor for itself, and reads further ahead.
     pub(super) const LARGE: Self = Self::new(4, 2, 4, 2, 1);
     pub(super) const MEDIUM: Self = Self::new(4, 2, 4, 4, 4);
     pub(super) const SMALL: Self = Self::new(4, 1, 2, 8, 2);
@@ -67,12 +67,12 @@ impl Shape {
     }
 
     /// Of a stage's fragments of the inputs, with some rows.
-    const fn turn(self, step: usize, turn: usize) -> Turn {
+    const fn turn(self, step: usize, which: usize) -> Turn {
         Turn {
             fragments: self.fragments,
             first_word: step * self.fragments,
             eights: self.together,
-            first_eight: turn * self.together,
+            first_eight: which * self.together,
             all_eights: self.eights,
         }
     }
@@ -109,14 +109,8 @@ pub(in super::super) fn project(
     let first_eight = plane / comptime!(shape.across) * eights;
     let first_row = CUBE_POS_Y as usize * comptime!(shape.rows());
 
-    // Beyond the last fragment, and beyond the last row, the last one is computed again and thrown away.
-    let mut starts = Array::<usize>::new(fragments);
-    #[unroll]
-    for fragment in 0..fragments {
-        let last = outputs.div_ceil(SIDE) - 1;
-        starts[fragment] = min(first_fragment + fragment, last) * deep * PLANE + lane;
-    }
-    // What this plane brings, for all of them.
+    let starts = starts(first_fragment, outputs, deep, lane, fragments);
+    // What this plane brings, for all of them. Beyond the last row the last one is computed again and thrown away.
     let brought = first_row + plane % comptime!(shape.eights_of_cube()) * ROWS + lane / 4;
     let row_start = min(brought, rows - 1) * (inputs / 2) + lane % 4;
 
@@ -177,13 +171,13 @@ pub(in super::super) fn project(
             if done + step < deep {
                 let first = from + (comptime!(step * shape.eights_of_cube()) + first_eight) * PLANE + lane;
                 #[unroll]
-                for turn in 0..comptime!(shape.eights / shape.together) {
+                for which in 0..comptime!(shape.eights / shape.together) {
                     let mut of_rows = Array::<Slot>::new(comptime!(shape.together));
                     #[unroll]
                     for one in 0..comptime!(shape.together) {
-                        of_rows[one] = slots[first + comptime!(turn * shape.together + one) * PLANE];
+                        of_rows[one] = slots[first + comptime!(which * shape.together + one) * PLANE];
                     }
-                    multiply(&words, &of_rows, &mut sums, comptime!(shape.turn(step, turn)));
+                    multiply(&words, &of_rows, &mut sums, comptime!(shape.turn(step, which)));
                 }
                 if places[step] + RUNS >= deep {
                     #[unroll]
@@ -268,11 +262,8 @@ fn read(
     }
     #[unroll]
     for step in 0..comptime!(shape.stage) {
-        let from = min(places[step], deep - 1) * PLANE;
-        #[unroll]
-        for fragment in 0..comptime!(shape.fragments) {
-            words[comptime!(step * shape.fragments + fragment)] = weight[starts[fragment] + from];
-        }
+        let there = min(places[step], deep - 1);
+        read_weights(weight, starts, words, there, step, comptime!(shape.fragments));
     }
 }
 

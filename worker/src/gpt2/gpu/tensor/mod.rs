@@ -27,8 +27,10 @@ const PLANES: usize = 8;
 pub(super) const UNITS: usize = PLANE * PLANES;
 /// Rows that are multiplied at once.
 const ROWS: usize = 8;
-/// Sums that a result is made of.
-const RUNS: usize = 8;
+/// Sums that a result is made of: `few.rs` has a plane for each, `many.rs` takes them one after the other.
+const RUNS: usize = PLANES;
+// A plane normalizes one of every so many rows, a unit the numbers that it would multiply.
+const _: () = assert!(ROWS == PLANES && super::norm::LANES == PLANE);
 type Pair = Vector<bf16, Const<2>>;
 /// What a unit gives of `x` for a fragment and [`ROWS`] rows: two pairs of inputs, then what these are more than `bf16` holds.
 type Slot = Vector<u32, Const<4>>;
@@ -86,6 +88,35 @@ pub(super) fn fits<R: Runtime>(client: &ComputeClient<R>, word: Word, inputs: us
         && inputs.is_multiple_of(SIDE)
         && properties.features.matmul.mma.contains(&fragments)
         && (hardware.plane_size_min, hardware.plane_size_max) == (PLANE as u32, PLANE as u32)
+}
+
+/// Where a unit's weights begin of each fragment from `first` on. Beyond the last fragment the last one is computed again and thrown
+/// away.
+#[cube]
+fn starts(first: usize, outputs: usize, deep: usize, lane: usize, #[comptime] fragments: usize) -> Array<usize> {
+    let mut starts = Array::<usize>::new(fragments);
+    #[unroll]
+    for fragment in 0..fragments {
+        let last = outputs.div_ceil(SIDE) - 1;
+        starts[fragment] = min(first + fragment, last) * deep * PLANE + lane;
+    }
+    starts
+}
+
+/// Reads the fragments of weights at that place along the inputs, side by side, as the `step`-th of those that are read together.
+#[cube]
+fn read_weights(
+    weight: &Array<Vector<u32, Const<WORDS>>>,
+    starts: &Array<usize>,
+    words: &mut Array<Vector<u32, Const<WORDS>>>,
+    place: usize,
+    #[comptime] step: usize,
+    #[comptime] fragments: usize,
+) {
+    #[unroll]
+    for fragment in 0..fragments {
+        words[comptime!(step * fragments + fragment)] = weight[starts[fragment] + place * PLANE];
+    }
 }
 
 /// Sums of the products of fragments: for each, what a unit holds of [`SIDE`] columns and [`ROWS`] rows.
