@@ -232,8 +232,10 @@ fn warmed(mut model: Box<dyn StepModel>, sizes: &[usize]) -> Result<Box<dyn Step
     let mut steps = Vec::new();
     for size in sizes {
         // Rows of one token, which want their logits, and prompts, whose keys and values are written apart.
-        let rows = (*size).min(LOGITS).min(model.blocks());
-        steps.push((0..rows).map(|block| row(block..block + 1, 1)).collect::<Vec<_>>());
+        if *size <= LOGITS {
+            let rows = (*size).min(model.blocks());
+            steps.push((0..rows).map(|block| row(block..block + 1, 1)).collect::<Vec<_>>());
+        }
         let mut prompts = Vec::new();
         let (mut left, mut blocks) = (*size, 0..model.blocks());
         while left > 0 && !blocks.is_empty() {

@@ -136,8 +136,11 @@ impl<R: Runtime> Matrix<R> {
     fn project_few(&self, shape: few::Shape, x: &Numbers<R>, around: &Around<'_, Gpu<R>>, y: &Numbers<R>) {
         let room = x.site.client.properties().hardware.max_shared_memory_size;
         let normalizes = shape.normalizes(x.rows, self.outputs) && shape.shared_bytes(self.inputs) <= room;
-        let norm = around.norm.filter(|_| normalizes);
-        let apart = if norm.is_some() { None } else { around.norm };
+        let (norm, apart) = if normalizes {
+            (around.norm, None)
+        } else {
+            (None, around.norm)
+        };
         let x = x.normalized(apart);
         count_launch();
         // SAFETY: rows and outputs are those of the arguments, and the kernel leaves out what lies beyond them; `fits` said that the
