@@ -58,14 +58,17 @@ pub fn router(state: AppState) -> Router {
         .merge(docs::pages())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(Extension(state.doorkeeper.clone()))
-        .layer(CatchPanicLayer::custom(middleware::panicked))
-        .layer(transport::compression())
-        .layer(state.transport.cors())
-        .layer(from_fn_with_state(state.transport.clone(), transport::guard))
-        .layer(from_fn_with_state(state.limits.clone(), origin::locate))
-        .layer(from_fn(middleware::observe))
-        .layer(from_fn_with_state(state.stopping.clone(), middleware::part))
+        // One layer: each `layer` is a box that every request clones with all that is inside.
+        .layer((
+            from_fn_with_state(state.stopping.clone(), middleware::part),
+            from_fn(middleware::observe),
+            from_fn_with_state(state.limits.clone(), origin::locate),
+            from_fn_with_state(state.transport.clone(), transport::guard),
+            state.transport.cors(),
+            transport::compression(),
+            CatchPanicLayer::custom(middleware::panicked),
+            Extension(state.doorkeeper.clone()),
+        ))
         .with_state(state)
 }
 
@@ -200,18 +203,19 @@ fn documented() -> OpenApiRouter<AppState> {
         .merge(batches)
         .merge(operators)
         .merge(models)
-        .layer(from_fn_with_state(TIME_LIMIT, middleware::time_limit))
-        .layer(from_fn_with_state(
-            Arc::new(Semaphore::new(OPEN_REQUESTS)),
-            middleware::admit,
+        .layer((
+            from_fn_with_state(Arc::new(Semaphore::new(OPEN_REQUESTS)), middleware::admit),
+            from_fn_with_state(TIME_LIMIT, middleware::time_limit),
         ));
 
     // A file of any size is read piece by piece.
     let uploads = OpenApiRouter::new()
         .routes(routes!(upload_file::upload_file).needs(Batches))
         .layer(DefaultBodyLimit::disable())
-        .layer(from_fn_with_state(UPLOAD_TIME_LIMIT, middleware::time_limit))
-        .layer(from_fn_with_state(Arc::new(Semaphore::new(UPLOADS)), middleware::admit));
+        .layer((
+            from_fn_with_state(Arc::new(Semaphore::new(UPLOADS)), middleware::admit),
+            from_fn_with_state(UPLOAD_TIME_LIMIT, middleware::time_limit),
+        ));
 
     let waiting_room = Arc::new(Semaphore::new(WAITING_REQUESTS));
     let waiting = OpenApiRouter::new()
@@ -219,8 +223,10 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(delete_job::delete_job).needs(JobsWrite))
         .routes(routes!(replay_job::replay_job).needs(Generate))
         .routes(routes!(replay_job::get_replay).needs(JobsRead))
-        .layer(from_fn_with_state(WAITING_TIME_LIMIT, middleware::time_limit))
-        .layer(from_fn_with_state(waiting_room.clone(), middleware::admit));
+        .layer((
+            from_fn_with_state(waiting_room.clone(), middleware::admit),
+            from_fn_with_state(WAITING_TIME_LIMIT, middleware::time_limit),
+        ));
 
     // The caller waits until the text is there.
     let generation = OpenApiRouter::new()
@@ -229,8 +235,10 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(responses::get_response).needs(JobsRead))
         .routes(routes!(responses::delete_response).needs(JobsWrite))
         .routes(routes!(responses::cancel_response).needs(JobsWrite))
-        .layer(from_fn_with_state(GENERATION_TIME_LIMIT, middleware::time_limit))
-        .layer(from_fn_with_state(waiting_room, middleware::admit));
+        .layer((
+            from_fn_with_state(waiting_room, middleware::admit),
+            from_fn_with_state(GENERATION_TIME_LIMIT, middleware::time_limit),
+        ));
 
     OpenApiRouter::with_openapi(ApiDoc::openapi())
         .merge(service)
