@@ -19,6 +19,8 @@ use crate::results::Results;
 
 /// A job that was there at so many lapses may be what stops the workers.
 const SUSPECT: u32 = 2;
+/// Text that is read before the engine gets it: a millisecond or a few.
+const READ_AHEAD: usize = 8 * 1024;
 /// A stopping worker tries for so long to hand its claims back; after that their leases lapse.
 const RELEASE_LIMIT: Duration = Duration::from_secs(3);
 
@@ -41,44 +43,64 @@ impl Feeder {
     /// Gives claimed jobs to the engine as it takes them, suspects last and alone. At a stop the rest is handed back.
     pub async fn feed(&self, jobs: Vec<ClaimedJob>, stop: &CancellationToken) -> Result<(), EngineStopped> {
         let (suspects, others): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.lapses >= SUSPECT);
-        let mut left = Vec::new();
-        for job in others {
-            left.extend(self.submit(job, stop).await?);
-        }
+        let mut left = self.submit(others, stop).await?;
         for job in suspects {
             let (key, lapses) = (job.key, job.lapses);
             tracing::warn!(job = %key.id, lapses, "the job was there when workers fell silent: it runs alone");
             stop.run_until_cancelled(self.in_flight.engine_idle()).await;
-            left.extend(self.submit(job, stop).await?);
+            left.extend(self.submit(vec![job], stop).await?);
             stop.run_until_cancelled(self.in_flight.engine_idle()).await;
         }
         self.hand_back(left).await;
         Ok(())
     }
 
+    /// Answers the keys of those that the engine had not taken when a stop came. They are read some at a time before the first of these
+    /// goes, so that an idle engine finds them together at its door.
+    async fn submit(&self, jobs: Vec<ClaimedJob>, stop: &CancellationToken) -> Result<Vec<JobKey>, EngineStopped> {
+        let (mut jobs, mut left) = (jobs.into_iter().peekable(), Vec::new());
+        while jobs.peek().is_some() {
+            let (ready, unreadable) = self.read(&mut jobs);
+            self.results.settle(unreadable).await;
+            for job in ready {
+                left.extend(self.hand_in(job, stop).await?);
+            }
+        }
+        Ok(left)
+    }
+
+    /// The first of these jobs, as the engine takes them, and the ends of those that it cannot take.
+    fn read(&self, jobs: &mut impl Iterator<Item = ClaimedJob>) -> (Vec<EngineJob>, Vec<Settlement>) {
+        let (mut ready, mut unreadable, mut bytes) = (Vec::new(), Vec::new(), 0);
+        while bytes < READ_AHEAD
+            && let Some(job) = jobs.next()
+        {
+            if let Prompt::Text(text) = &job.prompt {
+                bytes += text.len();
+            }
+            match self.tokens(job.prompt) {
+                Ok(prompt) => ready.push(EngineJob {
+                    key: job.key,
+                    prompt,
+                    params: job.params,
+                    share: job.share,
+                }),
+                Err(error) => unreadable.push(Settlement::failed(job.key, error)),
+            }
+        }
+        (ready, unreadable)
+    }
+
     /// Answers the job's key if a stop came before the engine took it.
-    async fn submit(&self, job: ClaimedJob, stop: &CancellationToken) -> Result<Option<JobKey>, EngineStopped> {
+    async fn hand_in(&self, job: EngineJob, stop: &CancellationToken) -> Result<Option<JobKey>, EngineStopped> {
         let key = job.key;
         if stop.is_cancelled() {
             return Ok(Some(key));
         }
-        let prompt = match self.tokens(job.prompt) {
-            Ok(prompt) => prompt,
-            Err(error) => {
-                self.results.settle(vec![Settlement::failed(key, error)]).await;
-                return Ok(None);
-            }
-        };
         if !self.in_flight.start(key) {
             return Ok(None);
         }
-        let submission = self.engine.submit(EngineJob {
-            key,
-            prompt,
-            params: job.params,
-            share: job.share,
-        });
-        let Some(taken) = stop.run_until_cancelled(submission).await else {
+        let Some(taken) = stop.run_until_cancelled(self.engine.submit(job)).await else {
             return Ok(Some(key));
         };
         taken?;

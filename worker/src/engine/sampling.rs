@@ -12,13 +12,18 @@ use super::scheduler::Planned;
 use super::sequence::Token;
 use crate::gpt2::Drawn;
 
+/// From so many logits a token is drawn about as soon as another thread has woken. What the device drew costs nothing here.
+const WORTH_A_TASK: usize = 1 << 15;
+
 /// The tokens of all rows that have one; a row whose logits are not numbers fails.
 pub(super) fn draw(
     jobs: &HashMap<JobKey, Job>,
     plan: &[Planned],
     outcomes: Vec<RowOutcome<Drawn>>,
 ) -> Vec<RowOutcome<Token>> {
-    let rows = plan.par_iter().zip(outcomes);
+    let logits: usize = outcomes.iter().map(logits_of).sum();
+    let task = WORTH_A_TASK * plan.len() / logits.max(1) + 1;
+    let rows = plan.par_iter().zip(outcomes).with_min_len(task);
     let drawn = rows.map(|(planned, outcome)| match outcome {
         RowOutcome::Prefilled => RowOutcome::Prefilled,
         RowOutcome::Failed(error) => RowOutcome::Failed(error),
@@ -27,6 +32,13 @@ pub(super) fn draw(
             .map_or_else(|| RowOutcome::Failed(numerical_error()), RowOutcome::Drawn),
     });
     drawn.collect()
+}
+
+const fn logits_of(outcome: &RowOutcome<Drawn>) -> usize {
+    match outcome {
+        RowOutcome::Drawn(Drawn::Logits(logits)) => logits.len(),
+        _ => 0,
+    }
 }
 
 fn numerical_error() -> JobError {

@@ -17,6 +17,7 @@ use super::float::{Bf16, F32, Word, block};
 use super::linear::{ROWS, Strip, with_rows};
 use super::lines::{Line, Lines, WIDTH};
 use super::math::exp;
+use super::threads;
 
 const _: () = assert!(BLOCK == WIDTH, "a block is a panel of keys");
 
@@ -146,7 +147,7 @@ impl Cache {
             .zip(values.par_chunks_exact_mut(value_lines))
             .zip(mixed.par_chunks_exact_mut(tokens * head_dim))
             .enumerate()
-            .with_min_len(of_task(spans, head_dim, 1))
+            .with_min_len(threads::task(of_task(spans, head_dim, 1)))
             .for_each(|(index, ((keys, values), mixed))| {
                 let head = Head {
                     plan,
@@ -161,7 +162,7 @@ impl Cache {
         let mut y = vec![0.0; tokens * width];
         y.par_chunks_exact_mut(width)
             .enumerate()
-            .with_min_len(8)
+            .with_min_len(threads::task_of(width))
             .for_each(|(token, y)| {
                 for (head, y) in y.chunks_exact_mut(head_dim).enumerate() {
                     y.copy_from_slice(&mixed[(head * tokens + token) * head_dim..][..head_dim]);
@@ -221,7 +222,7 @@ impl Head<'_> {
             first += span.len;
         }
         rows.into_par_iter()
-            .with_min_len(of_task(self.spans, self.plan.head_dim, self.spans.len()))
+            .with_min_len(threads::task(of_task(self.spans, self.plan.head_dim, self.spans.len())))
             .for_each(|row| arch.dispatch(row));
     }
 }

@@ -9,6 +9,7 @@ use rayon::prelude::*;
 use super::linear::{Blocks, ROWS, Strip, with_rows};
 use super::lines::{Line, WIDTH};
 use super::panels::{GREATEST, INPUTS_OF_INT8, Panels, rounded};
+use super::threads;
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Vnni};
 
@@ -63,7 +64,7 @@ impl<'a> Product<'a> {
         let rows = words
             .par_chunks_exact_mut(len)
             .zip(x.par_chunks_exact(weights.inputs))
-            .with_min_len(8)
+            .with_min_len(threads::task_of(weights.inputs))
             .map(|(words, x)| arch.dispatch(Round { x, words }))
             .collect();
         let instructions = Instructions::within(arch);

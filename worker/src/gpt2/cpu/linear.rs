@@ -13,6 +13,7 @@ use super::int8;
 use super::lines::{Line, WIDTH};
 use super::math::activate;
 use super::panels::Panels;
+use super::threads;
 
 /// A row's part of a panel.
 pub(super) type Strip = [f32; WIDTH];
@@ -77,7 +78,7 @@ impl<T: Copy + Default + Send + Sync> Blocks<T> {
         let blocks = values
             .par_chunks_mut(rows * len)
             .zip(x.par_chunks(rows * len))
-            .with_min_len(8);
+            .with_min_len(threads::task_of(rows * len));
         blocks.for_each(|(block, x)| {
             let rows = x.len() / len;
             for (row, x) in x.chunks_exact(len).enumerate() {
@@ -141,7 +142,7 @@ impl Panels {
             .par_chunks_exact_mut(rows)
             .zip(self.lines().par_chunks_exact(lines_of_panel))
             .enumerate()
-            .with_min_len(self.panels_per_task(rows))
+            .with_min_len(threads::task(self.panels_per_task(rows)))
             .for_each(|(panel, (strips, lines))| {
                 product(panel, lines, strips);
                 let mut panel_bias = [0.0; WIDTH];
@@ -166,7 +167,8 @@ impl Panels {
     /// From strips `[panel][T][32]` to rows `[T][outputs]`.
     fn interleave(&self, strips: &[Strip], rows: usize) -> Vec<f32> {
         let mut y = vec![0.0; rows * self.outputs];
-        let by_row = y.par_chunks_exact_mut(self.outputs).enumerate().with_min_len(8);
+        let by_row = y.par_chunks_exact_mut(self.outputs).enumerate();
+        let by_row = by_row.with_min_len(threads::task_of(self.outputs));
         by_row.for_each(|(row, y)| {
             for (panel, y) in y.chunks_mut(WIDTH).enumerate() {
                 y.copy_from_slice(&strips[panel * rows + row][..y.len()]);

@@ -3,12 +3,14 @@
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::threads;
+
 /// Normalizes each row of `x [T, C]` and applies scale and shift.
 pub(super) fn rows(arch: Arch, x: &[f32], gamma: &[f32], beta: &[f32], epsilon: f32) -> Vec<f32> {
     let width = gamma.len();
     let mut y = vec![0.0; x.len()];
     let rows = x.par_chunks_exact(width).zip(y.par_chunks_exact_mut(width));
-    rows.with_min_len(16).for_each(|(x, y)| {
+    rows.with_min_len(threads::task_of(width)).for_each(|(x, y)| {
         arch.dispatch(Row {
             x,
             y,

@@ -19,8 +19,11 @@ const LOOKS: u32 = 3000;
 /// Looks in vain before others may have the core: there may be more threads than cores.
 const LOOKS_AT_ONCE: u32 = 64;
 
-/// A step of fewer multiplications has ended before another thread is there.
-const ALONE: usize = 1 << 20;
+/// A step of fewer multiplications has ended before it is worth while that another thread wakes for it.
+const ALONE: usize = 1 << 22;
+
+/// Fewer values are copied or normalized before another thread has taken them.
+const WORTH_A_TASK: usize = 8192;
 
 /// Computes a step on a thread of the pool, while its other threads look for work without falling asleep. A very small one
 /// is computed where it is called.
@@ -42,6 +45,21 @@ pub(super) fn share<T: Send>(multiplications: usize, step: impl FnOnce() -> T + 
         });
         step()
     })
+}
+
+/// The least length of a task of things, so many of which are worth a hand-over. Outside the pool nothing is handed over: each operation
+/// would be waited for by itself.
+pub(super) fn task(things: usize) -> usize {
+    if rayon::current_thread_index().is_some() {
+        things
+    } else {
+        usize::MAX
+    }
+}
+
+/// The same for things that copy or normalize so many `values` each.
+pub(super) fn task_of(values: usize) -> usize {
+    task(WORTH_A_TASK / values + 1)
 }
 
 /// A step until it is dropped, be it by a panic.
@@ -103,6 +121,18 @@ mod tests {
         // From outside any pool as well, unless it is a very small one.
         assert!(share(ALONE, rayon::current_thread_index).is_some());
         assert!(share(ALONE - 1, rayon::current_thread_index).is_none());
+    }
+
+    #[test]
+    fn a_very_small_step_hands_nothing_over() {
+        let here = thread::current().id();
+        let by = |things: usize| {
+            let threads = (0..64).into_par_iter().with_min_len(task(things));
+            threads.map(|_| thread::current().id()).collect::<Vec<_>>()
+        };
+        assert!(share(ALONE - 1, || by(1)).iter().all(|one| *one == here));
+        assert!(share(ALONE, || by(1)).iter().all(|one| *one != here));
+        assert_eq!(pool(2).install(|| (task(7), task_of(2 * WORTH_A_TASK))), (7, 1));
     }
 
     #[test]
