@@ -13,7 +13,7 @@ use super::sequence::Token;
 use crate::gpt2::Drawn;
 
 /// From so many logits a token is drawn about as soon as another thread has woken. What the device drew costs nothing here.
-const WORTH_A_TASK: usize = 1 << 15;
+const WORTH_A_TASK: usize = 1 << 13;
 
 /// The tokens of all rows that have one; a row whose logits are not numbers fails.
 pub(super) fn draw(
