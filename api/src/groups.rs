@@ -1,15 +1,17 @@
 //! Doing together what comes together: whoever arrives while others are served is served next, all at once.
 //!
 //! An arrival at an idle door is served at once. Under load a group holds whatever has come meanwhile, and then the door rests
-//! a moment (`common/src/pace.rs`). Must never know what is done.
+//! a moment (`common/src/pace.rs`), unless so many are waiting already that a rest would gain nothing. Must never know what is done.
 
-use std::mem::take;
 use std::panic::AssertUnwindSafe;
 
 use claimcheck_common::pace::Pace;
 use futures::FutureExt;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+
+/// A group of so many costs each of them hardly less if it grows: what a transaction costs by itself is shared out by then.
+const ENOUGH: usize = 32;
 
 /// How a door is kept.
 #[derive(Debug, Clone, Copy)]
@@ -31,23 +33,48 @@ where
 {
     let (door, mut arrivals) = mpsc::channel(limits.waiting);
     tokio::spawn(async move {
-        let (mut group, mut pace) = (Vec::new(), Pace::default());
-        while arrivals.recv_many(&mut group, limits.group).await > 0 {
+        let mut pace = Pace::default();
+        while let Some(group) = next(&mut arrivals, &pace, limits.group).await {
             pace.turned(Instant::now(), group.len());
-            let served = async { serve(take(&mut group)).await };
+            let served = async { serve(group).await };
             if AssertUnwindSafe(served).catch_unwind().await.is_err() {
                 tracing::error!("a group was dropped by a panic");
             }
-            pace.rest().await;
         }
     });
     door
 }
 
+/// Rests, unless enough come meanwhile, and takes what is there then. `None`: the door is closed.
+async fn next<T>(arrivals: &mut mpsc::Receiver<T>, pace: &Pace, most: usize) -> Option<Vec<T>> {
+    let mut group = Vec::new();
+    tokio::select! {
+        () = pace.rest() => {}
+        () = fill(&mut group, arrivals, most.min(ENOUGH)) => {}
+    }
+    if group.is_empty() {
+        group.push(arrivals.recv().await?);
+    }
+    while group.len() < most
+        && let Ok(arrival) = arrivals.try_recv()
+    {
+        group.push(arrival);
+    }
+    Some(group)
+}
+
+/// Waits until a group has so many. What has come when it is dropped stays in the group.
+async fn fill<T>(group: &mut Vec<T>, arrivals: &mut mpsc::Receiver<T>, enough: usize) {
+    while group.len() < enough && arrivals.recv_many(group, enough - group.len()).await > 0 {}
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
+
     use tokio::sync::oneshot;
+
+    use super::*;
 
     const LIMITS: Limits = Limits { waiting: 16, group: 4 };
 
@@ -72,6 +99,20 @@ mod tests {
         }
         go.send(()).unwrap();
         assert_eq!((groups.recv().await, groups.recv().await), (Some(4), Some(2)));
+    }
+
+    #[tokio::test]
+    async fn a_rest_ends_when_enough_have_come() {
+        let (door, mut arrivals) = mpsc::channel(64);
+        let mut pace = Pace::default();
+        pace.turned(Instant::now() + Duration::from_hours(1), 2);
+        for (waiting, served) in [(ENOUGH - 1, None), (ENOUGH, Some(ENOUGH)), (ENOUGH + 9, Some(40))] {
+            for _ in 0..waiting {
+                door.try_send(()).unwrap();
+            }
+            let group = next(&mut arrivals, &pace, 40).now_or_never().flatten();
+            assert_eq!(group.map(|group| group.len()), served);
+        }
     }
 
     #[tokio::test]
