@@ -66,6 +66,13 @@ async fn plans_that_were_made_in_a_quiet_hour_are_good_in_a_busy_one() {
             let Explained { name, plan, .. } = statement;
             let whole = [&plan.scanned[..], &plan.strayed].concat();
             assert!(whole.is_empty(), "{name} reads all of {whole:?}:\n{}", plan.tree);
+            // Something that is done for each row of a group is done for all of them each time.
+            assert!(
+                plan.handled <= FEWEST,
+                "{name} handles {} rows:\n{}",
+                plan.handled,
+                plan.tree
+            );
         }
     })
     .await;
@@ -129,14 +136,15 @@ async fn running(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
         .explain("settle 20 jobs: lock", "AS attempts_left", &arguments, GROUP)
         .await;
     let all = |value: &str| format!("'{{{}}}'", vec![value; keys.len()].join(","));
-    let events: Vec<_> = keys.iter().map(|_| JobId::new()).collect();
+    let (events, none) = (keys.iter().map(|_| JobId::new()).collect::<Vec<_>>(), all("NULL"));
     let arguments = format!(
-        "{}, '{{{fences}}}', {}, {none}, {}, {none}, {}, 'worker:test', '1 day', {none}, {none}, {none}, NULL, NULL, NULL",
+        "{}, '{{{fences}}}', {}, {none}, {}, {none}, {}, {}, '1 day', 'worker:test', NULL, NULL, NULL",
         array(&held),
         all("completed"),
         all("0"),
         array(&events),
-        none = all("NULL"),
+        // From the start on: nothing was measured.
+        [none.as_str(); 10].join(", "),
     );
     explainer
         .explain("settle 20 jobs: end", "ending AS MATERIALIZED", &arguments, 0)

@@ -173,15 +173,16 @@ macro_rules! take_of {
                  ) first
              ) next
              WHERE share.most IS NULL OR share.jobs + next.place <= share.most
+         ), there AS MATERIALIZED (
+             -- Once: the planner would count anew for each row that is taken.
+             SELECT count(*)::int AS rows FROM (SELECT FROM ", $rows, " WHERE model = $1 AND class = $2 LIMIT $4 + 1) r
          )
          SELECT o.id, o.job_id, o.traceparent, there.rows AS there FROM (
              SELECT * FROM turn ORDER BY turn, priority DESC, deadline_at, job_id LIMIT (SELECT jobs FROM room)
          ) chosen CROSS JOIN LATERAL (
              -- Looked up one by one: the planner would rather read the whole outbox.
              SELECT id, job_id, traceparent FROM outbox WHERE id = chosen.id FOR UPDATE SKIP LOCKED
-         ) o CROSS JOIN (
-             SELECT count(*)::int AS rows FROM (SELECT FROM ", $rows, " WHERE model = $1 AND class = $2 LIMIT $4 + 1) r
-         ) there
+         ) o CROSS JOIN there
          ORDER BY chosen.turn, chosen.priority DESC, chosen.deadline_at, chosen.job_id"
         )
     };

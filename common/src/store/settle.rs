@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
+use sqlx::types::Json;
 
 use super::audit::{self, By};
 use super::lease::columns;
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
-use super::row::{get, parse};
+use super::row::{column, get, parse};
 use super::{Lane, StoreError, StoreResult, budgets, events, notify, outbox};
 use crate::domain::{
     Choice, Completion, EventId, FinishReason, Id, JobError, JobId, JobKey, JobStatus, Runtime, Spent,
@@ -52,27 +53,6 @@ pub struct Measured {
     pub spent: Spent,
     /// The worker's weights and build.
     pub runtime: Arc<Runtime>,
-}
-
-impl Measured {
-    /// As the receipt's statement reads it; times in seconds.
-    fn to_json(&self) -> serde_json::Value {
-        let Spent {
-            began,
-            prefill,
-            decode,
-            device,
-            padding,
-        } = self.spent;
-        serde_json::json!({
-            "began_ago": began.map(|began| began.elapsed().as_secs_f64()),
-            "prefill": prefill.as_secs_f64(),
-            "decode": decode.as_secs_f64(),
-            "device": device.as_secs_f64(),
-            "padding": padding.as_secs_f64(),
-            "runtime": *self.runtime,
-        })
-    }
 }
 
 /// What became of a job.
@@ -151,11 +131,11 @@ impl Settlement {
     }
 
     /// The tokens of each choice; none at all where a text was withheld, since a replay has nothing to be held against then.
-    fn tokens(&self) -> Option<sqlx::types::Json<Vec<&[u32]>>> {
+    fn tokens(&self) -> Option<Json<Vec<&[u32]>>> {
         let choices = self.choices.as_ref()?;
         let shown = |choice: &Choice| choice.finish_reason != Some(FinishReason::ContentFilter);
         let tokens = choices.iter().map(|choice| choice.tokens.as_slice()).collect();
-        choices.iter().all(shown).then_some(sqlx::types::Json(tokens))
+        choices.iter().all(shown).then_some(Json(tokens))
     }
 
     fn with(self, completion: Completion) -> Self {
@@ -230,9 +210,9 @@ pub async fn settle(
     let waited = ended.iter().filter(|(one, _)| waiting.contains(&one.key));
     let waited: Vec<_> = waited.map(|(one, _)| one.key.id.uuid()).collect();
     outbox::recall(connection, &waited).await?;
-    end(connection, ended.iter().map(|(one, _)| one), by).await?;
+    end(connection, &endings(&ended), by).await?;
     audit::record_hits(connection, by, hits(&ended)).await?;
-    try_again(connection, again.iter().map(|(one, _)| one), by).await?;
+    try_again(connection, &endings(&again), by).await?;
     let settled: Vec<_> = ended
         .into_iter()
         .chain(again)
@@ -245,6 +225,10 @@ pub async fn settle(
     Ok(settled)
 }
 
+fn endings(verdicts: &[(Settlement, Option<Duration>)]) -> Vec<&Settlement> {
+    verdicts.iter().map(|(ending, _)| ending).collect()
+}
+
 /// The rules of the content policy that the texts met, each with its job.
 fn hits(ended: &[(Settlement, Option<Duration>)]) -> Vec<(JobId, Hit)> {
     let of_one = |one: &Settlement| one.hits.iter().map(|hit| (one.key.id, hit.clone())).collect::<Vec<_>>();
@@ -252,29 +236,32 @@ fn hits(ended: &[(Settlement, Option<Duration>)]) -> Vec<(JobId, Hit)> {
 }
 
 /// Writes endings of jobs that are locked and may end so.
-async fn end(
-    connection: &mut PgConnection,
-    endings: impl Iterator<Item = &Settlement> + Clone,
-    by: &By,
-) -> StoreResult<()> {
-    let keys: Vec<_> = endings.clone().map(|ending| ending.key).collect();
-    if keys.is_empty() {
+async fn end(connection: &mut PgConnection, endings: &[&Settlement], by: &By) -> StoreResult<()> {
+    if endings.is_empty() {
         return Ok(());
     }
-    let (ids, fences) = columns(&keys);
+    let (ids, fences) = columns(&column(endings, |ending| ending.key));
+    let spent = |part: fn(&Spent) -> Option<Duration>| {
+        let seconds = |ending: &Settlement| Some(part(&ending.measured.as_ref()?.spent)?.as_secs_f64());
+        column(endings, |ending| seconds(ending))
+    };
+    let runtime = |word: fn(&Runtime) -> &str| column(endings, |ending| Some(word(&ending.measured.as_ref()?.runtime)));
     sqlx::query(concat!(
         "WITH ending AS MATERIALIZED (
              SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::jsonb[], $5::int[], $6::jsonb[], $7::uuid[],
-                     $10::float8[], $11::jsonb[], $12::jsonb[])
-                 AS ending (id, fence, status, choices, completion_tokens, error, event_id, started_ago, tokens, measured)
+                     $8::float8[], $9::jsonb[], $10::float8[], $11::float8[], $12::float8[], $13::float8[], $14::float8[],
+                     $15::text[], $16::text[], $17::text[])
+                 AS ending (id, fence, status, choices, completion_tokens, error, event_id, started_ago, tokens,
+                     began_ago, prefill, decode, device, padding, weights_sha256, dtype, build)
          ), settled AS (
              UPDATE jobs j SET status = e.status, error = e.error, completion_tokens = e.completion_tokens,
                  finished_at = now(), lease_expires_at = NULL,
                  started_at = coalesce(started_at, now() - make_interval(secs => e.started_ago)),
                  cancel_requested_at = CASE e.status WHEN 'cancelled' THEN coalesce(cancel_requested_at, now()) END,
-                 erase_at = now() + coalesce(ttl, CASE WHEN NOT store THEN $9::interval END)
+                 erase_at = now() + coalesce(ttl, CASE WHEN NOT store THEN $18::interval END)
              FROM ending e WHERE j.id = e.id AND j.fence = e.fence
-             RETURNING j.*, e.choices, e.event_id, e.tokens, e.measured, e.started_ago
+             RETURNING j.*, e.choices, e.event_id, e.tokens, e.started_ago, e.began_ago, e.prefill, e.decode, e.device,
+                 e.padding, e.weights_sha256, e.dtype, e.build
          ), ",
         events::starts!("settled", "j.started_at = now() - make_interval(secs => j.started_ago)"),
         ", output AS (
@@ -287,10 +274,8 @@ async fn end(
              SELECT id, tenant_id, project_id, user_id, api_key_id, model, model_revision, class, status,
                  CASE WHEN choices IS NULL THEN 0 ELSE prompt_tokens END, completion_tokens, attempt, lapses,
                  created_at, finished_at,
-                 greatest(0, extract(epoch FROM now() - available_at) - coalesce((measured ->> 'began_ago')::float8, 0)),
-                 (measured ->> 'prefill')::float8, (measured ->> 'decode')::float8, (measured ->> 'device')::float8,
-                 (measured ->> 'padding')::float8, measured #>> '{runtime,weights_sha256}',
-                 measured #>> '{runtime,dtype}', measured #>> '{runtime,build}'
+                 greatest(0, extract(epoch FROM now() - available_at) - coalesce(began_ago, 0)),
+                 prefill, decode, device, padding, weights_sha256, dtype, build
              FROM settled
          ), ",
         budgets::settled!("$1"),
@@ -307,39 +292,27 @@ async fn end(
          ), ",
         notify::changed!("settled"),
         " INSERT INTO audit_log (tenant_id, actor, credential, address, request_id, action, subject)
-         SELECT tenant_id, $8, $13, $14, $15, 'job.' || status, id FROM settled CROSS JOIN told",
+         SELECT tenant_id, $19, $20, $21, $22, 'job.' || status, id FROM settled CROSS JOIN told",
     ))
     .bind(ids)
     .bind(fences)
-    .bind(endings.clone().map(|ending| ending.status.as_str()).collect::<Vec<_>>())
-    .bind(
-        endings
-            .clone()
-            .map(|ending| ending.choices.as_ref().map(sqlx::types::Json))
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        endings
-            .clone()
-            .map(|ending| ending.completion_tokens.cast_signed())
-            .collect::<Vec<_>>(),
-    )
-    .bind(
-        endings
-            .clone()
-            .map(|ending| ending.error.as_ref().map(sqlx::types::Json))
-            .collect::<Vec<_>>(),
-    )
-    .bind(endings.clone().map(|_| EventId::new().uuid()).collect::<Vec<_>>())
-    .bind(&by.actor)
+    .bind(column(endings, |ending| ending.status.as_str()))
+    .bind(column(endings, |ending| ending.choices.as_ref().map(Json)))
+    .bind(column(endings, |ending| ending.completion_tokens.cast_signed()))
+    .bind(column(endings, |ending| ending.error.as_ref().map(Json)))
+    .bind(column(endings, |_| EventId::new().uuid()))
+    .bind(column(endings, |ending| ending.started_ago()))
+    .bind(column(endings, |ending| ending.tokens()))
+    .bind(spent(|spent| Some(spent.began?.elapsed())))
+    .bind(spent(|spent| Some(spent.prefill)))
+    .bind(spent(|spent| Some(spent.decode)))
+    .bind(spent(|spent| Some(spent.device)))
+    .bind(spent(|spent| Some(spent.padding)))
+    .bind(runtime(|runtime| &runtime.weights_sha256))
+    .bind(runtime(|runtime| &runtime.dtype))
+    .bind(runtime(|runtime| &runtime.build))
     .bind(UNFETCHED_KEPT)
-    .bind(endings.clone().map(Settlement::started_ago).collect::<Vec<_>>())
-    .bind(endings.clone().map(Settlement::tokens).collect::<Vec<_>>())
-    .bind(
-        endings
-            .map(|ending| ending.measured.as_ref().map(Measured::to_json))
-            .collect::<Vec<_>>(),
-    )
+    .bind(&by.actor)
     .bind(by.credential())
     .bind(by.address())
     .bind(by.request_id())
@@ -349,16 +322,11 @@ async fn end(
 }
 
 /// Sends locked jobs whose attempt failed back to the outbox, each after a pause that doubles with every attempt.
-async fn try_again(
-    connection: &mut PgConnection,
-    failures: impl Iterator<Item = &Settlement> + Clone,
-    by: &By,
-) -> StoreResult<()> {
-    let keys: Vec<_> = failures.clone().map(|failure| failure.key).collect();
-    if keys.is_empty() {
+async fn try_again(connection: &mut PgConnection, failures: &[&Settlement], by: &By) -> StoreResult<()> {
+    if failures.is_empty() {
         return Ok(());
     }
-    let (ids, fences) = columns(&keys);
+    let (ids, fences) = columns(&column(failures, |failure| failure.key));
     sqlx::query(concat!(
         // From a second to five minutes; the jitter keeps jobs that failed together from coming back together.
         "WITH failure AS MATERIALIZED (
@@ -383,14 +351,9 @@ async fn try_again(
     ))
     .bind(ids)
     .bind(fences)
-    .bind(
-        failures
-            .clone()
-            .map(|failure| failure.error.as_ref().map(sqlx::types::Json))
-            .collect::<Vec<_>>(),
-    )
+    .bind(column(failures, |failure| failure.error.as_ref().map(Json)))
     .bind(&by.actor)
-    .bind(failures.map(Settlement::started_ago).collect::<Vec<_>>())
+    .bind(column(failures, |failure| failure.started_ago()))
     .execute(connection)
     .await?;
     Ok(())

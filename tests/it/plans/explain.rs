@@ -34,6 +34,8 @@ pub(super) struct Plan {
     pub scanned: Vec<String>,
     /// Indexes that were read from end to end: the condition says nothing of their first column.
     pub strayed: Vec<String>,
+    /// Rows that the busiest node had in its hands, over all of its loops.
+    pub handled: u64,
     /// The nodes, indented, with rows and pages.
     pub tree: String,
 }
@@ -141,6 +143,7 @@ impl Explainer {
             pages: pages(root) + pages_beside(root),
             scanned: Vec::new(),
             strayed: Vec::new(),
+            handled: 0,
             tree: String::new(),
         };
         plan.walk(root, 0, &self.leading);
@@ -174,6 +177,8 @@ impl Plan {
             .map_or(String::new(), |name| format!(" of {name}"));
         let role = text("Subplan Name").map_or(String::new(), |name| format!("{name}: "));
         let (rows, loops) = (&node["Actual Rows"], &node["Actual Loops"]);
+        let handled = rows.as_f64().unwrap_or_default() * loops.as_f64().unwrap_or_default();
+        self.handled = self.handled.max(handled as u64);
         let _ = writeln!(
             self.tree,
             "{:indent$}{role}{kind}{of}{index}: {rows} rows × {loops}, {} pages",
