@@ -63,7 +63,9 @@ def ours_in(folder: Path) -> Installation:
     """The service under test, whose worker runs a model that costs next to nothing."""
     noop_model.write(folder / "noop")
     return Installation(
-        folder, DATABASES["ours"], folder / "noop", CLAIMCHECK_SLOTS="256", CLAIMCHECK_RELEASE_WINDOW="2048",
+        folder, DATABASES["ours"], folder / "noop", CLAIMCHECK_SLOTS="256",
+        # So wide that all can be published while nobody consumes.
+        CLAIMCHECK_RELEASE_WINDOW="1000000",
     )
 
 
@@ -127,10 +129,13 @@ async def pages(db: asyncpg.Connection) -> int:
 
 
 async def measure_ours(
-    ours: Installation, token: str, db: asyncpg.Connection, wanted: argparse.Namespace, rate: int | None = None
+    ours: Installation, token: str, db: asyncpg.Connection, wanted: argparse.Namespace, rate: int | None = None,
+    consumed: bool = True,
 ) -> dict:
-    """One load, from the first submit to the last settle."""
+    """One load, from the first submit to the last settle. Unless it is consumed, the worker is frozen until it is over."""
     watch = Watch(db)
+    if not consumed:
+        ours.worker.freeze()
     data = os.environ.get("CLAIMCHECK_BENCH_DATA", "")
     since = await db.fetchval("SELECT clock_timestamp()")
     wal, cpu, began = await db.fetchval("SELECT pg_current_wal_lsn()::text"), cpu_seconds(ours.children, data), time.monotonic()
@@ -141,6 +146,9 @@ async def measure_ours(
     await asyncio.gather(task, return_exceptions=True)
     result["outbox_at_end"] = await db.fetchval("SELECT count(*) FROM outbox")
     result["unfinished_at_end"] = await db.fetchval(Watch.UNFINISHED)
+    if not consumed:
+        ours.worker.thaw()
+        began = time.monotonic()
     await watch.settled()
     result["settled_a_second"] = result["accepted"] / (time.monotonic() - began)
     after = cpu_seconds(ours.children, data)
@@ -214,6 +222,7 @@ def cost_row(name: str, results: list[dict]) -> list[str]:
     return [name, *numbers, *(f"{median(results, value):.0f}" for value in ("released_most", "outbox_at_end"))]
 
 
+ACCEPTED_HEADS = ["", "accepted/s", "p50 ms", "p99 ms"]
 COST_HEADS = ["rows in jobs", "accepted/s", "p50 ms", "p99 ms", "settled/s", "WAL bytes a job", "pages a job", "CPU µs a job", "released, most", "outbox at end"]
 
 
@@ -226,7 +235,7 @@ async def run(wanted: argparse.Namespace, folder: Path) -> dict:
         "PEER_AMQP_URL": os.environ["AMQP_URL"], "PEER_REDIS_URL": os.environ["REDIS_URL"], "PEER_SECRET": PEER_SECRET,
     }
     peer_token = await peer_ready(wanted, peer_environment)
-    found: dict = {"ours": [], "peer": [], "large": [], "half": [], "light": {}}
+    found: dict = {"ours": [], "peer": [], "alone": [], "beside": [], "large": [], "half": [], "light": {}}
     return await with_children(ours_in(folder), wanted, folder, peer_environment, port, peer_token, found)
 
 
@@ -251,6 +260,10 @@ async def with_children(ours, wanted, folder, peer_environment, port, peer_token
               [[f"{half}"] + [f"{median(found['half'], name):.1f}" for name in ("p50", "p99", "pickup_p50", "pickup_p99")]])
         found["light"] = await light.measure(ours, token, PROMPT, wanted.light)
         at_light_load(found["light"])
+        for _ in range(wanted.rounds):
+            found["alone"].append(await measure_ours(ours, token, db, wanted, consumed=False))
+            found["beside"].append(await measure_peer(peer, peer_url, peer_token, wanted))
+        intake_alone(found)
         if wanted.large:
             await fill(db, wanted.large)
             await measure_ours(ours, token, db, warm)
@@ -264,12 +277,28 @@ async def with_children(ours, wanted, folder, peer_environment, port, peer_token
 
 
 def comparison(found: dict) -> None:
-    rows = [[name] + [f"{median(found[key], value):.1f}" for value in ("a_second", "p50", "p99")] + [cpu_cell(found[key])]
+    rows = [accepted_row(name, found[key]) + [cpu_cell(found[key])]
             for name, key in (("Claimcheck, with its worker", "ours"), ("FastAPI, without one", "peer"))]
-    table("Accepted submissions", ["", "accepted/s", "p50 ms", "p99 ms", "CPU µs a job"], rows)
-    ratios = [a["a_second"] / b["a_second"] for a, b in zip(found["ours"], found["peer"])]
-    print(f"\nratio: {statistics.median(ratios):.1f} × (rounds: {', '.join(f'{ratio:.1f}' for ratio in ratios)})")
+    table("Accepted submissions", [*ACCEPTED_HEADS, "CPU µs a job"], rows)
+    print(f"\n{ratio(found['ours'], found['peer'])}")
     print(f"our p99 is {median(found['ours'], 'p99') / median(found['peer'], 'p50'):.2f} of the peer's p50", flush=True)
+
+
+def intake_alone(found: dict) -> None:
+    """The same work on both sides: to publish what was accepted. Whoever consumes it comes later."""
+    rows = [accepted_row(name, found[key]) for name, key in (("Claimcheck", "alone"), ("FastAPI", "beside"))]
+    table("Accepted and published while nobody consumes", ACCEPTED_HEADS, rows)
+    print(f"\n{ratio(found['alone'], found['beside'])}")
+    print(f"what waited then was settled at {median(found['alone'], 'settled_a_second'):.0f} a second", flush=True)
+
+
+def accepted_row(name: str, results: list[dict]) -> list[str]:
+    return [name] + [f"{median(results, value):.1f}" for value in ("a_second", "p50", "p99")]
+
+
+def ratio(ours: list[dict], peer: list[dict]) -> str:
+    rounds = [a["a_second"] / b["a_second"] for a, b in zip(ours, peer)]
+    return f"ratio: {statistics.median(rounds):.1f} × (rounds: {', '.join(f'{one:.1f}' for one in rounds)})"
 
 
 def at_light_load(found: dict[str, list[float]]) -> None:

@@ -33,6 +33,13 @@ class Child:
         self.__exit__()
         raise SystemExit(f"{self.name} did not become ready; see {self.log.name}")
 
+    def freeze(self):
+        """It does nothing from now on, and is still there."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+
+    def thaw(self):
+        os.killpg(self.process.pid, signal.SIGCONT)
+
     def __exit__(self, *_):
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
