@@ -260,10 +260,6 @@ async def with_children(ours, wanted, folder, peer_environment, port, peer_token
               [[f"{half}"] + [f"{median(found['half'], name):.1f}" for name in ("p50", "p99", "pickup_p50", "pickup_p99")]])
         found["light"] = await light.measure(ours, token, PROMPT, wanted.light)
         at_light_load(found["light"])
-        for _ in range(wanted.rounds):
-            found["alone"].append(await measure_ours(ours, token, db, wanted, consumed=False))
-            found["beside"].append(await measure_peer(peer, peer_url, peer_token, wanted))
-        intake_alone(found)
         if wanted.large:
             await fill(db, wanted.large)
             await measure_ours(ours, token, db, warm)
@@ -272,6 +268,11 @@ async def with_children(ours, wanted, folder, peer_environment, port, peer_token
         rows = [cost_row("1,000 and those of the run", found["ours"])]
         rows += [cost_row(f"{wanted.large:,}", found["large"])] if wanted.large else []
         table("What a job costs, from submit to settle with a no-op engine", COST_HEADS, rows)
+        # Last, since what it leaves behind for the vacuum would be in the way of the others.
+        for _ in range(wanted.rounds):
+            found["alone"].append(await measure_ours(ours, token, db, wanted, consumed=False))
+            found["beside"].append(await measure_peer(peer, peer_url, peer_token, wanted))
+        intake_alone(found)
         await db.close()
     return found
 
