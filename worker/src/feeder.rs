@@ -61,10 +61,10 @@ impl Feeder {
         let (mut jobs, mut left) = (jobs.into_iter().peekable(), Vec::new());
         while jobs.peek().is_some() {
             let (ready, unreadable) = self.read(&mut jobs);
-            self.results.settle(unreadable).await;
             for job in ready {
                 left.extend(self.hand_in(job, stop).await?);
             }
+            self.results.settle(unreadable).await;
         }
         Ok(left)
     }
