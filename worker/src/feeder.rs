@@ -60,6 +60,10 @@ impl Feeder {
     async fn submit(&self, jobs: Vec<ClaimedJob>, stop: &CancellationToken) -> Result<Vec<JobKey>, EngineStopped> {
         let (mut jobs, mut left) = (jobs.into_iter().peekable(), Vec::new());
         while jobs.peek().is_some() {
+            if stop.is_cancelled() {
+                left.extend(jobs.map(|job| job.key));
+                break;
+            }
             let (ready, unreadable) = self.read(&mut jobs);
             for job in ready {
                 left.extend(self.hand_in(job, stop).await?);
