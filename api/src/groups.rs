@@ -10,7 +10,7 @@ use futures::FutureExt;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-/// A group of so many costs each of them hardly less if it grows: what a transaction costs by itself is shared out by then.
+/// A group of so many costs each of them hardly less if it grows: what serving costs by itself is shared out by then.
 const ENOUGH: usize = 32;
 
 /// How a door is kept.

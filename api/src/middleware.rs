@@ -79,7 +79,7 @@ impl RequestNotes {
     }
 }
 
-/// The outermost layer: names the request, measures it, writes its one log line.
+/// The outermost layer but [`part`]: names the request, measures it, writes its one log line.
 pub async fn observe(mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let notes = RequestNotes::of(id.clone());

@@ -43,6 +43,8 @@ class Child:
     def __exit__(self, *_):
         if self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
+            # A frozen one would not hear of it.
+            self.thaw()
             try:
                 self.process.wait(30)
             except subprocess.TimeoutExpired:

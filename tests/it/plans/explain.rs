@@ -34,7 +34,7 @@ pub(super) struct Plan {
     pub scanned: Vec<String>,
     /// Indexes that were read from end to end: the condition says nothing of their first column.
     pub strayed: Vec<String>,
-    /// Rows that the busiest node had in its hands, over all of its loops.
+    /// Rows that the busiest node gave out, over all of its loops.
     pub handled: u64,
     /// The nodes, indented, with rows and pages.
     pub tree: String,

@@ -1,5 +1,5 @@
-//! Draws from a step's rows side by side, on the threads that compute: each row has a generator of its own, so nothing
-//! depends on which thread takes it, or when.
+//! Draws from a step's rows, side by side on the threads that compute where that is worth while: each row has a generator of its own,
+//! so nothing depends on which thread takes it, or when.
 
 use std::collections::HashMap;
 
