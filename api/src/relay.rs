@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use claimcheck_common::backoff::Backoff;
 use claimcheck_common::config::DeliveryConfig;
-use claimcheck_common::domain::QueueName;
+use claimcheck_common::domain::{JobId, QueueName};
 use claimcheck_common::pace::Pace;
 use claimcheck_common::queue::{Broker, JobMessage, Publisher, QueueError};
 use claimcheck_common::store::notify::JobChanges;
@@ -23,7 +23,7 @@ use crate::outgoing::{Outgoing, Where};
 const TURN_TIME: Duration = Duration::from_secs(30);
 /// A queue that is not served keeps the others waiting whenever it is tried.
 const REFUSED_FOR: Duration = Duration::from_secs(5);
-/// Most messages in one transaction, so that its confirms come well within its time limit.
+/// Most jobs in one transaction, so that the confirms of their messages come well within its time limit.
 const BATCH: u32 = 512;
 
 #[derive(Debug, thiserror::Error)]
@@ -199,17 +199,17 @@ impl Relay {
         let mut transaction = outbox::begin(&mut connection).await?;
         let taken = outbox::take(&mut transaction, queue, look, self.config.release_window, BATCH).await?;
         if !taken.rows.is_empty() {
-            let (ids, messages): (Vec<_>, Vec<_>) = taken.rows.iter().map(|row| (row.id, message(row))).unzip();
+            let messages = JobMessage::of_group(taken.rows.iter().map(|row| (row.job_id, row.traceparent.clone())));
             if let Err(error) = self.publisher().await?.publish(queue, &messages).await {
                 transaction.rollback().await.map_err(StoreError::from)?;
                 connection.give_back();
                 return Err(error.into());
             }
-            outbox::confirm(&mut transaction, &ids).await?;
+            outbox::confirm(&mut transaction, &sent(&taken.rows, &messages)).await?;
+            metrics::counter!("claimcheck_relay_messages_total").increment(messages.len() as u64);
         }
         transaction.commit().await.map_err(StoreError::from)?;
         connection.give_back();
-        metrics::counter!("claimcheck_relay_messages_total").increment(taken.rows.len() as u64);
         Ok(taken)
     }
 
@@ -222,11 +222,12 @@ impl Relay {
     }
 }
 
-fn message(row: &OutboxRow) -> JobMessage {
-    JobMessage {
-        job_id: row.job_id,
-        traceparent: row.traceparent.clone(),
-    }
+/// Each row with the message that its job went in: rows and messages have the jobs in the same order.
+fn sent(rows: &[OutboxRow], messages: &[JobMessage]) -> Vec<(i64, JobId)> {
+    let of_jobs = messages
+        .iter()
+        .flat_map(|message| message.jobs().iter().map(|_| message.id()));
+    rows.iter().map(|row| row.id).zip(of_jobs).collect()
 }
 
 /// How far the relay has come in the outbox, whose ids are drawn in order but committed out of it: what is drawn before one look at all

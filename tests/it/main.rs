@@ -31,6 +31,7 @@ mod identity_routes;
 mod identity_sessions;
 mod limits;
 mod limits_redis;
+mod messages;
 mod model_files;
 mod parity;
 mod parsers;

@@ -14,7 +14,7 @@ use claimcheck_common::store::settle::{self, Settlement};
 use claimcheck_common::store::{self, Pool, claim, jobs, lease, outbox};
 use claimcheck_tests::{World, in_world};
 
-use crate::store::completion;
+use crate::store::{alone, completion};
 use data::{CLAIMED, Looked, MODEL, OTHER_MODEL, RELEASED, job_id};
 use explain::{Explained, Explainer, Mode};
 
@@ -245,13 +245,13 @@ async fn relaying(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
         )
         .await;
 
-    let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
+    let sent = alone(&rows);
     explainer.forget().await;
     let mut transaction = pool.begin().await.unwrap();
-    outbox::confirm(&mut transaction, &ids).await.unwrap();
+    outbox::confirm(&mut transaction, &sent).await.unwrap();
     transaction.rollback().await.unwrap();
-    let ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
-    let arguments = format!("'{{{}}}'", ids.join(","));
+    let (ids, messages): (Vec<_>, Vec<_>) = sent.iter().map(|(id, message)| (id.to_string(), *message)).unzip();
+    let arguments = format!("'{{{}}}', {}", ids.join(","), array(&messages));
     explainer
         .explain("relay: confirm 100 rows", "sent AS", &arguments, 0)
         .await;

@@ -11,29 +11,23 @@ use crate::store::{queue, receive};
 
 const LEASE: Duration = Duration::from_secs(30);
 
-async fn publish(world: &World, jobs: usize) -> Vec<JobId> {
+pub(crate) async fn publish(world: &World, jobs: usize) -> Vec<JobId> {
     let ids: Vec<_> = (0..jobs).map(|_| JobId::new()).collect();
-    let messages: Vec<_> = ids
-        .iter()
-        .map(|id| JobMessage {
-            job_id: *id,
-            traceparent: None,
-        })
-        .collect();
+    let messages: Vec<_> = ids.iter().map(|id| JobMessage::new(*id, None)).collect();
     let mut publisher = Publisher::connect(world.broker()).await.unwrap();
     publisher.publish(&queue(), &messages).await.unwrap();
     ids
 }
 
-async fn subscribe(world: &World) -> Subscription {
+pub(crate) async fn subscribe(world: &World) -> Subscription {
     Subscription::open(&world.broker(), &[queue()], 200, LEASE)
         .await
         .unwrap()
 }
 
-async fn next(subscription: &mut Subscription) -> (JobId, Acker) {
+pub(crate) async fn next(subscription: &mut Subscription) -> (JobId, Acker) {
     let delivery = receive(subscription).await;
-    (delivery.message.unwrap().job_id, delivery.acker)
+    (delivery.message.unwrap().id(), delivery.acker)
 }
 
 /// A fixed disorder: each of the places below 101 once, since that is a prime.

@@ -14,6 +14,7 @@ use claimcheck_common::store::audit::Origin;
 use claimcheck_common::store::idempotency::{Answer, Before, Claim, ClaimedBy};
 use claimcheck_common::store::jobs::{JobFilter, JobView, Page};
 use claimcheck_common::store::notify::{JobChanges, Of};
+use claimcheck_common::store::outbox::OutboxRow;
 use claimcheck_common::store::settle::{Settled, Settlement};
 use claimcheck_common::store::submit::{JobOptions, NewJob, Submitted};
 use claimcheck_common::store::{
@@ -166,7 +167,7 @@ async fn lapse_all_leases(world: &World) {
 }
 
 /// Runs the relay until `world`'s outbox is empty.
-async fn relay_everything(world: &World) {
+pub(crate) async fn relay_everything(world: &World) {
     with_relay(world, Outgoing::default(), async || {
         eventually("the outbox is empty", LIMIT, async || {
             (outbox::depth(&world.pool).await.unwrap() == 0).then_some(())
@@ -195,6 +196,11 @@ async fn with_relay_that_hears(world: &World, changes: JobChanges, outgoing: Out
     running.await.unwrap();
 }
 
+/// Each row as if its job's message told of nothing else.
+pub(crate) fn alone(rows: &[OutboxRow]) -> Vec<(i64, JobId)> {
+    rows.iter().map(|row| (row.id, row.job_id)).collect()
+}
+
 pub(crate) async fn receive(subscription: &mut Subscription) -> Delivery {
     tokio::time::timeout(LIMIT, subscription.next())
         .await
@@ -213,13 +219,13 @@ async fn a_job_goes_from_submit_through_the_broker_to_its_settled_output() {
         let mut subscription = Subscription::open(&world.broker(), &[queue()], 4, LEASE).await.unwrap();
         let delivery = receive(&mut subscription).await;
         let message = delivery.message.unwrap();
-        assert_eq!(message.job_id, job.key.id);
+        assert_eq!(message.jobs(), [job.key.id]);
         assert_eq!(
-            message.traceparent.as_deref(),
+            message.traceparent(),
             Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
         );
 
-        let claimed = claim::claim(pool, WorkerId::new(), vec![message.job_id], LEASE)
+        let claimed = claim::claim(pool, WorkerId::new(), message.jobs().to_vec(), LEASE)
             .await
             .unwrap()
             .remove(0);
@@ -620,7 +626,7 @@ async fn the_release_window_keeps_the_brokers_queue_short_and_claims_make_room()
                 .unwrap();
             for _ in 0..25 {
                 let delivery = receive(&mut subscription).await;
-                let id = delivery.message.unwrap().job_id;
+                let id = delivery.message.unwrap().id();
                 claim_one(&pool, id).await.expect("released jobs can be claimed");
                 received.push(id);
                 acknowledge(vec![delivery.acker]).await.unwrap();
@@ -755,7 +761,7 @@ async fn messages_that_the_broker_lost_are_emitted_again_and_no_more_than_are_mi
             overdue,
             [rescue::ReleasedQueue {
                 queue: queue(),
-                released: 20
+                messages: 20
             }]
         );
         assert_eq!(rescue::reemit(pool, queue(), 15, LEASE).await.unwrap(), 15);

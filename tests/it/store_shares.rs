@@ -12,7 +12,7 @@ use claimcheck_tests::in_world;
 use futures::future::join_all;
 use sqlx::AssertSqlSafe;
 
-use crate::store::{accept, account, claim_one, count, new_job, settle_completed};
+use crate::store::{accept, account, alone, claim_one, count, new_job, settle_completed};
 
 const WINDOW: u32 = 8;
 
@@ -35,8 +35,7 @@ async fn release_of(pool: &Pool, class: Class) -> Vec<JobId> {
         .await
         .unwrap()
         .rows;
-    let ids: Vec<_> = rows.iter().map(|row| row.id).collect();
-    outbox::confirm(&mut transaction, &ids).await.unwrap();
+    outbox::confirm(&mut transaction, &alone(&rows)).await.unwrap();
     transaction.commit().await.unwrap();
     rows.into_iter().map(|row| row.job_id).collect()
 }
@@ -110,9 +109,8 @@ async fn a_relay_knows_whether_it_left_anything() {
             let taken = outbox::take(&mut transaction, &queue, Look::All, WINDOW, most)
                 .await
                 .unwrap();
-            let ids: Vec<_> = taken.rows.iter().map(|row| row.id).collect();
-            outbox::confirm(&mut transaction, &ids).await.unwrap();
-            left.push((ids.len(), taken.left));
+            outbox::confirm(&mut transaction, &alone(&taken.rows)).await.unwrap();
+            left.push((taken.rows.len(), taken.left));
         }
         assert_eq!(left, [(2, true), (1, false), (0, false)]);
     })
@@ -139,9 +137,9 @@ async fn a_relay_that_looks_at_what_is_new_takes_it_by_the_same_rules() {
         let mut transaction = pool.begin().await.unwrap();
         let look = Look::From(first);
         let new = outbox::take(&mut transaction, &queue, look, WINDOW, 100).await.unwrap();
-        let ids: Vec<_> = new.rows.iter().map(|row| row.id).collect();
+        let sent = alone(&new.rows);
         assert!(
-            ids.iter().all(|id| *id >= first) && ids.len() == 3 && !new.left,
+            sent.iter().all(|(id, _)| *id >= first) && sent.len() == 3 && !new.left,
             "{new:?}"
         );
         assert_eq!(new.rows[1].job_id, third, "tenant by tenant in turn");
@@ -151,7 +149,7 @@ async fn a_relay_that_looks_at_what_is_new_takes_it_by_the_same_rules() {
             (2, true),
             "no more than the window has room for"
         );
-        outbox::confirm(&mut transaction, &ids).await.unwrap();
+        outbox::confirm(&mut transaction, &sent).await.unwrap();
         let none = outbox::take(&mut transaction, &queue, look, WINDOW, 100).await.unwrap();
         assert_eq!((none.rows.len(), none.left), (0, true), "an older one is there");
     })

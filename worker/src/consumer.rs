@@ -1,7 +1,7 @@
 //! From a delivery to a claimed job in the engine's hands.
 //!
-//! Deliveries that arrive together are claimed together; what cannot be claimed is a duplicate or has ended, and its
-//! message is acked and forgotten. Any failure of the broker ends the subscription and a new one is opened: jobs in
+//! Jobs whose deliveries arrive together are claimed together; what cannot be claimed is a duplicate or has ended, and is
+//! forgotten. A message is acked when all of its jobs have ended. Any failure of the broker ends the subscription and a new one is opened: jobs in
 //! flight go on, and what the broker delivers again finds nothing to claim. Each queue has a subscription of its own, so that
 //! one which the broker cannot serve keeps none of the others from being served. Must never drop a claimed job: it is in
 //! `in_flight.rs` from its claim to its settle (`results.rs`). Next: `engine/`.
@@ -13,7 +13,7 @@ use claimcheck_common::backoff::Backoff;
 use claimcheck_common::config::DeliveryConfig;
 use claimcheck_common::domain::{Class, JobId, QueueName, WorkerId};
 use claimcheck_common::pace::Pace;
-use claimcheck_common::queue::{Acker, Broker, Delivery, QueueError, Subscription};
+use claimcheck_common::queue::{Acker, Broker, Delivery, JobMessage, QueueError, Subscription};
 use claimcheck_common::store::claim::{self, ClaimedJob};
 use claimcheck_common::store::{Lane, StoreError};
 use futures::FutureExt;
@@ -29,7 +29,7 @@ use crate::health::ModelHealth;
 use crate::in_flight::InFlight;
 
 /// Most deliveries that are claimed in one transaction.
-const GROUP: usize = 256;
+const GROUP: usize = 256 / JobMessage::MOST_JOBS;
 
 /// A queue that lets so many subscriptions in a row go unanswered is deleted and declared anew. RabbitMQ 3.10 brings a
 /// quorum queue back without a leader when it was killed within a second of the queue's declaration, and such a queue
@@ -58,7 +58,7 @@ pub struct Consumer {
     pub worker: WorkerId,
     /// The model whose queues are consumed.
     pub model: String,
-    /// Most unacked deliveries of each queue.
+    /// Most unacked deliveries of each queue, each of a few jobs.
     pub prefetch: u16,
     /// Where claimed jobs are kept.
     pub in_flight: Arc<InFlight>,
@@ -129,10 +129,11 @@ impl Consumer {
                 if opened.elapsed() > self.delivery.lease {
                     backoff.reset();
                 }
-                let group = gather(first?, &mut subscription)?;
-                pace.turned(Instant::now(), group.len());
+                let (jobs, malformed) = sort(gather(first?, &mut subscription)?);
+                acks::spend(malformed).await;
+                pace.turned(Instant::now(), jobs.len());
                 let _alone = self.feeding.lock().await;
-                self.take(group, stop).await?;
+                self.take(jobs, stop).await?;
             }
         };
         match work.await {
@@ -156,14 +157,12 @@ impl Consumer {
         Ok(subscription)
     }
 
-    /// Claims a group of deliveries and feeds what was claimed to the engine.
-    async fn take(&self, group: Vec<Delivery>, stop: &CancellationToken) -> Result<(), Interrupted> {
-        let (messages, malformed) = sort(group);
-        acks::spend(malformed).await;
-        let mut claimed = self.claim(messages.iter().map(|(id, _)| *id).collect(), stop).await?;
+    /// Claims a group of delivered jobs and feeds what was claimed to the engine.
+    async fn take(&self, group: Vec<(JobId, Acker)>, stop: &CancellationToken) -> Result<(), Interrupted> {
+        let mut claimed = self.claim(group.iter().map(|(id, _)| *id).collect(), stop).await?;
         metrics::counter!("claimcheck_jobs_claimed_total").increment(claimed.len() as u64);
         let (mut jobs, mut nobodys) = (Vec::with_capacity(claimed.len()), Vec::new());
-        for (id, acker) in messages {
+        for (id, acker) in group {
             if let Some(job) = claimed.remove(&id) {
                 self.in_flight.admit(job.key, acker);
                 jobs.push(job);
@@ -237,17 +236,17 @@ fn gather(first: Delivery, subscription: &mut Subscription) -> Result<Vec<Delive
     Ok(group)
 }
 
-/// Job ids with their ackers, and the ackers of what is no job message.
+/// Job ids with their shares of the ackers, and the ackers of what is no job message.
 fn sort(group: Vec<Delivery>) -> (Vec<(JobId, Acker)>, Vec<Acker>) {
-    let (mut messages, mut malformed) = (Vec::with_capacity(group.len()), Vec::new());
+    let (mut jobs, mut malformed) = (Vec::with_capacity(group.len()), Vec::new());
     for Delivery { message, acker } in group {
         match message {
-            Ok(message) => messages.push((message.job_id, acker)),
+            Ok(message) => jobs.extend(message.jobs().iter().map(|id| (*id, acker.clone()))),
             Err(error) => {
                 tracing::error!(%error, "dropped a malformed message");
                 malformed.push(acker);
             }
         }
     }
-    (messages, malformed)
+    (jobs, malformed)
 }

@@ -28,7 +28,7 @@ pub struct Subscription {
     deliveries: SelectAll<BoxStream<'static, Result<AmqpDelivery, QueueError>>>,
 }
 
-/// One message, to be acked when the work it stands for is committed or found to be nobody's.
+/// One message, to be acked when all the work that it stands for is committed or found to be nobody's.
 pub struct Delivery {
     /// What it says; a malformed body is acked and logged by the consumer, never requeued.
     pub message: Result<JobMessage, MalformedMessage>,
@@ -36,9 +36,14 @@ pub struct Delivery {
     pub acker: Acker,
 }
 
-/// The right to acknowledge one delivery. Dropped unspent, the broker delivers again once the channel closes.
+/// A share in the right to acknowledge one delivery, for one of its jobs: it is acknowledged with the last share. If all are
+/// dropped unspent, the broker delivers again once the channel closes.
+#[derive(Debug, Clone)]
+pub struct Acker(Arc<Open>);
+
+/// A delivery that is not acknowledged yet.
 #[derive(Debug)]
-pub struct Acker {
+struct Open {
     delivery: AmqpDelivery,
     /// Of the delivery's channel.
     acked: Arc<Mutex<Acked>>,
@@ -106,29 +111,36 @@ fn read(delivery: AmqpDelivery, acked: Arc<Mutex<Acked>>) -> Delivery {
         .map(ToString::to_string);
     Delivery {
         message: JobMessage::decode(&delivery.data, traceparent),
-        acker: Acker { delivery, acked },
+        acker: Acker(Arc::new(Open { delivery, acked })),
     }
 }
 
-/// Acknowledges all of them, by one frame as far as nothing before them is open: each frame is an entry of the queue's log.
+/// Acknowledges the deliveries of which no share is left besides these, by one frame as far as nothing before them is open: each
+/// frame is an entry of the queue's log.
 ///
 /// An error means that a channel is gone and the broker will deliver again, which claims make harmless. Goes on although nobody waits for
 /// it any more: what it has begun to send must be waited for by who comes next.
 pub async fn acknowledge(ackers: Vec<Acker>) -> Result<(), QueueError> {
-    if ackers.is_empty() {
+    let done: Vec<_> = ackers
+        .into_iter()
+        .filter_map(|acker| Arc::into_inner(acker.0))
+        .collect();
+    if done.is_empty() {
         return Ok(());
     }
-    let done = tokio::spawn(acknowledge_all(ackers)).await;
+    let done = tokio::spawn(acknowledge_all(done)).await;
     done.unwrap_or(Err(QueueError::Ended))
 }
 
-async fn acknowledge_all(ackers: Vec<Acker>) -> Result<(), QueueError> {
-    let mut channels: Vec<Vec<Acker>> = Vec::new();
-    for acker in ackers {
-        let own = channels.iter_mut().find(|one| Arc::ptr_eq(&one[0].acked, &acker.acked));
+async fn acknowledge_all(done: Vec<Open>) -> Result<(), QueueError> {
+    let mut channels: Vec<Vec<Open>> = Vec::new();
+    for one in done {
+        let own = channels
+            .iter_mut()
+            .find(|other| Arc::ptr_eq(&other[0].acked, &one.acked));
         match own {
-            Some(channel) => channel.push(acker),
-            None => channels.push(vec![acker]),
+            Some(channel) => channel.push(one),
+            None => channels.push(vec![one]),
         }
     }
     let done = join_all(channels.into_iter().map(acknowledge_on_one)).await;
@@ -136,12 +148,12 @@ async fn acknowledge_all(ackers: Vec<Acker>) -> Result<(), QueueError> {
 }
 
 /// The same for deliveries of one channel, at least one.
-async fn acknowledge_on_one(ackers: Vec<Acker>) -> Result<(), QueueError> {
-    let acked = ackers[0].acked.clone();
+async fn acknowledge_on_one(done: Vec<Open>) -> Result<(), QueueError> {
+    let acked = done[0].acked.clone();
     // Held until all is sent: to acknowledge a delivery once more would end the channel.
     let mut acked = acked.lock().await;
-    let together = acked.add(ackers.iter().map(Acker::tag));
-    let sent = ackers.iter().filter(|one| together.is_none_or(|tag| one.tag() >= tag));
+    let together = acked.add(done.iter().map(Open::tag));
+    let sent = done.iter().filter(|one| together.is_none_or(|tag| one.tag() >= tag));
     let sent = sent.map(|one| {
         let multiple = together == Some(one.tag());
         one.delivery.ack(BasicAckOptions { multiple })
@@ -155,7 +167,7 @@ async fn acknowledge_on_one(ackers: Vec<Acker>) -> Result<(), QueueError> {
     Ok(())
 }
 
-impl Acker {
+impl Open {
     const fn tag(&self) -> DeliveryTag {
         self.delivery.delivery_tag
     }

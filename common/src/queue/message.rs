@@ -1,45 +1,99 @@
-//! What travels: `{"v":1,"job_id":"job_…"}` as the body, `traceparent` (W3C Trace Context) as a header.
+//! What travels: the ids of a few jobs as the body, `traceparent` (W3C Trace Context) as a header.
+//!
+//! Of one job `{"v":1,"job_id":"job_…"}`, of several `{"v":2,"job_ids":["job_…","job_…"]}`: a message costs the broker the same
+//! whatever it says, and under load that is a good part of what a job costs.
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use crate::domain::JobId;
 
-const VERSION: u32 = 1;
+/// A group of jobs becomes at least so many messages, if it is as large: each worker that is idle is to get some of it.
+const FEWEST_MESSAGES: usize = 8;
 
-/// "There is work": the job's id and where its trace began.
+/// "There is work": jobs of one queue, in the order in which they are to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobMessage {
-    /// The job.
-    pub job_id: JobId,
-    /// W3C trace context, carried in the AMQP headers.
-    pub traceparent: Option<String>,
+    /// At least one.
+    jobs: Vec<JobId>,
+    /// Where the trace of its only job began (W3C Trace Context), carried in the AMQP headers.
+    traceparent: Option<String>,
 }
 
 /// A body that this version does not understand.
 #[derive(Debug, thiserror::Error)]
-#[error("not a job message of version {VERSION}: {0}")]
+#[error("not a job message of version 1 or 2: {0}")]
 pub struct MalformedMessage(String);
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Body {
     v: u32,
-    job_id: JobId,
+    job_id: Option<JobId>,
+    #[serde(default)]
+    job_ids: Vec<JobId>,
 }
 
 impl JobMessage {
+    /// Most jobs in one message: a worker that takes it has them all.
+    pub const MOST_JOBS: usize = 4;
+
+    /// The message of one job.
+    pub fn new(job: JobId, traceparent: Option<String>) -> Self {
+        Self {
+            jobs: vec![job],
+            traceparent,
+        }
+    }
+
+    /// The messages of a group of jobs in its order: the larger the group, the more jobs in each. One with a trace has a message
+    /// of its own.
+    pub fn of_group(group: impl ExactSizeIterator<Item = (JobId, Option<String>)>) -> Vec<Self> {
+        let most = (group.len() / FEWEST_MESSAGES).clamp(1, Self::MOST_JOBS);
+        let mut messages: Vec<Self> = Vec::new();
+        for (job, traceparent) in group {
+            match messages.last_mut() {
+                Some(last) if last.jobs.len() < most && last.traceparent.is_none() && traceparent.is_none() => {
+                    last.jobs.push(job);
+                }
+                _ => messages.push(Self::new(job, traceparent)),
+            }
+        }
+        messages
+    }
+
+    /// What it is called in the broker, and in what the store keeps of it: its first job.
+    pub fn id(&self) -> JobId {
+        self.jobs[0]
+    }
+
+    /// Its jobs, at least one.
+    pub fn jobs(&self) -> &[JobId] {
+        &self.jobs
+    }
+
+    /// Where its only job's trace began.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.traceparent.as_deref()
+    }
+
     pub(super) fn encode(&self) -> Vec<u8> {
-        format!(r#"{{"v":{VERSION},"job_id":"{}"}}"#, self.job_id).into_bytes()
+        let body = match &self.jobs[..] {
+            [job] => serde_json::json!({ "v": 1, "job_id": job }),
+            jobs => serde_json::json!({ "v": 2, "job_ids": jobs }),
+        };
+        body.to_string().into_bytes()
     }
 
     pub(super) fn decode(body: &[u8], traceparent: Option<String>) -> Result<Self, MalformedMessage> {
         let body: Body = serde_json::from_slice(body).map_err(|error| MalformedMessage(error.to_string()))?;
-        if body.v != VERSION {
-            return Err(MalformedMessage(format!("its version is {}", body.v)));
+        let jobs = match body.v {
+            1 => body.job_id.into_iter().collect(),
+            2 => body.job_ids,
+            other => return Err(MalformedMessage(format!("its version is {other}"))),
+        };
+        if jobs.is_empty() {
+            return Err(MalformedMessage("it names no job".to_owned()));
         }
-        Ok(Self {
-            job_id: body.job_id,
-            traceparent,
-        })
+        Ok(Self { jobs, traceparent })
     }
 }
 
@@ -48,20 +102,58 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    #[test]
-    fn a_message_reads_back_and_holds_nothing_but_the_id() {
-        let message = JobMessage {
-            job_id: JobId::new(),
-            traceparent: None,
-        };
-        assert_eq!(JobMessage::decode(&message.encode(), None).unwrap(), message);
-        assert!(message.encode().len() < 64);
+    fn group(jobs: usize) -> Vec<(JobId, Option<String>)> {
+        (0..jobs).map(|_| (JobId::new(), None)).collect()
+    }
+
+    fn sizes(group: Vec<(JobId, Option<String>)>) -> Vec<usize> {
+        let messages = JobMessage::of_group(group.into_iter());
+        messages.iter().map(|message| message.jobs.len()).collect()
     }
 
     #[test]
-    fn another_version_is_refused() {
-        let body = format!(r#"{{"v":2,"job_id":"{}"}}"#, JobId::new());
-        assert!(JobMessage::decode(body.as_bytes(), None).is_err());
+    fn a_message_reads_back_and_holds_nothing_but_ids() {
+        for jobs in [1, 4 * FEWEST_MESSAGES] {
+            let message = JobMessage::of_group(group(jobs).into_iter()).remove(0);
+            let body = message.encode();
+            assert!(body.len() < 32 + 32 * message.jobs.len());
+            assert_eq!(JobMessage::decode(&body, None).unwrap(), message);
+        }
+    }
+
+    #[test]
+    fn few_jobs_go_alone_and_many_go_by_the_handful() {
+        assert_eq!(sizes(group(0)), [0; 0]);
+        assert_eq!(sizes(group(15)), [1; 15]);
+        assert_eq!(sizes(group(17)), [2, 2, 2, 2, 2, 2, 2, 2, 1]);
+        assert_eq!(sizes(group(512)), [JobMessage::MOST_JOBS; 128]);
+    }
+
+    #[test]
+    fn the_order_stays_and_a_trace_goes_alone() {
+        let mut group = group(16);
+        group[1].1 = Some("trace".to_owned());
+        let messages = JobMessage::of_group(group.clone().into_iter());
+        let jobs: Vec<_> = messages.iter().flat_map(|message| message.jobs.clone()).collect();
+        assert_eq!(jobs, group.iter().map(|(job, _)| *job).collect::<Vec<_>>());
+        let traced: Vec<_> = messages
+            .iter()
+            .filter(|message| message.traceparent.is_some())
+            .collect();
+        assert_eq!(traced, [&JobMessage::new(group[1].0, group[1].1.clone())]);
+        assert_eq!(sizes(group), [1, 1, 2, 2, 2, 2, 2, 2, 2]);
+    }
+
+    #[test]
+    fn another_version_and_a_message_of_no_job_are_refused() {
+        let job = JobId::new();
+        for body in [
+            format!(r#"{{"v":3,"job_id":"{job}","job_ids":["{job}"]}}"#),
+            format!(r#"{{"v":1,"job_ids":["{job}"]}}"#),
+            r#"{"v":2,"job_ids":[]}"#.to_owned(),
+        ] {
+            assert!(JobMessage::decode(body.as_bytes(), None).is_err(), "{body}");
+        }
     }
 
     proptest! {

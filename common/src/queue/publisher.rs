@@ -90,11 +90,11 @@ fn properties(message: &JobMessage) -> BasicProperties {
     let properties = BasicProperties::default()
         .with_delivery_mode(PERSISTENT)
         .with_content_type("application/json".into())
-        .with_message_id(message.job_id.to_string().into());
-    let Some(traceparent) = &message.traceparent else {
+        .with_message_id(message.id().to_string().into());
+    let Some(traceparent) = message.traceparent() else {
         return properties;
     };
     let mut headers = FieldTable::default();
-    headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.as_str().into()));
+    headers.insert("traceparent".into(), AMQPValue::LongString(traceparent.into()));
     properties.with_headers(headers)
 }

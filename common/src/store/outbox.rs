@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
-use super::row::{get, parse, unsigned};
+use super::row::{column, get, parse, unsigned};
 use super::{Pool, StoreResult, operators};
 use crate::domain::{JobId, QueueName};
 
@@ -209,23 +209,27 @@ const TAKE_OF_NEW: &str = take_of!(
      ), tenant AS (SELECT DISTINCT tenant_id FROM new)"
 );
 
-/// Deletes rows whose messages were confirmed and not returned, and notes the release of jobs that still wait.
+/// Deletes rows whose messages were confirmed and not returned, and notes the release of jobs that still wait. With each row goes
+/// the id of the message that its job went in: the first of that message's jobs.
 ///
 /// The jobs' rows are locked but not written: a claim that comes now waits, and finds what is noted here by a statement that begins
 /// when it has the lock ([`super::claim`]).
-pub async fn confirm(connection: &mut PgConnection, rows: &[i64]) -> StoreResult<()> {
+pub async fn confirm(connection: &mut PgConnection, sent: &[(i64, JobId)]) -> StoreResult<()> {
     sqlx::query(
         "WITH sent AS (
-             DELETE FROM outbox WHERE id = ANY($1) RETURNING job_id
+             DELETE FROM outbox o USING unnest($1::bigint[], $2::uuid[]) AS gone (id, message) WHERE o.id = gone.id
+             RETURNING o.job_id, gone.message
          ), waiting AS MATERIALIZED (
-             SELECT j.id, j.model, j.class, j.tenant_id, j.lapses > 0 AS rescued FROM jobs j
-             WHERE j.id IN (SELECT job_id FROM sent) AND (j.status = 'queued') IS TRUE ORDER BY j.id FOR NO KEY UPDATE OF j
+             SELECT j.id, j.model, j.class, j.tenant_id, j.lapses > 0 AS rescued, sent.message
+             FROM sent JOIN jobs j ON j.id = sent.job_id
+             WHERE (j.status = 'queued') IS TRUE ORDER BY j.id FOR NO KEY UPDATE OF j
          )
-         INSERT INTO released (job_id, model, class, tenant_id, rescued)
-         SELECT id, model, class, tenant_id, rescued FROM waiting
-         ON CONFLICT (job_id) DO UPDATE SET released_at = excluded.released_at",
+         INSERT INTO released (job_id, model, class, tenant_id, rescued, message)
+         SELECT id, model, class, tenant_id, rescued, message FROM waiting
+         ON CONFLICT (job_id) DO UPDATE SET released_at = excluded.released_at, message = excluded.message",
     )
-    .bind(rows)
+    .bind(column(sent, |(row, _)| *row))
+    .bind(column(sent, |(_, message)| message.uuid()))
     .execute(connection)
     .await?;
     Ok(())

@@ -128,8 +128,8 @@ pub async fn database_uptime(executor: impl PgExecutor<'_>) -> StoreResult<Durat
 pub struct ReleasedQueue {
     /// Model and class.
     pub queue: QueueName,
-    /// Jobs whose message was confirmed and that no worker has claimed.
-    pub released: u64,
+    /// Messages that were confirmed and whose jobs no worker has claimed, or not all.
+    pub messages: u64,
 }
 
 /// The message of a job that was rescued is overdue after this part of the time: as like as not it went to the very worker that is
@@ -139,7 +139,7 @@ const SOONER_IF_RESCUED: u32 = 100;
 /// The queues where some job was released longer than `after` ago and still waits: there a message may be lost.
 pub async fn overdue_queues(executor: impl PgExecutor<'_>, after: Duration) -> StoreResult<Vec<ReleasedQueue>> {
     let rows = sqlx::query(
-        "SELECT model, class, count(*)::int AS released FROM released GROUP BY model, class
+        "SELECT model, class, count(DISTINCT coalesce(message, job_id))::int AS messages FROM released GROUP BY model, class
          HAVING bool_or(released_at < now() - CASE WHEN rescued THEN $2::interval ELSE $1::interval END)",
     )
     .bind(after)
@@ -154,13 +154,13 @@ pub async fn overdue_queues(executor: impl PgExecutor<'_>, after: Duration) -> S
             };
             Ok(ReleasedQueue {
                 queue,
-                released: unsigned(row, "released")?.into(),
+                messages: unsigned(row, "messages")?.into(),
             })
         })
         .collect()
 }
 
-/// Writes new outbox rows for at most `missing` jobs of a queue, the longest released first. The interval doubles each time, so
+/// Writes new outbox rows for the jobs of at most `missing` messages of a queue, the longest released first. The interval doubles each time, so
 /// that a queue which is only long is not doubled again and again. Answers how many were written.
 pub async fn reemit(pool: &Pool, queue: QueueName, missing: u64, after: Duration) -> StoreResult<u64> {
     transaction(pool, move |connection| {
@@ -168,14 +168,16 @@ pub async fn reemit(pool: &Pool, queue: QueueName, missing: u64, after: Duration
         Box::pin(async move {
             let done = sqlx::query(
                 "WITH overdue AS MATERIALIZED (
-                     SELECT j.id FROM released r JOIN jobs j ON j.id = r.job_id
+                     SELECT j.id, coalesce(r.message, r.job_id) AS message, r.released_at
+                     FROM released r JOIN jobs j ON j.id = r.job_id
                      WHERE r.model = $1 AND r.class = $2
                          AND r.released_at < now() - CASE WHEN r.rescued THEN $5::interval ELSE $3::interval END
                              * power(2, least(j.dispatches, 7))
                          AND NOT EXISTS (SELECT FROM outbox o WHERE o.job_id = j.id)
-                     ORDER BY r.released_at LIMIT $4
+                 ), missing AS (
+                     SELECT message FROM overdue GROUP BY message ORDER BY min(released_at) LIMIT $4
                  ), locked AS MATERIALIZED (
-                     SELECT j.id FROM jobs j JOIN overdue USING (id) WHERE j.status = 'queued'
+                     SELECT j.id FROM jobs j JOIN overdue USING (id) JOIN missing USING (message) WHERE j.status = 'queued'
                      ORDER BY j.id FOR UPDATE OF j SKIP LOCKED
                  ), recalled AS (
                      DELETE FROM released r USING locked l WHERE r.job_id = l.id

@@ -30,7 +30,7 @@ use uuid::Uuid;
 
 use super::model::{Job, Model, Outcome, Sent, Verdict, output};
 use super::steps::{Ending, Order, Pause, Pick, Step, TENANTS};
-use crate::store::{account, completion, new_job};
+use crate::store::{account, alone, completion, new_job};
 
 const ACTOR: &str = "worker:walk";
 const HALF_AN_HOUR: Duration = Duration::from_mins(30);
@@ -443,8 +443,7 @@ impl<'a> Walker<'a> {
                 .rows;
             taken.extend(rows.iter().map(|row| self.place(row.job_id)));
             if recorded {
-                let rows: Vec<_> = rows.iter().map(|row| row.id).collect();
-                outbox::confirm(&mut transaction, &rows).await.unwrap();
+                outbox::confirm(&mut transaction, &alone(&rows)).await.unwrap();
                 transaction.commit().await.unwrap();
             } else {
                 transaction.rollback().await.unwrap();

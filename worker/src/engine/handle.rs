@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use claimcheck_common::domain::{Class, Completion, GenerationParams, JobError, JobKey, Share, Spent};
+use claimcheck_common::queue::JobMessage;
 use tokio::sync::{mpsc, watch};
 
 use super::deltas::Deltas;
@@ -58,7 +59,7 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
-    /// Jobs of each class that a worker has in hand for `slots`: all of them, and a few more so that a slot that becomes free is
+    /// Messages of each class that a worker has in hand for `slots`: one for each, and a few more so that a slot that becomes free is
     /// filled at once.
     pub const fn in_hand(slots: usize) -> usize {
         slots.saturating_add(slots / 4).saturating_add(2)
@@ -66,8 +67,8 @@ impl EngineConfig {
 
     /// Most jobs inside, running and waiting: all that a worker has in hand, so that none stands at the door, where neither class
     /// nor tenant nor priority counts.
-    const fn most_jobs(self) -> usize {
-        Class::ALL.len() * Self::in_hand(self.slots)
+    pub(super) const fn most_jobs(slots: usize) -> usize {
+        Class::ALL.len() * Self::in_hand(slots) * JobMessage::MOST_JOBS
     }
 }
 
@@ -126,7 +127,7 @@ pub(super) struct Inbox {
 }
 
 pub(super) fn spawn(config: EngineConfig, run: impl FnOnce(Inbox) + Send + 'static) -> EngineHandle {
-    let capacity = config.most_jobs();
+    let capacity = EngineConfig::most_jobs(config.slots);
     let (jobs, receiver) = mpsc::channel(capacity);
     let (living, alive) = watch::channel(());
     let (cancels, pulse, times) = (Cancels::default(), Pulse::default(), Times::default());

@@ -605,7 +605,9 @@ async fn an_interactive_job_passes_by_all_batch_jobs_that_wait() {
 #[tokio::test]
 async fn a_job_is_cancelled_wherever_it_waits() {
     let (first, open, engine, mut events) = occupied().await;
-    let waiting: Vec<_> = (0..EngineConfig::in_hand(1)).map(|_| of_class(Class::Batch)).collect();
+    let waiting: Vec<_> = (1..EngineConfig::most_jobs(1))
+        .map(|_| of_class(Class::Batch))
+        .collect();
     for job in &waiting {
         let taken = engine.submit(job.clone()).now_or_never();
         assert_eq!(taken, Some(Ok(())), "there is room for all that a worker has in hand");
@@ -623,7 +625,7 @@ async fn a_job_is_cancelled_wherever_it_waits() {
 async fn the_engine_takes_no_more_jobs_than_it_has_places_for() {
     let (_, open, engine, mut events) = occupied().await;
     let submit = || tokio::time::timeout(LIMIT, engine.submit(of_class(Class::Batch)));
-    let inside = Class::ALL.len() * EngineConfig::in_hand(1);
+    let inside = EngineConfig::most_jobs(1);
     // As many may stand at the door while a step goes on.
     for _ in 0..inside {
         submit().await.expect("there is room at the door").unwrap();

@@ -1,6 +1,6 @@
 //! Messages that the broker lost (a purged queue, a lost disk) are sent again, by way of the outbox.
 //!
-//! Never more than are missing: what was released and not claimed, less what is ready in the queue. A message that is
+//! Never more than are missing: those that were confirmed and whose jobs nobody claimed, less those that are ready in the queue. A message that is
 //! on its way to a worker counts as missing for that moment; the doubled one finds nothing to claim.
 //! So does one that a silent worker holds whose connection stands: what was rescued from it may have been sent to it again.
 
@@ -54,7 +54,7 @@ impl Task for Reemit {
 impl Reemit {
     async fn look(&self, queue: ReleasedQueue) -> Result<(), MaintenanceError> {
         let ready = self.broker.ready(&queue.queue).await?;
-        let missing = missing(queue.released, ready);
+        let missing = missing(queue.messages, ready);
         if missing == 0 {
             return Ok(());
         }
@@ -65,7 +65,7 @@ impl Reemit {
                 queue = name,
                 sent,
                 ready,
-                "messages were missing in the broker and are sent again"
+                "messages were missing in the broker, their jobs are sent again"
             );
             metrics::counter!("claimcheck_reemitted_total").increment(sent);
         }
@@ -74,8 +74,8 @@ impl Reemit {
 }
 
 /// How many messages of a queue nobody has, at most.
-const fn missing(released: u64, ready: u64) -> u64 {
-    released.saturating_sub(ready)
+const fn missing(confirmed: u64, ready: u64) -> u64 {
+    confirmed.saturating_sub(ready)
 }
 
 #[cfg(test)]
