@@ -12,6 +12,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, put};
 use axum::{Extension, Router};
 use tokio::sync::Semaphore;
+use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi as _;
 use utoipa_axum::router::OpenApiRouter;
@@ -64,7 +65,7 @@ pub fn router(state: AppState) -> Router {
             from_fn(middleware::observe),
             from_fn_with_state(state.limits.clone(), origin::locate),
             from_fn_with_state(state.transport.clone(), transport::guard),
-            state.transport.cors(),
+            option_layer(state.transport.cors()),
             transport::compression(),
             CatchPanicLayer::custom(middleware::panicked),
             Extension(state.doorkeeper.clone()),

@@ -70,8 +70,11 @@ impl Transport {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Lets pages of the configured origins call. Credentials are sent in headers of their own, so cookies stay at home.
-    pub fn cors(&self) -> CorsLayer {
+    /// Lets pages of the configured origins call, if there are any. Credentials are sent in headers of their own, so cookies stay at home.
+    pub fn cors(&self) -> Option<CorsLayer> {
+        if self.inner.origins.is_empty() {
+            return None;
+        }
         let told = [
             "etag",
             "location",
@@ -93,13 +96,14 @@ impl Transport {
             "x-ratelimit-reset-tokens",
         ];
         let told = [&told[..], &ours[..]].concat();
-        CorsLayer::new()
+        let layer = CorsLayer::new()
             .allow_origin(AllowOrigin::list(self.inner.origins.clone()))
             .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
             // Client libraries send headers of their own, and none means more here than to who writes it by hand.
             .allow_headers(AllowHeaders::mirror_request())
             .expose_headers(told.into_iter().map(HeaderName::from_static).collect::<Vec<_>>())
-            .max_age(PREFLIGHT_KEPT)
+            .max_age(PREFLIGHT_KEPT);
+        Some(layer)
     }
 
     fn refusal(&self, request: &Request) -> Option<Response> {

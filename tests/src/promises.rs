@@ -9,7 +9,7 @@ use claimcheck_common::store::Pool;
 use crate::World;
 
 /// A promise, and the query for the jobs that break it.
-const PROMISES: [(&str, &str); 9] = [
+const PROMISES: [(&str, &str); 10] = [
     (
         "an ended job has one event and one audit row of its ending, an unfinished one has none",
         "SELECT j.id::text FROM jobs j
@@ -56,6 +56,11 @@ const PROMISES: [(&str, &str); 9] = [
         "SELECT j.id::text FROM jobs j LEFT JOIN job_inputs i ON i.job_id = j.id LEFT JOIN job_outputs o ON o.job_id = j.id
          WHERE (j.erased_at IS NULL) <> (i.job_id IS NOT NULL) OR j.erased_at IS NOT NULL AND o.job_id IS NOT NULL
              OR j.status = 'completed' AND j.erased_at IS NULL AND o.job_id IS NULL",
+    ),
+    (
+        "no text outlives its job",
+        "SELECT job_id::text FROM (SELECT job_id FROM job_inputs UNION ALL SELECT job_id FROM job_outputs) texts
+         WHERE NOT EXISTS (SELECT FROM jobs j WHERE j.id = texts.job_id)",
     ),
     (
         "an order that was sent under one key is one job",
