@@ -79,9 +79,12 @@ impl RequestNotes {
     }
 }
 
-/// The outermost layer but [`part`]: names the request, measures it, writes its one log line.
-pub async fn observe(mut request: Request, next: Next) -> Response {
+/// The outermost layer: names the request, measures it, writes its one log line. Once the process is stopping, each answer is its
+/// connection's last: who comes again comes to another process.
+pub async fn observe(State(stopping): State<CancellationToken>, mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
+    // HTTP/2 parts by a frame of its own.
+    let parts_by_header = request.version() < Version::HTTP_2;
     let notes = RequestNotes::of(id.clone());
     request.extensions_mut().insert(notes.clone());
     let record = Record {
@@ -99,6 +102,9 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     let mut response = next.run(request).instrument(span).await;
     let seconds = record.answered(response.status());
     let headers = response.headers_mut();
+    if parts_by_header && stopping.is_cancelled() {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     headers.insert(
         X_REQUEST_ID,
         HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("invalid")),
@@ -112,18 +118,6 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     }
     if let Some(standing) = notes.inner.budget.get() {
         refusal::write_tokens(headers, standing);
-    }
-    response
-}
-
-/// Once the process is stopping, each answer is its connection's last: who comes again comes to another process.
-pub async fn part(State(stopping): State<CancellationToken>, request: Request, next: Next) -> Response {
-    // HTTP/2 says it by a frame of its own.
-    let by_header = request.version() < Version::HTTP_2;
-    let mut response = next.run(request).await;
-    if by_header && stopping.is_cancelled() {
-        let close = HeaderValue::from_static("close");
-        response.headers_mut().insert(header::CONNECTION, close);
     }
     response
 }
@@ -196,18 +190,42 @@ fn is_probe(route: &str) -> bool {
     matches!(route, "/healthz" | "/readyz" | "/startupz" | "/metrics")
 }
 
-/// Gives a request up after `limit`.
-pub async fn time_limit(State(limit): State<Duration>, request: Request, next: Next) -> Response {
-    match tokio::time::timeout(limit, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => ApiError::TimedOut.into_response(),
+/// How many requests are at work at the same time, and for how long each. Clones share their room.
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    /// None: as many as come.
+    room: Option<Arc<Semaphore>>,
+    limit: Duration,
+}
+
+impl Bounds {
+    /// Room for so many, of which each is given up after `limit`.
+    pub fn new(room: usize, limit: Duration) -> Self {
+        Self {
+            room: Some(Arc::new(Semaphore::new(room))),
+            limit,
+        }
+    }
+
+    /// Room for all who come.
+    pub const fn of_time(limit: Duration) -> Self {
+        Self { room: None, limit }
+    }
+
+    /// The same room, with another limit.
+    #[must_use]
+    pub fn within(self, limit: Duration) -> Self {
+        Self { limit, ..self }
     }
 }
 
-/// Refuses requests while `room` is used up, before they cost anything.
-pub async fn admit(State(room): State<Arc<Semaphore>>, request: Request, next: Next) -> Response {
-    match room.try_acquire() {
-        Ok(_place) => next.run(request).await,
+/// Refuses requests while there is no room, before they cost anything, and gives up what takes too long.
+pub async fn bound(State(Bounds { room, limit }): State<Bounds>, request: Request, next: Next) -> Response {
+    match room.as_ref().map(|room| room.try_acquire()).transpose() {
+        Ok(_place) => match tokio::time::timeout(limit, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => ApiError::TimedOut.into_response(),
+        },
         Err(_) => ApiError::busy(
             "The service is at its limit of open requests; try again in a moment.",
             1,

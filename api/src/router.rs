@@ -4,14 +4,12 @@
 //! room for open requests → give up after the time limit → recognise the caller and ask for what the route needs
 //! ([`crate::access`]) → handler (validate, one change, reply).
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{get, put};
 use axum::{Extension, Router};
-use tokio::sync::Semaphore;
 use tower::util::option_layer;
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi as _;
@@ -26,6 +24,7 @@ use crate::app::AppState;
 use crate::docs::{self, ApiDoc};
 use crate::error::{ApiError, Problem};
 use crate::extract::origin;
+use crate::middleware::{Bounds, bound};
 use crate::routes::{
     aliases, api_keys, audit, batch_results, batches, bulk_jobs, cancel_job, completions, create_batch, dead_letters,
     delete_job, files, get_job, get_model, get_place, health, identities, job_events, jwks, list_events, list_jobs,
@@ -59,10 +58,9 @@ pub fn router(state: AppState) -> Router {
         .merge(docs::pages())
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        // One layer: each `layer` is a box that every request clones with all that is inside.
+        // One layer: each `layer` is a box that every request clones with all that is inside, and each function two more.
         .layer((
-            from_fn_with_state(state.stopping.clone(), middleware::part),
-            from_fn(middleware::observe),
+            from_fn_with_state(state.stopping.clone(), middleware::observe),
             from_fn_with_state(state.limits.clone(), origin::locate),
             from_fn_with_state(state.transport.clone(), transport::guard),
             option_layer(state.transport.cors()),
@@ -90,7 +88,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(health::startupz).needs(Nothing))
         .routes(routes!(metrics::metrics).needs(Nothing))
         .routes(routes!(receipt::receipt_keys).needs(Nothing))
-        .layer(from_fn_with_state(TIME_LIMIT, middleware::time_limit));
+        .layer(from_fn_with_state(Bounds::of_time(TIME_LIMIT), bound));
 
     let accounts = OpenApiRouter::new()
         .routes(routes!(register::register).needs(Nothing))
@@ -204,30 +202,21 @@ fn documented() -> OpenApiRouter<AppState> {
         .merge(batches)
         .merge(operators)
         .merge(models)
-        .layer((
-            from_fn_with_state(Arc::new(Semaphore::new(OPEN_REQUESTS)), middleware::admit),
-            from_fn_with_state(TIME_LIMIT, middleware::time_limit),
-        ));
+        .layer(from_fn_with_state(Bounds::new(OPEN_REQUESTS, TIME_LIMIT), bound));
 
     // A file of any size is read piece by piece.
     let uploads = OpenApiRouter::new()
         .routes(routes!(upload_file::upload_file).needs(Batches))
         .layer(DefaultBodyLimit::disable())
-        .layer((
-            from_fn_with_state(Arc::new(Semaphore::new(UPLOADS)), middleware::admit),
-            from_fn_with_state(UPLOAD_TIME_LIMIT, middleware::time_limit),
-        ));
+        .layer(from_fn_with_state(Bounds::new(UPLOADS, UPLOAD_TIME_LIMIT), bound));
 
-    let waiting_room = Arc::new(Semaphore::new(WAITING_REQUESTS));
+    let waiting_bounds = Bounds::new(WAITING_REQUESTS, WAITING_TIME_LIMIT);
     let waiting = OpenApiRouter::new()
         .routes(routes!(get_job::get_job).needs(JobsRead))
         .routes(routes!(delete_job::delete_job).needs(JobsWrite))
         .routes(routes!(replay_job::replay_job).needs(Generate))
         .routes(routes!(replay_job::get_replay).needs(JobsRead))
-        .layer((
-            from_fn_with_state(waiting_room.clone(), middleware::admit),
-            from_fn_with_state(WAITING_TIME_LIMIT, middleware::time_limit),
-        ));
+        .layer(from_fn_with_state(waiting_bounds.clone(), bound));
 
     // The caller waits until the text is there.
     let generation = OpenApiRouter::new()
@@ -236,10 +225,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(responses::get_response).needs(JobsRead))
         .routes(routes!(responses::delete_response).needs(JobsWrite))
         .routes(routes!(responses::cancel_response).needs(JobsWrite))
-        .layer((
-            from_fn_with_state(waiting_room, middleware::admit),
-            from_fn_with_state(GENERATION_TIME_LIMIT, middleware::time_limit),
-        ));
+        .layer(from_fn_with_state(waiting_bounds.within(GENERATION_TIME_LIMIT), bound));
 
     OpenApiRouter::with_openapi(ApiDoc::openapi())
         .merge(service)

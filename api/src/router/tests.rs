@@ -10,8 +10,12 @@ use claimcheck_common::config::{
     PolicyConfig, Prices, RedisConfig, SignInConfig, TransportConfig, WebhookConfig,
 };
 use claimcheck_common::domain::{SessionId, UserId};
+use futures::FutureExt;
 use secrecy::ExposeSecret;
 use serde_json::Value;
+use std::sync::Arc;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 use tower::ServiceExt;
 
 fn parts() -> StateParts {
@@ -271,9 +275,9 @@ async fn a_panic_and_an_overlong_request_are_answered_in_the_envelope() {
     let router = Router::new()
         .route("/boom", axum::routing::get(boom))
         .route("/slow", axum::routing::get(std::future::pending::<()>))
-        .layer(from_fn_with_state(Duration::from_millis(5), middleware::time_limit))
+        .layer(from_fn_with_state(Bounds::of_time(Duration::from_millis(5)), bound))
         .layer(CatchPanicLayer::custom(middleware::panicked))
-        .layer(from_fn(middleware::observe));
+        .layer(from_fn_with_state(CancellationToken::new(), middleware::observe));
     let answer = send_to(router.clone(), Request::get("/boom").body(Body::empty()).unwrap()).await;
     assert_eq!(
         (answer.status, answer.code().as_str()),
@@ -287,17 +291,24 @@ async fn a_panic_and_an_overlong_request_are_answered_in_the_envelope() {
 
 #[tokio::test]
 async fn beyond_the_room_requests_are_refused_at_once() {
-    let room = Arc::new(Semaphore::new(1));
+    let leave = Arc::new(Notify::new());
+    let handler = {
+        let leave = leave.clone();
+        || async move { leave.notified().await }
+    };
     let router = Router::new()
-        .route("/", axum::routing::get(|| async {}))
-        .layer(from_fn_with_state(room.clone(), middleware::admit));
+        .route("/", axum::routing::get(handler))
+        .layer(from_fn_with_state(Bounds::new(1, TIME_LIMIT), bound));
     let request = || Request::get("/").body(Body::empty()).unwrap();
-    let taken = room.try_acquire().unwrap();
+    let mut first = std::pin::pin!(send_to(router.clone(), request()));
+    assert!(first.as_mut().now_or_never().is_none(), "it is inside");
     assert_eq!(
         send_to(router.clone(), request()).await.status,
         StatusCode::SERVICE_UNAVAILABLE
     );
-    drop(taken);
+    leave.notify_one();
+    assert_eq!(first.await.status, StatusCode::OK);
+    leave.notify_one();
     assert_eq!(send_to(router, request()).await.status, StatusCode::OK);
 }
 
