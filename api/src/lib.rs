@@ -33,6 +33,7 @@ pub mod screen;
 pub mod serve;
 pub mod sign_in;
 pub mod streams;
+pub mod throughput;
 pub mod tls;
 pub mod transport;
 pub mod uploads;

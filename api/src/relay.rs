@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::outgoing::{Outgoing, Where};
+use crate::throughput::Throughput;
 
 /// A turn that takes longer waits for a server that is gone, or has so much to do that it can as well begin anew.
 const TURN_TIME: Duration = Duration::from_secs(30);
@@ -50,6 +51,8 @@ pub struct Relay {
     frontier: Frontier,
     /// When all queues were looked at.
     looked: Instant,
+    /// How fast jobs go to each queue.
+    throughputs: HashMap<QueueName, Throughput>,
     /// Queues that the broker does not serve, and when each is tried again.
     refused: HashMap<QueueName, (Backoff, Instant)>,
     publisher: Option<Publisher>,
@@ -69,6 +72,7 @@ impl Relay {
             left: BTreeSet::new(),
             frontier: Frontier::default(),
             looked: Instant::now(),
+            throughputs: HashMap::new(),
             refused: HashMap::new(),
             publisher: None,
         }
@@ -199,7 +203,7 @@ impl Relay {
         let mut transaction = outbox::begin(&mut connection).await?;
         let taken = outbox::take(&mut transaction, queue, look, self.config.release_window, BATCH).await?;
         if !taken.rows.is_empty() {
-            let messages = JobMessage::of_group(taken.rows.iter().map(|row| (row.job_id, row.traceparent.clone())));
+            let messages = self.messages(queue, &taken.rows);
             if let Err(error) = self.publisher().await?.publish(queue, &messages).await {
                 transaction.rollback().await.map_err(StoreError::from)?;
                 connection.give_back();
@@ -211,6 +215,15 @@ impl Relay {
         transaction.commit().await.map_err(StoreError::from)?;
         connection.give_back();
         Ok(taken)
+    }
+
+    fn messages(&mut self, queue: &QueueName, rows: &[OutboxRow]) -> Vec<JobMessage> {
+        let now = Instant::now();
+        let throughput = self.throughputs.entry(queue.clone());
+        let throughput = throughput.or_insert_with(|| Throughput::since(now));
+        throughput.add(rows.len(), now);
+        let jobs = rows.iter().map(|row| (row.job_id, row.traceparent.clone()));
+        JobMessage::of_group(jobs, throughput.sustained())
     }
 
     async fn publisher(&mut self) -> Result<&mut Publisher, QueueError> {

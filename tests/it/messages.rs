@@ -2,13 +2,16 @@
 
 use claimcheck_common::domain::{JobId, WorkerId};
 use claimcheck_common::queue::{JobMessage, Publisher, Subscription, acknowledge};
-use claimcheck_common::store::submit::NewJob;
+use claimcheck_common::store::outbox::{self, Look};
 use claimcheck_common::store::{claim, rescue};
 use claimcheck_tests::in_world;
 use futures::future::join_all;
 
 use crate::queue_acks::{next, publish, subscribe};
-use crate::store::{LEASE, accept, account, claim_one, count, new_job, queue, receive, relay_everything};
+use crate::store::{LEASE, accept, account, claim_one, count, new_job, queue, receive, relay_everything, submitted};
+
+/// Jobs a second at which messages are as large as they may be.
+const MANY: usize = 10_000;
 
 #[tokio::test]
 async fn what_the_broker_lost_is_counted_by_messages_though_they_tell_of_several_jobs() {
@@ -16,13 +19,22 @@ async fn what_the_broker_lost_is_counted_by_messages_though_they_tell_of_several
         let pool = &world.pool;
         let account = account(pool).await;
         for _ in 0..64 {
-            let untraced = NewJob {
-                traceparent: None,
-                ..new_job(&account)
-            };
-            accept(pool, untraced).await;
+            accept(pool, new_job(&account)).await;
         }
-        relay_everything(world).await;
+        let mut transaction = pool.begin().await.unwrap();
+        let rows = outbox::take(&mut transaction, &queue(), Look::All, 100, 100)
+            .await
+            .unwrap()
+            .rows;
+        let messages = JobMessage::of_group(rows.iter().map(|row| (row.job_id, None)), MANY);
+        let mut publisher = Publisher::connect(world.broker()).await.unwrap();
+        publisher.publish(&queue(), &messages).await.unwrap();
+        let sent: Vec<_> = rows
+            .chunks(4)
+            .flat_map(|few| few.iter().map(|row| (row.id, few[0].job_id)))
+            .collect();
+        outbox::confirm(&mut transaction, &sent).await.unwrap();
+        transaction.commit().await.unwrap();
         assert_eq!(world.broker().ready(&queue()).await.unwrap(), 16);
         world
             .execute_as_owner("UPDATE released SET released_at = released_at - interval '1 min'")
@@ -45,11 +57,26 @@ async fn what_the_broker_lost_is_counted_by_messages_though_they_tell_of_several
     .await;
 }
 
+#[tokio::test]
+async fn a_job_that_came_back_before_its_message_was_recorded_is_released_once() {
+    in_world(async |world| {
+        submitted(&world.pool).await;
+        world
+            .execute_as_owner(
+                "INSERT INTO outbox (job_id, model, class, tenant_id, priority) SELECT id, model, class, tenant_id, priority FROM jobs",
+            )
+            .await;
+        relay_everything(world).await;
+        assert_eq!(count(&world.pool, "SELECT count(*) FROM released").await, 1);
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_of_several_jobs_is_acknowledged_with_the_last_of_them() {
     in_world(async |world| {
         let ids: Vec<_> = (0..32).map(|_| JobId::new()).collect();
-        let messages = JobMessage::of_group(ids.iter().map(|id| (*id, None)));
+        let messages = JobMessage::of_group(ids.iter().map(|id| (*id, None)), MANY);
         let mut publisher = Publisher::connect(world.broker()).await.unwrap();
         publisher.publish(&queue(), &messages[..2]).await.unwrap();
 

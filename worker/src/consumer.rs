@@ -13,7 +13,7 @@ use claimcheck_common::backoff::Backoff;
 use claimcheck_common::config::DeliveryConfig;
 use claimcheck_common::domain::{Class, JobId, QueueName, WorkerId};
 use claimcheck_common::pace::Pace;
-use claimcheck_common::queue::{Acker, Broker, Delivery, JobMessage, QueueError, Subscription};
+use claimcheck_common::queue::{Acker, Broker, Delivery, QueueError, Subscription};
 use claimcheck_common::store::claim::{self, ClaimedJob};
 use claimcheck_common::store::{Lane, StoreError};
 use futures::FutureExt;
@@ -28,8 +28,8 @@ use crate::feeder::Feeder;
 use crate::health::ModelHealth;
 use crate::in_flight::InFlight;
 
-/// Most deliveries that are claimed in one transaction.
-const GROUP: usize = 256 / JobMessage::MOST_JOBS;
+/// A group is claimed in one transaction as soon as it has so many jobs.
+const GROUP: usize = 256;
 
 /// A queue that lets so many subscriptions in a row go unanswered is deleted and declared anew. RabbitMQ 3.10 brings a
 /// quorum queue back without a leader when it was killed within a second of the queue's declaration, and such a queue
@@ -226,12 +226,15 @@ async fn unless<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> R
 
 /// A first delivery and what is ready at once.
 fn gather(first: Delivery, subscription: &mut Subscription) -> Result<Vec<Delivery>, QueueError> {
+    let mut jobs = first.jobs().len();
     let mut group = vec![first];
-    while group.len() < GROUP
+    while jobs < GROUP
         && let Some(delivery) = subscription.next().now_or_never()
     {
         // After an error nothing of this subscription can be acked: the broker delivers it all again.
-        group.push(delivery?);
+        let delivery = delivery?;
+        jobs += delivery.jobs().len();
+        group.push(delivery);
     }
     Ok(group)
 }

@@ -15,7 +15,7 @@ use tokio::sync::Mutex;
 
 use super::connection::{declare, within};
 use super::{Broker, JobMessage, MalformedMessage, QueueError};
-use crate::domain::QueueName;
+use crate::domain::{JobId, QueueName};
 
 const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -36,8 +36,15 @@ pub struct Delivery {
     pub acker: Acker,
 }
 
+impl Delivery {
+    /// What it is about: nothing, if it does not read.
+    pub fn jobs(&self) -> &[JobId] {
+        self.message.as_ref().map_or(&[], JobMessage::jobs)
+    }
+}
+
 /// A share in the right to acknowledge one delivery, for one of its jobs: it is acknowledged with the last share. If all are
-/// dropped unspent, the broker delivers again once the channel closes.
+/// dropped unspent, the broker delivers again once the channel closes; one that is dropped beside others counts as acknowledged.
 #[derive(Debug, Clone)]
 pub struct Acker(Arc<Open>);
 

@@ -7,8 +7,10 @@ use serde::Deserialize;
 
 use crate::domain::JobId;
 
-/// A group of jobs becomes at least so many messages, if it is as large: each worker that is idle is to get some of it.
+/// A group of jobs becomes at least so many messages, if it is as large: several workers are to get some of it.
 const FEWEST_MESSAGES: usize = 8;
+/// So many jobs a second of a queue are worth one job more in each message.
+const WORTH_ONE_MORE: usize = 500;
 
 /// "There is work": jobs of one queue, in the order in which they are to go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,10 +46,11 @@ impl JobMessage {
         }
     }
 
-    /// The messages of a group of jobs in its order: the larger the group, the more jobs in each. One with a trace has a message
-    /// of its own.
-    pub fn of_group(group: impl ExactSizeIterator<Item = (JobId, Option<String>)>) -> Vec<Self> {
-        let most = (group.len() / FEWEST_MESSAGES).clamp(1, Self::MOST_JOBS);
+    /// The messages of a group of jobs in its order, where so many go a second: the larger the group and the more there go, the more
+    /// jobs in each. One with a trace has a message of its own.
+    pub fn of_group(group: impl ExactSizeIterator<Item = (JobId, Option<String>)>, a_second: usize) -> Vec<Self> {
+        let most = (a_second / WORTH_ONE_MORE).min(group.len() / FEWEST_MESSAGES);
+        let most = most.clamp(1, Self::MOST_JOBS);
         let mut messages: Vec<Self> = Vec::new();
         for (job, traceparent) in group {
             match messages.last_mut() {
@@ -102,19 +105,21 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const MANY: usize = 10_000;
+
     fn group(jobs: usize) -> Vec<(JobId, Option<String>)> {
         (0..jobs).map(|_| (JobId::new(), None)).collect()
     }
 
     fn sizes(group: Vec<(JobId, Option<String>)>) -> Vec<usize> {
-        let messages = JobMessage::of_group(group.into_iter());
+        let messages = JobMessage::of_group(group.into_iter(), MANY);
         messages.iter().map(|message| message.jobs.len()).collect()
     }
 
     #[test]
     fn a_message_reads_back_and_holds_nothing_but_ids() {
         for jobs in [1, 4 * FEWEST_MESSAGES] {
-            let message = JobMessage::of_group(group(jobs).into_iter()).remove(0);
+            let message = JobMessage::of_group(group(jobs).into_iter(), MANY).remove(0);
             let body = message.encode();
             assert!(body.len() < 32 + 32 * message.jobs.len());
             assert_eq!(JobMessage::decode(&body, None).unwrap(), message);
@@ -130,10 +135,18 @@ mod tests {
     }
 
     #[test]
+    fn a_slow_queue_has_a_message_for_each_job() {
+        for (a_second, most) in [(0, 1), (999, 1), (1000, 2), (1999, 3), (2000, 4), (9999, 4)] {
+            let messages = JobMessage::of_group(group(256).into_iter(), a_second);
+            assert_eq!(messages[0].jobs.len(), most, "{a_second}");
+        }
+    }
+
+    #[test]
     fn the_order_stays_and_a_trace_goes_alone() {
         let mut group = group(16);
         group[1].1 = Some("trace".to_owned());
-        let messages = JobMessage::of_group(group.clone().into_iter());
+        let messages = JobMessage::of_group(group.clone().into_iter(), MANY);
         let jobs: Vec<_> = messages.iter().flat_map(|message| message.jobs.clone()).collect();
         assert_eq!(jobs, group.iter().map(|(job, _)| *job).collect::<Vec<_>>());
         let traced: Vec<_> = messages

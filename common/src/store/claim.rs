@@ -26,10 +26,10 @@ pub struct ClaimedJob {
     pub lapses: u32,
 }
 
-/// Claims those of `ids` that wait. An id that is not in the answer is a duplicate or has ended: its message can go.
+/// Claims those of `ids` that wait. An id that is not in the answer is a duplicate or has ended: nothing need be kept for it.
 ///
 /// A job that is queued but must not run yet (its time has not come, or it is paused) gets its outbox row back in the same
-/// transaction, so that dropping its message loses nothing.
+/// transaction, so that acknowledging its message loses nothing.
 pub async fn claim(
     lane: impl Into<Lane>,
     worker: WorkerId,

@@ -11,7 +11,7 @@ use super::row::{column, get, parse, unsigned};
 use super::{Pool, StoreResult, operators};
 use crate::domain::{JobId, QueueName};
 
-/// A message that waits to be published.
+/// A job that waits to be published.
 #[derive(Debug, Clone)]
 pub struct OutboxRow {
     /// The row.
@@ -220,8 +220,9 @@ pub async fn confirm(connection: &mut PgConnection, sent: &[(i64, JobId)]) -> St
              DELETE FROM outbox o USING unnest($1::bigint[], $2::uuid[]) AS gone (id, message) WHERE o.id = gone.id
              RETURNING o.job_id, gone.message
          ), waiting AS MATERIALIZED (
-             SELECT j.id, j.model, j.class, j.tenant_id, j.lapses > 0 AS rescued, sent.message
-             FROM sent JOIN jobs j ON j.id = sent.job_id
+             SELECT j.id, j.model, j.class, j.tenant_id, j.lapses > 0 AS rescued, of.message
+             -- A job may have two rows: it was claimed though its message was not recorded, and came back.
+             FROM (SELECT DISTINCT ON (job_id) job_id, message FROM sent) of JOIN jobs j ON j.id = of.job_id
              WHERE (j.status = 'queued') IS TRUE ORDER BY j.id FOR NO KEY UPDATE OF j
          )
          INSERT INTO released (job_id, model, class, tenant_id, rescued, message)

@@ -96,7 +96,7 @@ impl<'a> Walker<'a> {
     pub(crate) async fn begin(world: &'a World) -> Self {
         world
             .execute_as_owner(
-                "TRUNCATE jobs, job_history, outbox, released, events, audit_log, idempotency_keys, pauses, tenant_limits, budgets, receipts
+                "TRUNCATE jobs, job_inputs, job_outputs, job_history, outbox, released, events, audit_log, idempotency_keys, pauses, tenant_limits, budgets, receipts
                      CASCADE",
             )
             .await;
