@@ -91,10 +91,15 @@ async fn a_submission_that_the_database_refuses_fails_alone() {
 async fn a_submission_that_is_held_up_waits_alone() {
     with_api(async |world, api| {
         let (ada, bob) = (api.user("ada").await, api.user("bob").await);
-        // Bob's jobs cannot be written while somebody is at his project.
+        // Bob's submissions stand in line behind somebody who asks for room for the same tenant.
+        world
+            .execute_as_owner(
+                "INSERT INTO tenant_limits (tenant_id, max_queued) SELECT tenant_id, 100 FROM users WHERE username = 'bob'",
+            )
+            .await;
         let mut in_the_way = PgConnection::connect(world.database.owner_url()).await.unwrap();
-        let lock = "BEGIN; SELECT FROM projects WHERE id = (SELECT project_id FROM users WHERE username = 'bob')
-                    FOR UPDATE";
+        let lock = "BEGIN; SELECT pg_advisory_xact_lock(hashtextextended('quota:' || tenant_id::text, 0))
+                    FROM users WHERE username = 'bob'";
         sqlx::raw_sql(lock).execute(&mut in_the_way).await.unwrap();
         let held = tokio::spawn(async move { at_once(&bob, (0..3).map(|_| 0)).await });
         let waits =
