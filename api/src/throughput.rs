@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-const MOMENT: Duration = Duration::from_millis(250);
+const MOMENTS_A_SECOND: usize = 4;
+const MOMENT: Duration = Duration::from_millis(1000 / MOMENTS_A_SECOND as u64);
 
 /// Of one queue.
 #[derive(Debug)]
@@ -41,7 +42,7 @@ impl Throughput {
 
     /// Jobs a second that went in each of the last two whole moments, at least.
     pub fn sustained(&self) -> usize {
-        self.went[1].min(self.went[2]) * (Duration::from_secs(1).div_duration_f64(MOMENT) as usize)
+        self.went[1].min(self.went[2]) * MOMENTS_A_SECOND
     }
 }
 

@@ -1,8 +1,8 @@
 //! From a delivery to a claimed job in the engine's hands.
 //!
 //! Jobs whose deliveries arrive together are claimed together; what cannot be claimed is a duplicate or has ended, and is
-//! forgotten. A message is acked when all of its jobs have ended. Any failure of the broker ends the subscription and a new one is opened: jobs in
-//! flight go on, and what the broker delivers again finds nothing to claim. Each queue has a subscription of its own, so that
+//! forgotten. A message is acked when all of its jobs have ended. Any failure of the broker ends the subscription and a new
+//! one is opened: jobs in flight go on, and what the broker delivers again finds nothing to claim. Each queue has a subscription of its own, so that
 //! one which the broker cannot serve keeps none of the others from being served. Must never drop a claimed job: it is in
 //! `in_flight.rs` from its claim to its settle (`results.rs`). Next: `engine/`.
 

@@ -1,7 +1,8 @@
 //! The jobs in this worker's hands: claimed and not yet settled, each with its share in acknowledging its message.
 //!
 //! Shared by `consumer.rs` (admits), `feeder.rs` (starts), `heartbeat.rs` (beats for all, hears which are lost or to be
-//! stopped), `cancels.rs` (hears it sooner) and `results.rs` (ends, removes). Its size is bounded by the prefetch and by what a message may hold. Must never do I/O.
+//! stopped), `cancels.rs` (hears it sooner) and `results.rs` (ends, removes). Its size is bounded by the prefetch and by what a
+//! message may hold. Must never do I/O.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

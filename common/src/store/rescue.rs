@@ -160,8 +160,8 @@ pub async fn overdue_queues(executor: impl PgExecutor<'_>, after: Duration) -> S
         .collect()
 }
 
-/// Writes new outbox rows for the jobs of at most `missing` messages of a queue, the longest released first. The interval doubles each time, so
-/// that a queue which is only long is not doubled again and again. Answers how many were written.
+/// Writes new outbox rows for the jobs of at most `missing` messages of a queue, the longest released first. The interval doubles
+/// each time, so that a queue which is only long is not doubled again and again. Answers how many were written.
 pub async fn reemit(pool: &Pool, queue: QueueName, missing: u64, after: Duration) -> StoreResult<u64> {
     transaction(pool, move |connection| {
         let queue = queue.clone();

@@ -1,7 +1,7 @@
 //! Messages that the broker lost (a purged queue, a lost disk) are sent again, by way of the outbox.
 //!
-//! Never more than are missing: those that were confirmed and whose jobs nobody claimed, less those that are ready in the queue. A message that is
-//! on its way to a worker counts as missing for that moment; the doubled one finds nothing to claim.
+//! Never more than are missing: those that were confirmed and whose jobs nobody claimed, less those that are ready in the
+//! queue. A message that is on its way to a worker counts as missing for that moment; the doubled one finds nothing to claim.
 //! So does one that a silent worker holds whose connection stands: what was rescued from it may have been sent to it again.
 
 use std::time::Duration;
