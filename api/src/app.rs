@@ -19,7 +19,7 @@ use claimcheck_common::policy::Rules;
 use claimcheck_common::queue::Broker;
 use claimcheck_common::redis::Redis;
 use claimcheck_common::store::notify::JobChanges;
-use claimcheck_common::store::{self, Pool};
+use claimcheck_common::store::{self, Lane, Pool};
 use claimcheck_common::{shutdown, telemetry};
 use secrecy::{ExposeSecret, SecretString};
 use tokio::net::TcpListener;
@@ -165,6 +165,8 @@ pub struct StateParts {
     pub catalog: Catalog,
     /// Wakes who waits for a job.
     pub changes: JobChanges,
+    /// Where a job is read that somebody waits for.
+    pub job_reads: Lane,
     /// Commits submissions in groups.
     pub intake: Intake,
     /// Says whose callers wait at this process's connections.
@@ -252,6 +254,7 @@ impl StateParts {
             key_uses,
             catalog: Catalog::new(pool.clone()),
             changes: JobChanges::default(),
+            job_reads: Lane::new(&pool),
             intake: Intake::open(&pool, render, outgoing.clone()),
             attendance: Attendance::new(config.delivery.hangup_grace, config.delivery.attendance()),
             streams: Arc::new(Semaphore::new(STREAMS_MAX)),

@@ -4,6 +4,7 @@
 //! that connection looks again by itself every few seconds. No waiter polls the table.
 
 use claimcheck_common::domain::{JobId, ProjectId};
+use claimcheck_common::store::StoreResult;
 use claimcheck_common::store::erase;
 use claimcheck_common::store::jobs::{self, JobView};
 use claimcheck_common::store::notify::{JobWaiter, Of};
@@ -67,9 +68,17 @@ pub async fn until_ended(
     id: JobId,
     deadline: Instant,
 ) -> Result<JobView, ApiError> {
-    let read = || async { jobs::get(&state.pool, project, id).await?.ok_or_else(job_not_found) };
+    let read = || async { read_job(state, project, id).await?.ok_or_else(job_not_found) };
     let job = until(state, id, Of::TheEnd, deadline, read, |job| job.status.is_terminal()).await?;
     delivered(state, &job).await?;
+    Ok(job)
+}
+
+/// The job as it is now, on the connection that such reads keep: each job that is waited for is read twice.
+pub async fn read_job(state: &AppState, project: ProjectId, id: JobId) -> StoreResult<Option<JobView>> {
+    let mut connection = state.job_reads.acquire().await?;
+    let job = jobs::get(&mut *connection, project, id).await?;
+    connection.give_back();
     Ok(job)
 }
 

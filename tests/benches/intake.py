@@ -14,16 +14,16 @@ from pathlib import Path
 import asyncpg
 import jwt
 
+import growth
 import light
 import noop_model
-from installation import Installation, at, free_port
+from installation import Installation, at, free_port, fresh_database
 from processes import Child, cpu_seconds
 
 PROMPT = {"prompt": "Once upon a time", "max_tokens": 1, "temperature": 0}
 DATABASES = {"ours": "bench_intake", "peer": "bench_intake_peer"}
 PEER_SECRET = "x" * 32
 SETTLE_LIMIT = 180
-PAGES_TOLD = 2
 
 
 def options() -> argparse.Namespace:
@@ -82,45 +82,14 @@ async def output(command: list[str], **more: str) -> str:
     return said
 
 
-def ours_in(folder: Path) -> Installation:
+def ours_in(folder: Path, database: str) -> Installation:
     """The service under test, whose worker runs a model that costs next to nothing."""
     noop_model.write(folder / "noop")
     return Installation(
-        folder, DATABASES["ours"], folder / "noop", CLAIMCHECK_SLOTS="256",
+        folder, database, folder / "noop", CLAIMCHECK_SLOTS="256",
         # So wide that all can be published while nobody consumes.
         CLAIMCHECK_RELEASE_WINDOW="1000000",
     )
-
-
-async def fresh_databases() -> None:
-    """Databases as on the first day; the schema is made by whoever owns it."""
-    owner = await asyncpg.connect(os.environ["DATABASE_OWNER_URL"])
-    for name in DATABASES.values():
-        await owner.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-        await owner.execute(f"CREATE DATABASE {name}")
-    await owner.close()
-
-
-async def fill(db: asyncpg.Connection, rows: int) -> None:
-    """Jobs that ended, as many as are missing: like those that the bench makes, spread over the past month."""
-    there = await db.fetchval("SELECT count(*) FROM jobs")
-    await db.execute(
-        """INSERT INTO jobs (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
-                             completion_tokens, attempt, fence, created_at, started_at, finished_at)
-           SELECT (lpad(to_hex((extract(epoch FROM t) * 1000)::bigint), 12, '0') || '7' || substr(md5(n::text), 1, 3)
-                   || 'a' || substr(md5(n::text), 4, 15))::uuid,
-               u.tenant_id, u.project_id, u.id, 'noop', 'r', 'interactive', 'completed', 12, 1, 1, 1, t, t, t
-           FROM users u, generate_series(1, $1::int) n,
-               LATERAL (SELECT now() - interval '30 days' * random() - interval '1 hour' AS t) at
-           WHERE u.username = 'bench'""",
-        rows - there, timeout=1800,
-    )
-    for statement in (
-        "INSERT INTO job_inputs (job_id, prompt, parameters) SELECT id, '\"hi\"', '{}' FROM jobs ON CONFLICT DO NOTHING",
-        "INSERT INTO job_outputs (job_id, choices) SELECT id, '[]' FROM jobs ON CONFLICT DO NOTHING",
-        "VACUUM ANALYZE",
-    ):
-        await db.execute(statement, timeout=1800)
 
 
 class Watch:
@@ -145,17 +114,6 @@ class Watch:
             await asyncio.sleep(0.05)
 
 
-async def pages(db: asyncpg.Connection) -> int:
-    """Pages of the database that statements have looked at so far, by whatever connection. Without those of the seals, which are made two
-    minutes after a job's audit rows, whatever is measured then."""
-    await db.execute("SELECT pg_stat_clear_snapshot()")
-    return await db.fetchval(
-        """SELECT blks_hit + blks_read
-               - (SELECT heap_blks_hit + heap_blks_read + idx_blks_hit + idx_blks_read FROM pg_statio_user_tables
-                  WHERE relname = 'audit_seals')
-           FROM pg_stat_database WHERE datname = current_database()""")
-
-
 async def measure_ours(
     ours: Installation, token: str, db: asyncpg.Connection, wanted: argparse.Namespace, rate: int | None = None,
     consumed: bool = True,
@@ -165,9 +123,9 @@ async def measure_ours(
     if not consumed:
         ours.worker.freeze()
     data = os.environ.get("CLAIMCHECK_BENCH_DATA", "")
+    looked_at = await growth.pages(db)
     since = await db.fetchval("SELECT clock_timestamp()")
     wal, cpu, began = await db.fetchval("SELECT pg_current_wal_lsn()::text"), cpu_seconds(ours.children, data), time.monotonic()
-    looked_at = await pages(db)
     task = asyncio.create_task(watch.watch())
     result = await load(ours.url, token, wanted.connections, wanted.seconds, rate)
     task.cancel()
@@ -183,9 +141,7 @@ async def measure_ours(
     jobs = max(result["accepted"], 1)
     result["cpu_us"] = {name: (after[name] - cpu.get(name, 0.0)) / jobs * 1e6 for name in sorted(after)}
     result["wal_bytes"] = int(await db.fetchval("SELECT pg_current_wal_lsn() - $1::text::pg_lsn", wal)) / jobs
-    # Connections tell of them within a second.
-    await asyncio.sleep(PAGES_TOLD)
-    result["pages"] = (await pages(db) - looked_at) / jobs
+    result["pages"] = (await growth.pages(db) - looked_at) / jobs
     result["released_most"] = watch.released
     row = await db.fetchrow(
         """SELECT percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM started_at - created_at)) * 1e3 AS p50,
@@ -255,7 +211,8 @@ COST_HEADS = ["rows in jobs", "accepted/s", "p50 ms", "p99 ms", "settled/s", "WA
 
 
 async def run(wanted: argparse.Namespace, folder: Path) -> dict:
-    await fresh_databases()
+    for name in DATABASES.values():
+        fresh_database(name)
     port = free_port()
     database = at(os.environ["DATABASE_OWNER_URL"], DATABASES["peer"])
     peer_environment = {
@@ -263,16 +220,23 @@ async def run(wanted: argparse.Namespace, folder: Path) -> dict:
         "PEER_AMQP_URL": os.environ["AMQP_URL"], "PEER_REDIS_URL": os.environ["REDIS_URL"], "PEER_SECRET": PEER_SECRET,
     }
     peer_token = await peer_ready(wanted, peer_environment)
-    found: dict = {"ours": [], "peer": [], "alone": [], "beside": [], "large": [], "half": [], "light": {}}
-    return await with_children(ours_in(folder), wanted, folder, peer_environment, port, peer_token, found)
+    found: dict = {"ours": [], "peer": [], "alone": [], "beside": [], "half": [], "light": {}, "rows": {}}
+    ours = ours_in(folder, DATABASES["ours"])
+    await with_children(ours, wanted, folder, peer_environment, port, peer_token, found)
+    if wanted.large:
+        found["rows"] = await growth.measure(ours_in, folder, measure_ours, wanted, wanted.large)
+        cost(found["rows"])
+    return found
 
 
-async def with_children(ours, wanted, folder, peer_environment, port, peer_token, found) -> dict:
+async def with_children(ours, wanted, folder, peer_environment, port, peer_token, found) -> None:
     peer_url = f"http://127.0.0.1:{port}"
     with ours.api, ours.worker, peer_child(wanted, folder, peer_environment, port) as peer:
         token = ours.token()
         db = await asyncpg.connect(at(os.environ["DATABASE_OWNER_URL"], DATABASES["ours"]))
-        await fill(db, 1000)
+        # First, on a machine that has been at light load so far: some grow slower under a load that goes on.
+        found["light"] = await light.measure(ours, token, PROMPT, wanted.light)
+        at_light_load(found["light"])
         warm = argparse.Namespace(**vars(wanted) | {"seconds": 3})
         await measure_ours(ours, token, db, warm)
         await measure_peer(peer, peer_url, peer_token, warm)
@@ -286,23 +250,24 @@ async def with_children(ours, wanted, folder, peer_environment, port, peer_token
             found["half"].append(await measure_ours(ours, token, db, wanted, half))
         table("At half load", ["submitted/s", "p50 ms", "p99 ms", "pickup p50 ms", "pickup p99 ms"],
               [[f"{half}"] + [f"{median(found['half'], name):.1f}" for name in ("p50", "p99", "pickup_p50", "pickup_p99")]])
-        found["light"] = await light.measure(ours, token, PROMPT, wanted.light)
-        at_light_load(found["light"])
-        if wanted.large:
-            await fill(db, wanted.large)
-            await measure_ours(ours, token, db, warm)
-            for _ in range(wanted.rounds):
-                found["large"].append(await measure_ours(ours, token, db, wanted))
-        rows = [cost_row("1,000 and those of the run", found["ours"])]
-        rows += [cost_row(f"{wanted.large:,}", found["large"])] if wanted.large else []
-        table("What a job costs, from submit to settle with a no-op engine", COST_HEADS, rows)
         # Last, since what it leaves behind for the vacuum would be in the way of the others.
         for _ in range(wanted.rounds):
             found["alone"].append(await measure_ours(ours, token, db, wanted, consumed=False))
             found["beside"].append(await measure_peer(peer, peer_url, peer_token, wanted))
         intake_alone(found)
         await db.close()
-    return found
+
+
+def cost(by_rows: dict[int, list[dict]]) -> None:
+    rows = [cost_row(f"{rows:,}", results) for rows, results in by_rows.items()]
+    table("What a job costs, from submit to settle with a no-op engine", COST_HEADS, rows)
+    small, large = by_rows.values()
+    costs = {"CPU": lambda one: sum(one["cpu_us"].values()), "of it Postgres": lambda one: one["cpu_us"]["postgres"],
+             "WAL": lambda one: one["wal_bytes"], "pages": lambda one: one["pages"]}
+    grown = (f"{name} {statistics.median(map(of, large)) / statistics.median(map(of, small)):.2f}" for name, of in costs.items())
+    print(f"\nwith the rows a job's costs grow to: {', '.join(grown)} times as much")
+    vacuums = " and ".join(f"{median(results, 'vacuum_pages'):.0f}" for results in by_rows.values())
+    print(f"a vacuum after a round, which is not counted above, looks at {vacuums} pages", flush=True)
 
 
 def comparison(found: dict) -> None:

@@ -73,7 +73,7 @@ async def measure(ours: Installation, token: str, job: dict, jobs: int) -> dict[
     own steps, a job's share of all."""
     client, found = Client(ours.url, token, job), {"job": [], "floor": []}
     async with Floor() as floor:
-        for _ in range(20):
+        for _ in range(50):
             await floor.measure()
             client.measure()
         before = ours.counts()[ENGINE]

@@ -5,7 +5,6 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use claimcheck_common::store::jobs;
 use claimcheck_common::store::notify::Of;
 use tokio::time::Instant;
 
@@ -16,7 +15,7 @@ use crate::extract::path::job_not_found;
 use crate::extract::{Caller, JobIdPath, Query};
 use crate::validate::number::from_text;
 use crate::view::{IfNoneMatch, JobBody, Rendered};
-use crate::waiting::{delivered, until};
+use crate::waiting::{delivered, read_job, until};
 
 pub(super) const WAIT_MAX: u32 = 60;
 
@@ -54,7 +53,7 @@ pub async fn get_job(
     let known = IfNoneMatch::read(&headers);
     let deadline = Instant::now() + Duration::from_secs(wait.into());
     let read = || async {
-        let job = jobs::get(&state.pool, caller.project_id, id).await?;
+        let job = read_job(&state, caller.project_id, id).await?;
         let job = job.ok_or_else(job_not_found)?;
         let rendered = Rendered::new(&job).map_err(ApiError::internal)?;
         state.promises.seen(id, job.started_at, job.status.is_terminal());

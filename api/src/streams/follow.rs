@@ -6,7 +6,7 @@ use std::time::Duration;
 use claimcheck_common::deltas::Follow;
 use claimcheck_common::domain::{Choice, FinishReason, JobId, JobStatus, Logprobs, ProjectId};
 use claimcheck_common::store::StoreError;
-use claimcheck_common::store::jobs::{self, JobView, WaitingReason};
+use claimcheck_common::store::jobs::{JobView, WaitingReason};
 use claimcheck_common::store::notify::{JobWaiter, Of};
 use claimcheck_common::store::place::{self, Place};
 use futures::future::{Either, select};
@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::Cursor;
 use super::cursor::Diverged;
 use crate::app::AppState;
-use crate::waiting::delivered;
+use crate::waiting::{delivered, read_job};
 
 /// A stream ends after this; whoever goes on following connects again, with a token that is still good.
 const STREAM_MAX: Duration = Duration::from_hours(1);
@@ -160,7 +160,7 @@ impl JobStream {
     }
 
     async fn read_job(&mut self) {
-        match jobs::get(&self.state.pool, self.project, self.id).await {
+        match read_job(&self.state, self.project, self.id).await {
             Ok(Some(job)) => self.see(job).await,
             Ok(None) => {
                 self.ready.push_back(Happening::Gone);

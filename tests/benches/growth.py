@@ -1,0 +1,100 @@
+"""What a job costs where a thousand jobs are in the database and where a million are: two installations, in alternation."""
+import argparse
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import asyncpg
+
+from installation import Installation, at, fresh_database
+
+DATABASE = "bench_intake_{rows}"
+SMALL = 1000
+# Connections tell of the pages that they looked at within a second.
+PAGES_TOLD = 2
+
+Measure = Callable[[Installation, str, asyncpg.Connection, argparse.Namespace], Awaitable[dict]]
+
+
+class Grown:
+    """An installation whose database holds so many jobs that have ended. Nothing is vacuumed there by itself: a vacuum, whose cost many
+    more jobs share than a round has, would be counted to whichever round it falls into."""
+
+    def __init__(self, install: Callable[[Path, str], Installation], folder: Path, rows: int):
+        self.rows, self.database = rows, DATABASE.format(rows=rows)
+        fresh_database(self.database)
+        (folder / self.database).mkdir()
+        self.ours = install(folder / self.database, self.database)
+
+    async def ready(self, stack: AsyncExitStack) -> None:
+        stack.enter_context(self.ours.api)
+        stack.enter_context(self.ours.worker)
+        self.token = self.ours.token()
+        self.db = await asyncpg.connect(at(os.environ["DATABASE_OWNER_URL"], self.database))
+        stack.push_async_callback(self.db.close)
+        await fill(self.db, self.rows)
+        tables = await self.db.fetch(
+            "SELECT oid::regclass::text AS name FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace")
+        for table in tables:
+            await self.db.execute(f"ALTER TABLE {table['name']} SET (autovacuum_enabled = off)")
+
+    async def round(self, measure: Measure, wanted: argparse.Namespace) -> dict:
+        """One load, and the vacuum of what it left."""
+        result = await measure(self.ours, self.token, self.db, wanted)
+        before = await pages(self.db)
+        await self.db.execute("VACUUM", timeout=600)
+        result["vacuum_pages"] = await pages(self.db) - before
+        await self.db.execute("ANALYZE", timeout=600)
+        return result
+
+
+async def measure(
+    install: Callable[[Path, str], Installation], folder: Path, measure: Measure, wanted: argparse.Namespace, rows: int,
+) -> dict[int, list[dict]]:
+    """The results of the rounds by how many rows there were: `SMALL`, and `rows`."""
+    grown = [Grown(install, folder, number) for number in (SMALL, rows)]
+    found: dict[int, list[dict]] = {one.rows: [] for one in grown}
+    async with AsyncExitStack() as stack:
+        for one in grown:
+            await one.ready(stack)
+            await one.round(measure, argparse.Namespace(**vars(wanted) | {"seconds": 3}))
+        for number in range(wanted.rounds):
+            for one in grown if number % 2 == 0 else reversed(grown):
+                found[one.rows].append(await one.round(measure, wanted))
+    return found
+
+
+async def fill(db: asyncpg.Connection, rows: int) -> None:
+    """Jobs that ended, as many as are missing: like those that the bench makes, spread over the past month."""
+    there = await db.fetchval("SELECT count(*) FROM jobs")
+    await db.execute(
+        """INSERT INTO jobs (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
+                             completion_tokens, attempt, fence, created_at, started_at, finished_at)
+           SELECT (lpad(to_hex((extract(epoch FROM t) * 1000)::bigint), 12, '0') || '7' || substr(md5(n::text), 1, 3)
+                   || 'a' || substr(md5(n::text), 4, 15))::uuid,
+               u.tenant_id, u.project_id, u.id, 'noop', 'r', 'interactive', 'completed', 12, 1, 1, 1, t, t, t
+           FROM users u, generate_series(1, $1::int) n,
+               LATERAL (SELECT now() - interval '30 days' * random() - interval '1 hour' AS t) at
+           WHERE u.username = 'bench'""",
+        rows - there, timeout=1800,
+    )
+    for statement in (
+        "INSERT INTO job_inputs (job_id, prompt, parameters) SELECT id, '\"hi\"', '{}' FROM jobs ON CONFLICT DO NOTHING",
+        "INSERT INTO job_outputs (job_id, choices) SELECT id, '[]' FROM jobs ON CONFLICT DO NOTHING",
+        "VACUUM ANALYZE",
+    ):
+        await db.execute(statement, timeout=1800)
+
+
+async def pages(db: asyncpg.Connection) -> int:
+    """Pages of the database that were looked at so far, by whatever connection. Without those of the seals, which are made two
+    minutes after a job's audit rows, whatever is measured then."""
+    await asyncio.sleep(PAGES_TOLD)
+    await db.execute("SELECT pg_stat_clear_snapshot()")
+    return await db.fetchval(
+        """SELECT blks_hit + blks_read
+               - (SELECT heap_blks_hit + heap_blks_read + idx_blks_hit + idx_blks_read FROM pg_statio_user_tables
+                  WHERE relname = 'audit_seals')
+           FROM pg_stat_database WHERE datname = current_database()""")
