@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 /// A group of so many costs each of them hardly less if it grows: what serving costs by itself is shared out by then.
-const ENOUGH: usize = 32;
+const ENOUGH: usize = 48;
 
 /// How a door is kept.
 #[derive(Debug, Clone, Copy)]
