@@ -4,10 +4,12 @@ use std::time::Duration;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use claimcheck_common::store::idempotency::{Answer, Before, Claim, ClaimedBy};
+use claimcheck_common::store::idempotency::{self, Answer, Before, Claim, ClaimedBy};
 use claimcheck_common::store::once::Once;
 use claimcheck_common::store::retry::Asker;
 use claimcheck_common::store::selection::Chunk;
+use claimcheck_common::store::submit::Submitted;
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::app::AppState;
@@ -21,8 +23,24 @@ pub const KEEP_KEY: Duration = Duration::from_hours(24);
 /// Says that this answer was given before.
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
-/// Who asks that jobs be done again; under the request's key, if it has one. `what` tells the route and what it is about:
-/// beside the body it is what a key is bound to.
+/// How a request is known when it comes again, if it has a key. `what` tells the route and what it is about: beside the body it is
+/// what a key is bound to.
+pub fn claim(caller: &Caller, headers: &HeaderMap, what: &str, raw: &[u8]) -> Result<Option<Claim>, ApiError> {
+    Ok(validate::key(headers)?.map(|key| Claim {
+        user_id: caller.claimant(),
+        project_id: caller.project_id,
+        request_sha256: bound_to(what, raw),
+        by: ClaimedBy::Key(key, KEEP_KEY),
+    }))
+}
+
+/// What a key is bound to, as a digest.
+pub fn bound_to(what: &str, raw: &[u8]) -> [u8; 32] {
+    let digest = Sha256::new().chain_update(what).chain_update([0]).chain_update(raw);
+    digest.finalize().into()
+}
+
+/// Who asks that jobs be done again; under the request's key, if it has one. `what` is as for [`claim`].
 pub fn asker(
     state: &AppState,
     caller: &Caller,
@@ -31,33 +49,37 @@ pub fn asker(
     raw: &[u8],
 ) -> Result<Asker, ApiError> {
     caller.may_repeat()?;
-    let claim = validate::key(headers)?.map(|key| Claim {
-        user_id: caller.claimant(),
-        project_id: caller.project_id,
-        request_sha256: Sha256::new()
-            .chain_update(what)
-            .chain_update([0])
-            .chain_update(raw)
-            .finalize()
-            .into(),
-        by: ClaimedBy::Key(key, KEEP_KEY),
-    });
     Ok(Asker {
         by: caller.by(),
         queue_limit: state.max_queued,
         prices: state.prices.clone(),
         api_key_id: caller.key().map(|key| key.id),
-        claim,
+        claim: claim(caller, headers, what, raw)?,
     })
+}
+
+/// The answer to a request that was carried out before. To be asked before a request is checked: it may not be acceptable by now (a
+/// time that has passed).
+pub async fn repeated(state: &AppState, claim: Option<&Claim>) -> Result<Option<Response>, ApiError> {
+    let Some(claim) = claim else { return Ok(None) };
+    match idempotency::earlier(&state.pool, claim).await? {
+        Some(Submitted::Before(before)) => answered_before(before).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// An answer that has a body and no headers of its own.
+pub fn json(status: StatusCode, body: &impl Serialize) -> Answer {
+    Answer {
+        status: status.as_u16(),
+        headers: [(header::CONTENT_TYPE.as_str().to_owned(), "application/json".to_owned())].into(),
+        body: serde_json::to_string(body).unwrap_or_default(),
+    }
 }
 
 /// The answer to one chunk of a change to many jobs.
 pub fn render_chunk(chunk: &Chunk) -> Answer {
-    Answer {
-        status: StatusCode::OK.as_u16(),
-        headers: [(header::CONTENT_TYPE.as_str().to_owned(), "application/json".to_owned())].into(),
-        body: serde_json::to_string(&BulkBody::from(*chunk)).unwrap_or_default(),
-    }
+    json(StatusCode::OK, &BulkBody::from(*chunk))
 }
 
 /// Answers for one chunk that was done now or before.

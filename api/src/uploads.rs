@@ -1,20 +1,26 @@
 //! Files on their way in: a multipart body streams into the object store, whatever its size, in the memory of a few pieces.
 //!
-//! What is cut off, too large or no text leaves nothing behind. The work runs in a task of its own, so that a caller who hangs
-//! up cannot cut the clearing away short.
+//! What is cut off, too large, no text or was sent before leaves nothing behind. The work runs in a task of its own, so that a
+//! caller who hangs up cannot cut the clearing away short.
 
 use std::time::Duration;
 
 use axum::extract::multipart::{Field, Multipart, MultipartError};
+use axum::http::StatusCode;
 use bytes::Bytes;
 use claimcheck_common::domain::{FileId, FilePurpose};
 use claimcheck_common::files::{FileError, FileStore};
 use claimcheck_common::store::Pool;
-use claimcheck_common::store::files::{self, FileView, NewFile};
+use claimcheck_common::store::files::{self, FileView, NewFile, Whole};
+use claimcheck_common::store::idempotency::{Answer, Claim};
+use claimcheck_common::store::once::Once;
+use sha2::{Digest, Sha256};
 
 use crate::error::{ApiError, Problem};
 use crate::extract::Caller;
+use crate::idempotent::{bound_to, json};
 use crate::validate::jsonl::Jsonl;
+use crate::view::FileBody;
 
 /// Most bytes of a file.
 pub const FILE_BYTES_MAX: u64 = 200 << 20;
@@ -45,12 +51,10 @@ struct Wishes {
 }
 
 /// The file as it came.
-#[derive(Default)]
 struct Received {
-    bytes: u64,
-    lines: u64,
-    ttl: Option<Duration>,
-    filename: Option<String>,
+    whole: Whole,
+    /// Of its bytes, where a key is bound to them.
+    sha256: [u8; 32],
 }
 
 impl Uploads {
@@ -69,10 +73,15 @@ impl Uploads {
         Self { time, ..self }
     }
 
-    /// Receives `{purpose, file}`, in any order, and stores the file. A caller that leaves cannot cut it short.
-    pub async fn receive(&self, caller: &Caller, parts: Multipart) -> Result<FileView, ApiError> {
+    /// Receives `{purpose, file}`, in any order, and stores the file, once for each claim. A caller that leaves cannot cut it short.
+    pub async fn receive(
+        &self,
+        caller: &Caller,
+        claim: Option<Claim>,
+        parts: Multipart,
+    ) -> Result<Once<FileView>, ApiError> {
         let (uploads, file) = (self.clone(), new_file(caller));
-        let task = tokio::spawn(async move { uploads.receive_all(file, parts).await });
+        let task = tokio::spawn(async move { uploads.receive_all(file, claim, parts).await });
         task.await.map_err(ApiError::internal)?
     }
 
@@ -87,12 +96,12 @@ impl Uploads {
             files::begin(&uploads.pool, &file).await?;
             let mut writer = uploads.store.writer(file.id);
             writer.write(Bytes::from(text)).await?;
-            let received = Received {
+            let whole = Whole {
                 bytes: writer.finish().await?,
                 lines,
-                ..Received::default()
+                ..Whole::default()
             };
-            uploads.note(file.id, received).await
+            files::finish(&uploads.pool, file.id, whole).await?.ok_or_else(swept)
         });
         task.await.map_err(ApiError::internal)?
     }
@@ -109,22 +118,28 @@ impl Uploads {
         }
     }
 
-    async fn receive_all(&self, file: NewFile, mut parts: Multipart) -> Result<FileView, ApiError> {
+    async fn receive_all(
+        &self,
+        file: NewFile,
+        claim: Option<Claim>,
+        mut parts: Multipart,
+    ) -> Result<Once<FileView>, ApiError> {
         files::begin(&self.pool, &file).await?;
         // Not around the note: what is noted is a file, and stays one.
-        let came = tokio::time::timeout(self.time, self.receive_parts(file.id, &mut parts)).await;
+        let came = self.receive_parts(file.id, claim.is_some(), &mut parts);
+        let came = tokio::time::timeout(self.time, came).await;
         let outcome = match came.unwrap_or(Err(ApiError::SlowRequest)) {
-            Ok(received) => self.note(file.id, received).await,
+            Ok(received) => self.note(file.id, received, claim).await,
             Err(error) => Err(error),
         };
-        if outcome.is_err() {
+        if !matches!(outcome, Ok(Once::Done(_))) {
             self.remove(file.id).await;
             let _late = tokio::time::timeout(DRAIN_TIME, drain(parts)).await;
         }
         outcome
     }
 
-    async fn receive_parts(&self, id: FileId, parts: &mut Multipart) -> Result<Received, ApiError> {
+    async fn receive_parts(&self, id: FileId, is_keyed: bool, parts: &mut Multipart) -> Result<Received, ApiError> {
         let mut wishes = Wishes::default();
         let mut received = None;
         let mut filename = None;
@@ -135,7 +150,7 @@ impl Uploads {
                     return Err(twice("file"));
                 }
                 filename = part.file_name().map(readable_name);
-                received = Some(self.store_part(id, &mut part).await?);
+                received = Some(self.store_part(id, is_keyed, &mut part).await?);
             } else {
                 wishes.take(&name, &mut part).await?;
             }
@@ -145,16 +160,20 @@ impl Uploads {
         if !wishes.purpose {
             return Err(missing("purpose"));
         }
-        Ok(Received {
+        let ttl = wishes.ttl()?;
+        let mut received = received.ok_or_else(|| missing("file"))?;
+        received.whole = Whole {
             filename,
-            ttl: wishes.ttl()?,
-            ..received.ok_or_else(|| missing("file"))?
-        })
+            ttl,
+            ..received.whole
+        };
+        Ok(received)
     }
 
-    async fn store_part(&self, id: FileId, part: &mut Field<'_>) -> Result<Received, ApiError> {
+    async fn store_part(&self, id: FileId, is_keyed: bool, part: &mut Field<'_>) -> Result<Received, ApiError> {
         let mut writer = self.store.writer(id);
         let mut text = Jsonl::default();
+        let mut digest = is_keyed.then(Sha256::new);
         let mut bytes = 0;
         while let Some(piece) = in_time(part.chunk()).await? {
             bytes += piece.len() as u64;
@@ -162,26 +181,51 @@ impl Uploads {
                 return Err(ApiError::TooLarge(FILE_BYTES_MAX as usize));
             }
             text.see(&piece)?;
+            if let Some(digest) = &mut digest {
+                digest.update(&piece);
+            }
             writer.write(piece).await?;
         }
         let lines = text.finish()?;
         Ok(Received {
-            bytes: writer.finish().await?,
-            lines,
-            ..Received::default()
+            whole: Whole {
+                bytes: writer.finish().await?,
+                lines,
+                ..Whole::default()
+            },
+            sha256: digest.map(|digest| digest.finalize().into()).unwrap_or_default(),
         })
     }
 
-    async fn note(&self, id: FileId, received: Received) -> Result<FileView, ApiError> {
-        let Received {
-            bytes,
-            lines,
-            ttl,
-            filename,
-        } = received;
-        let noted = files::finish(&self.pool, id, bytes, lines, ttl, filename).await?;
-        noted.ok_or_else(|| ApiError::internal("an upload was swept while it was stored"))
+    async fn note(&self, id: FileId, received: Received, claim: Option<Claim>) -> Result<Once<FileView>, ApiError> {
+        let claim = claim.map(|claim| Claim {
+            request_sha256: received.request_sha256(),
+            ..claim
+        });
+        match files::finish_once(&self.pool, id, received.whole, claim, render).await? {
+            Once::Done(noted) => noted.map(Once::Done).ok_or_else(swept),
+            Once::Before(before) => Ok(Once::Before(before)),
+        }
     }
+}
+
+impl Received {
+    /// What the request's key is bound to. Not the raw body: the boundary of a form is another each time.
+    fn request_sha256(&self) -> [u8; 32] {
+        let Whole { ttl, filename, .. } = &self.whole;
+        let seconds = ttl.unwrap_or_default().as_secs();
+        let name = filename.as_deref().unwrap_or_default();
+        bound_to(&format!("file batch {seconds} {name}"), &self.sha256)
+    }
+}
+
+/// The answer to a file that was uploaded, and to its request whenever it is repeated.
+pub fn render(file: &FileView) -> Answer {
+    json(StatusCode::OK, &FileBody::from(file))
+}
+
+fn swept() -> ApiError {
+    ApiError::internal("an upload was swept while it was stored")
 }
 
 impl Wishes {

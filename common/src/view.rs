@@ -55,8 +55,8 @@ pub struct JobBody {
     /// It expires unless an attempt has begun by then.
     #[schema(required)]
     pub start_by: Option<i64>,
-    /// Why it does not run yet: `scheduled`, `backoff`, `paused`, `worker_unhealthy` or `capacity`; null when it does not
-    /// wait.
+    /// Why it does not run yet: `scheduled`, `backoff`, `paused`, `worker_unhealthy`, `rate_limit` or `capacity`; null
+    /// when it does not wait.
     #[schema(required)]
     pub waiting_reason: Option<&'static str>,
     /// The ended job that it does again.

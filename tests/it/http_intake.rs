@@ -123,6 +123,59 @@ async fn a_submission_that_is_held_up_waits_alone() {
     .await;
 }
 
+/// Lets a statement that writes a job of priority 7 go on for as long as `slowness` has a row, and counts its tries: also
+/// undone ones.
+const DAWDLE: &str = "CREATE TABLE slowness AS SELECT now();
+    CREATE SEQUENCE tries;
+    GRANT SELECT ON slowness TO PUBLIC;
+    GRANT ALL ON SEQUENCE tries TO PUBLIC;
+    CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        PERFORM nextval('tries');
+        WHILE EXISTS (SELECT FROM slowness) LOOP PERFORM pg_sleep(0.05); END LOOP;
+        RETURN NEW;
+    END $$;
+    CREATE TRIGGER dawdle BEFORE INSERT ON jobs FOR EACH ROW WHEN (NEW.priority = 7) EXECUTE FUNCTION dawdle()";
+
+async fn until_tried(world: &World, times: i64) {
+    let tries = "SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM tries";
+    eventually(&format!("{times} tries"), LIMIT, async || {
+        (count(world, tries).await >= times).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submission_whose_statement_is_slow_gives_way_to_others_and_is_accepted_in_the_end() {
+    // Two groups may be in the way, each for two seconds.
+    const GIVEN_WAY: Duration = Duration::from_secs(10);
+    with_api(async |world, api| {
+        let (ada, bob) = (api.user("ada").await, api.user("bob").await);
+        world.execute_as_owner(DAWDLE).await;
+        let slow = || {
+            let bob = bob.clone();
+            tokio::spawn(async move { at_once(&bob, [7].into_iter()).await })
+        };
+        let first = slow();
+        until_tried(world, 1).await;
+        // These come meanwhile and make a group with the second one.
+        let second = slow();
+        let beside = tokio::time::timeout(GIVEN_WAY, at_once(&ada, (0..50).map(|_| 0))).await;
+        assert_eq!(
+            beside.expect("the others need not wait for it"),
+            [StatusCode::ACCEPTED; 50]
+        );
+        assert!(!first.is_finished() && !second.is_finished());
+        // The first in its group, alone for a short time and alone for a long one; the second in its group and alone.
+        until_tried(world, 5).await;
+        world.execute_as_owner("DELETE FROM slowness").await;
+        for slow in [first, second] {
+            assert_eq!(slow.await.unwrap(), [StatusCode::ACCEPTED]);
+        }
+        assert_eq!(count(world, "SELECT count(*) FROM jobs").await, 52);
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_hangs_up_spoils_no_other() {
     with_api(async |world, api| {

@@ -2,13 +2,15 @@
 
 use std::time::Duration;
 
-use claimcheck_common::domain::{JobError, JobId, Role, WorkerId};
+use claimcheck_common::domain::{JobError, JobId, Role, TenantId, WorkerId};
 use claimcheck_common::store::models::{self, Seen};
 use claimcheck_common::store::settle::{self, Settlement};
-use claimcheck_common::store::{Pool, accounts, claim};
+use claimcheck_common::store::{Pool, accounts, claim, expire};
 use claimcheck_tests::{Gate, Moment, World, eventually};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
+use sqlx::AssertSqlSafe;
+use time::OffsetDateTime;
 
 use crate::http_face::{MODEL, Session, answer, code, with_api};
 use crate::store::{LEASE, count, settle_completed};
@@ -170,6 +172,163 @@ async fn many_jobs_are_cancelled_and_done_again_by_filter_and_only_ones_own() {
         let tenant = claimcheck_common::domain::TenantId::new().to_string();
         let (status, body) = answer(ada.post("/v1/jobs/cancel").json(&json!({"tenant": tenant}))).await;
         assert_eq!((status, code(&body)), (StatusCode::FORBIDDEN, "admin_only"));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_jobs_are_cancelled_from_one_time_of_acceptance_on_and_before_another() {
+    with_api(async |world, api| {
+        let ada = api.user("ada").await;
+        let start = OffsetDateTime::now_utc().unix_timestamp() - 3600;
+        let mut ids = Vec::new();
+        for at in [start, start + 60, start + 120] {
+            let id = ada.submit(&a_job()).await;
+            sqlx::query("UPDATE jobs SET created_at = $2 WHERE id = $1")
+                .bind(id.parse::<JobId>().unwrap().uuid())
+                .bind(OffsetDateTime::from_unix_timestamp(at).unwrap())
+                .execute(&world.pool)
+                .await
+                .unwrap();
+            ids.push(id);
+        }
+        // How many it says it has cancelled, and which are.
+        let cancel = async |select: Value| {
+            let (status, body) = answer(ada.post("/v1/jobs/cancel").json(&select)).await;
+            assert_eq!(status, StatusCode::OK, "{body}");
+            let mut cancelled = Vec::new();
+            for id in &ids {
+                cancelled.push(ada.job(id).await["status"] == "cancelled");
+            }
+            (body["count"].as_u64(), cancelled)
+        };
+        let between = json!({"created_after": start + 60, "created_before": start + 120});
+        assert_eq!(cancel(between).await, (Some(1), vec![false, true, false]));
+        let before = json!({"created_before": start + 60});
+        assert_eq!(cancel(before).await, (Some(1), vec![true, true, false]));
+        let later = json!({"created_after": start + 121});
+        assert_eq!(cancel(later).await, (Some(0), vec![true, true, false]));
+        let after = json!({"created_after": start + 120});
+        assert_eq!(cancel(after).await, (Some(1), vec![true, true, true]));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admin_cancels_many_jobs_of_the_tenant_that_is_named_and_else_only_ones_own() {
+    with_api(async |world, api| {
+        let (ada, eve) = (api.user("ada").await, api.user("eve").await);
+        let root = admin(world, api.user("root").await).await;
+        let (adas, eves) = (ada.submit(&a_job()).await, eve.submit(&a_job()).await);
+        let own = root.submit(&a_job()).await;
+        let tenant: uuid::Uuid = sqlx::query_scalar("SELECT tenant_id FROM users WHERE username = 'ada'")
+            .fetch_one(&world.pool)
+            .await
+            .unwrap();
+        // How many it says it has cancelled, and what becomes of each.
+        let cancel = async |select: Value| {
+            let (status, body) = answer(root.post("/v1/jobs/cancel").json(&select)).await;
+            assert_eq!(status, StatusCode::OK, "{body}");
+            let jobs = [ada.job(&adas).await, eve.job(&eves).await, root.job(&own).await];
+            (body["count"].as_u64(), jobs.map(|job| job["status"].clone()))
+        };
+        let (count, states) = cancel(json!({"tenant": TenantId::from_uuid(tenant).to_string()})).await;
+        assert_eq!(count, Some(1));
+        assert_eq!(states, ["cancelled", "queued", "queued"]);
+        let (count, states) = cancel(json!({})).await;
+        assert_eq!(count, Some(1));
+        assert_eq!(states, ["cancelled", "queued", "cancelled"]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancel_leaves_an_ended_job_as_it_is_however_it_ended() {
+    with_api(async |world, api| {
+        let pool = &world.pool;
+        let ada = api.user("ada").await;
+        let soon = OffsetDateTime::now_utc().unix_timestamp() + 600;
+        let late = json!({"prompt": "Once", "deadline_at": soon});
+        let (completed, failed) = (ada.submit(&a_job()).await, ada.submit(&a_job()).await);
+        let (expired, waiting) = (ada.submit(&late).await, ada.submit(&a_job()).await);
+        complete(pool, &completed).await;
+        fail(pool, &failed).await;
+        sqlx::query("UPDATE jobs SET deadline_at = now() - interval '1 second' WHERE deadline_at IS NOT NULL")
+            .execute(pool)
+            .await
+            .unwrap();
+        assert_eq!(expire::expire_waiting(pool).await.unwrap(), 1);
+        let cancel = async |id: &str| {
+            let (status, job) = answer(ada.post(&format!("/v1/jobs/{id}/cancel"))).await;
+            assert_eq!(status, StatusCode::OK, "{job}");
+            job
+        };
+        assert_eq!(cancel(&waiting).await["status"], "cancelled");
+        for (id, state) in [
+            (&completed, "completed"),
+            (&failed, "failed"),
+            (&expired, "expired"),
+            (&waiting, "cancelled"),
+        ] {
+            let before = ada.job(id).await;
+            assert_eq!(before["status"], state);
+            assert_eq!(cancel(id).await, before, "{state}");
+            assert_eq!(ada.job(id).await, before, "{state}");
+            let events: Vec<String> = sqlx::query_scalar("SELECT type FROM events WHERE job_id = $1")
+                .bind(id.parse::<JobId>().unwrap().uuid())
+                .fetch_all(pool)
+                .await
+                .unwrap();
+            assert_eq!(events, [format!("job.{state}")], "of its end and of nothing after it");
+        }
+    })
+    .await;
+}
+
+/// How many rows of a table hold a text, in whatever column.
+async fn rows_with(pool: &Pool, table: &str, text: &str) -> i64 {
+    let sql = format!("SELECT count(*) FROM {table} AS kept WHERE strpos(kept::text, $1) > 0");
+    sqlx::query_scalar(AssertSqlSafe(sql))
+        .bind(text)
+        .fetch_one(pool)
+        .await
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_audit_log_tells_what_was_done_with_a_job_and_holds_no_text_of_it() {
+    with_api(async |world, api| {
+        let pool = &world.pool;
+        let ada = api.user("ada").await;
+        let job = json!({"prompt": "aubergine", "stop": ["turmeric"], "metadata": {"order": "saffron"}});
+        let (done, cancelled) = (ada.submit(&job).await, ada.submit(&job).await);
+        let key = claimed(pool, &done).await;
+        settle_completed(pool, key, "marzipan").await;
+        let texts = [
+            ("job_inputs", "aubergine"),
+            ("job_inputs", "turmeric"),
+            ("job_inputs", "saffron"),
+            ("job_outputs", "marzipan"),
+        ];
+        for (table, text) in texts {
+            assert!(rows_with(pool, table, text).await > 0, "{text}");
+        }
+        for request in [
+            ada.post(&format!("/v1/jobs/{cancelled}/cancel")),
+            ada.post(&format!("/v1/jobs/{done}/retry")),
+            ada.request(Method::DELETE, &format!("/v1/jobs/{done}")),
+        ] {
+            let (status, body) = answer(request).await;
+            assert!(status.is_success(), "{body}");
+        }
+        // Submitted, completed, erased, and named by the row of its retry; submitted and cancelled.
+        for (id, rows) in [(&done, 4), (&cancelled, 2)] {
+            let uuid = id.parse::<JobId>().unwrap().uuid().to_string();
+            assert_eq!(rows_with(pool, "audit_log", &uuid).await, rows);
+        }
+        for (_, text) in texts {
+            assert_eq!(rows_with(pool, "audit_log", text).await, 0, "{text}");
+        }
     })
     .await;
 }

@@ -15,6 +15,7 @@ mod http_completions;
 mod http_face;
 mod http_intake;
 mod http_jobs;
+mod http_once;
 mod http_operators;
 mod http_outage;
 mod http_responses;

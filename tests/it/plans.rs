@@ -11,7 +11,7 @@ use claimcheck_common::domain::{Class, JobId, JobKey, JobStatus, ProjectId, Queu
 use claimcheck_common::store::jobs::{JobFilter, Page};
 use claimcheck_common::store::outbox::Look;
 use claimcheck_common::store::settle::{self, Settlement};
-use claimcheck_common::store::{self, Pool, claim, jobs, lease, outbox};
+use claimcheck_common::store::{self, Pool, claim, jobs, lease, outbox, place};
 use claimcheck_tests::{World, in_world};
 
 use crate::store::{alone, completion};
@@ -22,6 +22,10 @@ const FEW: u64 = 1_000;
 /// Most statements are planned when a service is young.
 const FEWEST: u64 = 300;
 const MANY: u64 = 1_000_000;
+/// So many that a tenant has more than 1,000 of them waiting: a look at a job's place goes through no more.
+const FULL: u64 = 40_000;
+/// So many that wait, of all tenants, are older than the job whose place is looked at.
+const OLDER: u64 = 1_500;
 /// A claim, a beat or a page of this many jobs.
 const GROUP: u64 = 20;
 const TAKEN: u32 = 100;
@@ -33,15 +37,22 @@ const LEAST_PAGES: u64 = 20;
 
 #[tokio::test]
 async fn claim_poll_list_and_relay_cost_the_same_at_a_million_jobs_as_at_a_thousand() {
-    let (mut few, mut many) = (Vec::new(), Vec::new());
+    let (mut few, mut full, mut many) = (Vec::new(), Vec::new(), Vec::new());
     in_world(async |world| few = plans(world, FEW, Looked::Now).await).await;
+    in_world(async |world| full = plans(world, FULL, Looked::Now).await).await;
     in_world(async |world| many = plans(world, MANY, Looked::Now).await).await;
     write_down(&few, &many);
-    for (small, large) in few.iter().zip(&many) {
+    for ((small, full), large) in few.iter().zip(&full).zip(&many) {
+        // At a thousand jobs the list that a place is looked up in is far shorter than what is looked at of a long one.
+        let (small, jobs) = if PLACE.contains(&large.name) {
+            (full, FULL)
+        } else {
+            (small, FEW)
+        };
         let allowed = GROWTH * small.plan.pages.max(LEAST_PAGES);
         assert!(
             large.plan.pages <= allowed,
-            "{} ({:?}) touches {} pages at {MANY} jobs and {} at {FEW}:\n{}",
+            "{} ({:?}) touches {} pages at {MANY} jobs and {} at {jobs}:\n{}",
             large.name,
             large.mode,
             large.plan.pages,
@@ -89,6 +100,7 @@ async fn plans(world: &World, jobs: u64, looked: Looked) -> Vec<Explained> {
     running(&mut explainer, &pool, jobs).await;
     if looked == Looked::Now {
         reading(&mut explainer, &pool, project, jobs).await;
+        placing(&mut explainer, &pool, project, jobs).await;
     }
     relaying(&mut explainer, &pool, jobs).await;
     pool.close().await;
@@ -200,6 +212,26 @@ async fn reading(explainer: &mut Explainer, pool: &Pool, project: ProjectId, job
         );
         explainer.explain_last(name, &arguments, rows).await;
     }
+}
+
+/// What a look at a job's place asks.
+const PLACE: [&str; 2] = ["a job's place: those ahead", "a job's place: the pace"];
+
+async fn placing(explainer: &mut Explainer, pool: &Pool, project: ProjectId, jobs: u64) {
+    let older = OLDER.min(jobs / 20);
+    let near = data::first_waiting(jobs) + older;
+    // Of six jobs in a row two are the project's and of the model: one that is even and no multiple of three.
+    let id = job_id(near - near % 6 + 2);
+    explainer.forget().await;
+    let place = place::find(pool, project, id).await.unwrap().unwrap().unwrap();
+    assert!(
+        place.exact && place.ahead >= older / 3 && place.pace.is_some(),
+        "{place:?}"
+    );
+    let arguments = format!("'{}', 1000", id.uuid());
+    explainer.explain(PLACE[0], "turn AS MATERIALIZED", &arguments, 1).await;
+    let arguments = format!("'{MODEL}', 'interactive', 200, 600");
+    explainer.explain(PLACE[1], ") newest", &arguments, 1).await;
 }
 
 async fn relaying(explainer: &mut Explainer, pool: &Pool, jobs: u64) {

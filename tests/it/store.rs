@@ -22,6 +22,7 @@ use claimcheck_common::store::{
 };
 use claimcheck_tests::{World, eventually, in_world};
 use futures::FutureExt;
+use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -583,6 +584,32 @@ async fn an_output_that_cannot_be_stored_fails_its_job_and_spoils_no_other() {
             (failed.status, failed.error.unwrap().code.as_str()),
             (JobStatus::Failed, "output_not_storable")
         );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn results_that_are_settled_together_share_one_commit() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let mut group = Vec::new();
+        for _ in 0..5 {
+            group.push(Settlement::completed(claimed(pool).await, completion("a text")));
+        }
+        // Rows, and transactions that wrote them.
+        let written = async |table: &str| -> (i64, i64) {
+            let sql = format!("SELECT count(*), count(DISTINCT xmin::text) FROM {table}");
+            sqlx::query_as(AssertSqlSafe(sql)).fetch_one(pool).await.unwrap()
+        };
+        assert_eq!(written("job_inputs").await, (5, 5), "they were submitted one by one");
+        assert_eq!(written("jobs").await, (5, 5), "and claimed so");
+        let settled = settle::settle_group(pool, group, "worker:test".to_owned())
+            .await
+            .unwrap();
+        assert_eq!(settled.len(), 5);
+        for table in ["jobs", "job_outputs", "receipts", "events"] {
+            assert_eq!(written(table).await, (5, 1), "{table}");
+        }
     })
     .await;
 }

@@ -3,6 +3,7 @@
 use claimcheck_common::domain::{Class, JobId, QueueName, TenantId};
 use claimcheck_common::store::accounts::Account;
 use claimcheck_common::store::idempotency::Answer;
+use claimcheck_common::store::jobs::WaitingReason;
 use claimcheck_common::store::operators::{self, TenantLimits};
 use claimcheck_common::store::outbox::Look;
 use claimcheck_common::store::quota::Refusal;
@@ -12,7 +13,7 @@ use claimcheck_tests::in_world;
 use futures::future::join_all;
 use sqlx::AssertSqlSafe;
 
-use crate::store::{accept, account, alone, claim_one, count, new_job, settle_completed};
+use crate::store::{accept, account, alone, claim_one, count, new_job, settle_completed, view};
 
 const WINDOW: u32 = 8;
 
@@ -232,6 +233,46 @@ async fn what_is_beyond_a_tenants_running_limit_stays_and_goes_when_there_is_roo
         assert_eq!(release(pool).await, [], "one is released and one runs");
         settle_completed(pool, key, "a text").await;
         assert_eq!(release(pool).await.len(), 1);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_waits_for_its_tenants_running_limit_says_so_until_there_is_room() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        sqlx::query(
+            "INSERT INTO workers (id, model, model_revision, prefetch, ready_at)
+             VALUES (gen_random_uuid(), 'm', 'r', 1, now())",
+        )
+        .execute(pool)
+        .await
+        .unwrap();
+        let (limited, free) = (account(pool).await, account(pool).await);
+        let limits = TenantLimits {
+            max_running: Some(1),
+            ..TenantLimits::default()
+        };
+        limit(pool, &limited, limits).await;
+        let first = accept(pool, new_job(&limited)).await.key.id;
+        let second = accept(pool, new_job(&limited)).await;
+        assert_eq!(second.waiting, Some(WaitingReason::Capacity), "none runs yet");
+        let second = second.key.id;
+        let reason = async |id| view(pool, id).await.waiting;
+
+        assert_eq!(release(pool).await, [first]);
+        assert_eq!(reason(first).await, Some(WaitingReason::Capacity), "it has its turn");
+        assert_eq!(reason(second).await, Some(WaitingReason::RateLimit));
+        let key = claim_one(pool, first).await.unwrap();
+        assert_eq!(reason(first).await, None, "it runs");
+        assert_eq!(reason(second).await, Some(WaitingReason::RateLimit));
+        let third = accept(pool, new_job(&limited)).await;
+        assert_eq!(third.waiting, Some(WaitingReason::RateLimit), "at once");
+        let other = accept(pool, new_job(&free)).await;
+        assert_eq!(other.waiting, Some(WaitingReason::Capacity), "another tenant's limit");
+
+        settle_completed(pool, key, "a text").await;
+        assert_eq!(reason(second).await, Some(WaitingReason::Capacity));
     })
     .await;
 }

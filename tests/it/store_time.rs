@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use claimcheck_common::domain::{JobError, JobId, JobKey, JobStatus, ProjectId, WorkerId};
 use claimcheck_common::store::erase::{self, Erased};
 use claimcheck_common::store::idempotency::Answer;
-use claimcheck_common::store::jobs::WaitingReason;
+use claimcheck_common::store::jobs::{Page, WaitingReason};
 use claimcheck_common::store::once::Once;
 use claimcheck_common::store::retry::{self, Asker, Retried};
 use claimcheck_common::store::settle::{self, Settlement};
 use claimcheck_common::store::submit::JobOptions;
-use claimcheck_common::store::{Pool, cancels, expire, lease, models, rescue};
-use claimcheck_tests::{eventually, in_world};
+use claimcheck_common::store::{Pool, cancels, claim, dead_letters, expire, lease, models, rescue};
+use claimcheck_tests::{World, eventually, in_world};
 use sqlx::AssertSqlSafe;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
@@ -44,6 +44,17 @@ async fn turn_back(pool: &Pool, columns: &[&str]) {
         let sql = format!("UPDATE jobs SET {column} = {column} - interval '1 day'");
         sqlx::query(AssertSqlSafe(sql)).execute(pool).await.unwrap();
     }
+}
+
+/// Sets the database's clock so many hours before everybody else's, for connections that are made from now on.
+async fn set_clock_ahead(world: &World, hours: u8) {
+    let sql = format!(
+        "CREATE OR REPLACE FUNCTION public.now() RETURNS timestamptz LANGUAGE sql STABLE AS
+             'SELECT pg_catalog.now() + interval ''{hours} hours''';
+         DO $$ BEGIN
+             EXECUTE format('ALTER DATABASE %I SET search_path = public, pg_catalog', current_database()); END $$"
+    );
+    world.execute_as_owner(&sql).await;
 }
 
 async fn fail_attempt(pool: &Pool, key: JobKey) -> JobStatus {
@@ -150,6 +161,79 @@ async fn an_overdue_attempt_is_reported_and_its_lease_ends_if_it_is_not_stopped(
 }
 
 #[tokio::test]
+async fn a_lease_ends_by_the_databases_clock_whatever_the_time_of_the_processes() {
+    in_world(async |world| {
+        set_clock_ahead(world, 1).await;
+        let pool = &world.pool;
+        let long = Duration::from_mins(30);
+        let id = submitted(pool).await.key.id;
+        let key = claim::claim(pool, WorkerId::new(), vec![id], long).await.unwrap()[0].key;
+        let rescued = async || rescue::rescue_lapsed(pool).await.unwrap().requeued;
+        assert_eq!(rescued().await, 0, "a lease from this process's time on is over there");
+        let beat = lease::heartbeat(pool, &[key], long, ATTEMPT).await.unwrap();
+        assert_eq!(beat, lease::Beat::default());
+        assert_eq!(rescued().await, 0, "it was extended by the same clock");
+        turn_back(pool, &["claimed_at"]).await;
+        assert_eq!(rescued().await, 0, "it does not matter when it was claimed");
+        set_clock_ahead(world, 2).await;
+        assert_eq!(rescued().await, 1, "an hour there is a moment here");
+    })
+    .await;
+}
+
+/// How many seconds each of twenty jobs has to wait that fail together in their attempt of this number.
+async fn pauses_after(pool: &Pool, attempt: i32) -> Vec<f64> {
+    let account = account(pool).await;
+    let mut ids = Vec::new();
+    for _ in 0..20 {
+        ids.push(accept(pool, new_job(&account)).await.key.id);
+    }
+    let claimed = claim::claim(pool, WorkerId::new(), ids, LEASE).await.unwrap();
+    sqlx::query("UPDATE jobs SET attempt = $1::int, max_attempts = $1::int + 1 WHERE status = 'in_progress'")
+        .bind(attempt)
+        .execute(pool)
+        .await
+        .unwrap();
+    let error = JobError::server("engine_error", "It broke.");
+    let failures = claimed
+        .iter()
+        .map(|job| Settlement::attempt_failed(job.key, error.clone()))
+        .collect();
+    settle::settle_group(pool, failures, ACTOR.to_owned()).await.unwrap();
+    // The audit row has the time of the transaction, which is what the pause is counted from.
+    sqlx::query_scalar(
+        "SELECT extract(epoch FROM j.available_at - a.occurred_at)::float8 FROM jobs j JOIN audit_log a ON a.subject = j.id
+         WHERE j.status = 'queued' AND j.attempt = $1::int AND a.action = 'job.attempt_failed'",
+    )
+    .bind(attempt)
+    .fetch_all(pool)
+    .await
+    .unwrap()
+}
+
+#[tokio::test]
+async fn the_pause_before_another_attempt_doubles_up_to_five_minutes_and_differs_from_job_to_job() {
+    in_world(async |world| {
+        for (attempt, seconds) in [(1, 1.0), (3, 4.0), (19, 300.0)] {
+            let pauses = pauses_after(&world.pool, attempt).await;
+            assert_eq!(pauses.len(), 20, "after attempt {attempt}");
+            let within = 0.5 * seconds..=1.5 * seconds;
+            assert!(
+                pauses.iter().all(|pause| within.contains(pause)),
+                "after attempt {attempt}: {pauses:?}"
+            );
+            let shortest = pauses.iter().copied().fold(f64::INFINITY, f64::min);
+            let longest = pauses.iter().copied().fold(0.0, f64::max);
+            assert!(
+                longest - shortest > seconds / 10.0,
+                "they come back together after attempt {attempt}: {pauses:?}"
+            );
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn a_failed_attempt_waits_and_is_tried_again_and_the_last_one_leaves_a_dead_letter() {
     in_world(async |world| {
         let pool = &world.pool;
@@ -191,6 +275,53 @@ async fn a_failed_attempt_waits_and_is_tried_again_and_the_last_one_leaves_a_dea
             count(pool, "SELECT count(*) FROM events WHERE type = 'job.failed'").await,
             1
         );
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_says_which_worker_had_the_job_last_and_the_last_error_that_any_told() {
+    in_world(async |world| {
+        let pool = &world.pool;
+        let options = JobOptions {
+            max_attempts: 2,
+            ..JobOptions::default()
+        };
+        let (told, silent) = (
+            accepted_with(pool, options.clone()).await,
+            accepted_with(pool, options).await,
+        );
+        let (first, last) = (WorkerId::new(), WorkerId::new());
+        let claim_by = async |worker: WorkerId, id: JobId| {
+            let claimed = claim::claim(pool, worker, vec![id], LEASE).await.unwrap();
+            claimed[0].key
+        };
+        for id in [told, silent] {
+            let key = claim_by(first, id).await;
+            assert_eq!(fail_attempt(pool, key).await, JobStatus::Queued);
+        }
+        turn_back(pool, &["available_at"]).await;
+        let key = claim_by(last, told).await;
+        let failure = Settlement::attempt_failed(key, JobError::server("out_of_memory", "It was too much."));
+        settle::settle_group(pool, vec![failure], ACTOR.to_owned())
+            .await
+            .unwrap();
+        // Of the other job nothing more is heard.
+        claim_by(last, silent).await;
+        turn_back(pool, &["lease_expires_at"]).await;
+        assert_eq!(rescue::rescue_lapsed(pool).await.unwrap().ended, 1);
+        let page = Page { after: None, limit: 10 };
+        let letters = dead_letters::list(pool, None, page).await.unwrap();
+        let said: Vec<_> = letters
+            .iter()
+            .map(|letter| {
+                let error = letter.last_error.as_ref().unwrap();
+                (letter.job_id, letter.worker_id, error.code.as_str(), letter.lapses)
+            })
+            .collect();
+        let last = Some(last.uuid());
+        let expected = [(silent, last, "engine_error", 1), (told, last, "out_of_memory", 0)];
+        assert_eq!(said, expected, "the lapse that ended the one counts as well");
     })
     .await;
 }

@@ -2,10 +2,13 @@
 
 use axum::Json as Reply;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
 use claimcheck_common::domain::{ApiKeyId, BudgetStanding, Scope};
-use claimcheck_common::store::api_keys::{self, ApiKey, KEYS_MAX, NewApiKey, Rotation};
+use claimcheck_common::store::api_keys::{self, ApiKey, KEYS_MAX, MadeApiKey, NewApiKey, Rotation};
 use claimcheck_common::store::budgets;
+use claimcheck_common::store::idempotency::Answer;
+use claimcheck_common::store::once::Once;
 use serde::Serialize;
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -16,6 +19,7 @@ use crate::auth::{Secret, SecretKind};
 use crate::docs::{BadBody, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{Caller, IdPath, Json, Query};
+use crate::idempotent::{answered, answered_before, claim, json, repeated};
 use crate::validate::api_key::{NewKey, Rotate};
 use crate::validate::budget::BudgetIn;
 use crate::view::BudgetBody;
@@ -117,17 +121,29 @@ impl ApiKeyBody {
 /// Make an API key
 ///
 /// The answer holds the key itself; it is shown this once and cannot be had again. Send it as `Authorization: Bearer cck_…` or
-/// as `X-API-Key`.
-#[utoipa::path(post, path = "/v1/api_keys", tag = "Accounts", request_body = NewKey, responses(
-    (status = 201, body = ApiKeyBody, description = "The key"),
-    (status = 409, body = ErrorBody, description = "There are 100 keys that are not revoked (`too_many_keys`)"),
-    BadBody, Trouble,
-))]
+/// as `X-API-Key`. A repetition under the same `Idempotency-Key` is answered alike, but without the key itself: who lost it rotates
+/// it.
+#[utoipa::path(post, path = "/v1/api_keys", tag = "Accounts", request_body = NewKey,
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
+    responses(
+        (status = 201, body = ApiKeyBody, description = "The key", headers(
+            ("idempotent-replayed" = bool, description = "Present if this answer was given before"),
+        )),
+        (status = 409, body = ErrorBody, description = "There are 100 keys that are not revoked (`too_many_keys`), or the first \
+            request with this `Idempotency-Key` is still at work"),
+        (status = 422, body = ErrorBody, description = "The `Idempotency-Key` was used with another request"),
+        BadBody, Trouble,
+    ))]
 pub async fn create_key(
     State(state): State<AppState>,
     caller: Caller,
+    headers: HeaderMap,
     body: Json<NewKey, BODY_MAX>,
-) -> Result<(StatusCode, Reply<ApiKeyBody>), ApiError> {
+) -> Result<Response, ApiError> {
+    let claim = claim(&caller, &headers, "api_key", &body.raw)?;
+    if let Some(answer) = repeated(&state, claim.as_ref()).await? {
+        return Ok(answer);
+    }
     let secret = Secret::draw(SecretKind::ApiKey);
     let asked = body.value;
     let name = asked.name.as_str().to_owned();
@@ -151,15 +167,20 @@ pub async fn create_key(
         grant,
         by: caller.by(),
     };
-    let kept = api_keys::create(&state.pool, key).await?;
-    let kept = kept.ok_or_else(|| {
+    let kept = match api_keys::create(&state.pool, key, claim, render).await? {
+        Once::Done(kept) => kept,
+        Once::Before(before) => return answered_before(before),
+    };
+    let (key, budget) = kept.ok_or_else(|| {
         let message = format!("You have {KEYS_MAX} API keys, which is as many as you may; revoke some first.");
         ApiError::Conflict(Problem::new("too_many_keys", message))
     })?;
-    Ok((
-        StatusCode::CREATED,
-        Reply(ApiKeyBody::find(&state, kept, Some(&secret)).await?),
-    ))
+    answered(json(StatusCode::CREATED, &ApiKeyBody::of(key, Some(&secret), budget)))
+}
+
+/// What a repeated request is answered: the key itself is kept nowhere.
+fn render((key, budget): &MadeApiKey) -> Answer {
+    json(StatusCode::CREATED, &ApiKeyBody::of(key.clone(), None, *budget))
 }
 
 /// List API keys

@@ -68,7 +68,7 @@ pub async fn get_place(
     Ok(Json(PlaceBody::of(id, place.as_ref())))
 }
 
-/// A job that waits for its time, a pause or a worker has a place, but no pace leads to it.
+/// A job that waits for its time, a pause, a worker or its tenant's own jobs has a place, but no pace leads to it.
 fn eta(place: &Place) -> Option<Eta> {
     (place.reason == Some(WaitingReason::Capacity)).then(|| place.eta())?
 }

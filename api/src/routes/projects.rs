@@ -4,8 +4,11 @@
 
 use axum::Json as Reply;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
 use claimcheck_common::domain::{ProjectId, ProjectRole};
+use claimcheck_common::store::idempotency::Answer;
+use claimcheck_common::store::once::Once;
 use claimcheck_common::store::projects::{self, Archived, PROJECTS_MAX, Project};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -14,6 +17,7 @@ use crate::app::AppState;
 use crate::docs::{BadBody, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{Caller, IdPath, Json, Query};
+use crate::idempotent::{answered, answered_before, claim, json};
 use crate::validate::text::Text;
 
 const BODY_MAX: usize = 16 << 10;
@@ -91,24 +95,40 @@ pub async fn list_projects(
 ///
 /// In the caller's own organization. Its jobs, files, batches, webhooks and keys are apart from those of other projects; limits
 /// of the organization hold for all of them together.
-#[utoipa::path(post, path = "/v1/projects", tag = "Projects", request_body = ProjectName, responses(
-    (status = 201, body = ProjectBody, description = "The project"),
-    (status = 409, body = ErrorBody, description = "The organization has 100 (`too_many_projects`)"),
-    BadBody, Trouble,
-))]
+#[utoipa::path(post, path = "/v1/projects", tag = "Projects", request_body = ProjectName,
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
+    responses(
+        (status = 201, body = ProjectBody, description = "The project", headers(
+            ("idempotent-replayed" = bool, description = "Present if this answer was given before"),
+        )),
+        (status = 409, body = ErrorBody, description = "The organization has 100 (`too_many_projects`), or the first request with \
+            this key is still at work"),
+        (status = 422, body = ErrorBody, description = "The key was used with another request"),
+        BadBody, Trouble,
+    ))]
 pub async fn create_project(
     State(state): State<AppState>,
     caller: Caller,
+    headers: HeaderMap,
     body: Json<ProjectName, BODY_MAX>,
-) -> Result<(StatusCode, Reply<ProjectBody>), ApiError> {
+) -> Result<Response, ApiError> {
+    let claim = claim(&caller, &headers, "project", &body.raw)?;
     let name = body.value.name.into_string();
-    let made = projects::create(&state.pool, caller.user_id, name, caller.by()).await?;
+    let made = match projects::create(&state.pool, caller.user_id, name, caller.by(), claim, render).await? {
+        Once::Done(made) => made,
+        Once::Before(before) => return answered_before(before),
+    };
     let made = made.ok_or_else(|| {
         let message =
             format!("Your organization has {PROJECTS_MAX} projects, which is as many as it may; archive some first.");
         ApiError::Conflict(Problem::new("too_many_projects", message))
     })?;
-    Ok((StatusCode::CREATED, Reply(made.into())))
+    answered(render(&made))
+}
+
+/// The answer to a new project, and to its request whenever it is repeated.
+fn render(made: &Project) -> Answer {
+    json(StatusCode::CREATED, &ProjectBody::from(made.clone()))
 }
 
 /// Get a project

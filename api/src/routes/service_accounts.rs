@@ -3,8 +3,11 @@
 
 use axum::Json as Reply;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
 use claimcheck_common::domain::{ProjectId, Scope, ServiceAccountId};
+use claimcheck_common::store::idempotency::Answer;
+use claimcheck_common::store::once::Once;
 use claimcheck_common::store::service_accounts::{self, ACCOUNTS_MAX, NewServiceAccount, Rotation, ServiceAccount};
 use serde::Serialize;
 use time::OffsetDateTime;
@@ -18,6 +21,7 @@ use crate::docs::{BadBody, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::InProject;
 use crate::extract::{Caller, IdPath, Json, Query};
+use crate::idempotent::{answered, answered_before, claim, json, repeated};
 use crate::validate::api_key::{NewService, Rotate};
 
 const BODY_MAX: usize = 16 << 10;
@@ -89,23 +93,36 @@ impl ServiceAccountBody {
 /// Make a service account
 ///
 /// It belongs to the project and to no person. The answer holds its secret this once; with its id it gets tokens at
-/// `POST /v1/auth/token` (`grant_type=client_credentials`).
+/// `POST /v1/auth/token` (`grant_type=client_credentials`). A repetition under the same `Idempotency-Key` is answered alike, but
+/// without the secret: who lost it rotates it.
 #[utoipa::path(post, path = "/v1/projects/{id}/service_accounts", tag = "Projects", request_body = NewService,
-    params(("id" = String, Path, description = "The project's id")),
+    params(
+        ("id" = String, Path, description = "The project's id"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters"),
+    ),
     responses(
-        (status = 201, body = ServiceAccountBody, description = "The account with its secret"),
+        (status = 201, body = ServiceAccountBody, description = "The account with its secret", headers(
+            ("idempotent-replayed" = bool, description = "Present if this answer was given before"),
+        )),
         (status = 403, body = ErrorBody, description = "The caller is no admin of the project (`project_admin_only`)"),
         (status = 404, body = ErrorBody, description = "No such project, or none of yours"),
-        (status = 409, body = ErrorBody, description = "The project has 100 that are not revoked (`too_many_service_accounts`)"),
+        (status = 409, body = ErrorBody, description = "The project has 100 that are not revoked (`too_many_service_accounts`), or \
+            the first request with this key is still at work"),
+        (status = 422, body = ErrorBody, description = "The key was used with another request"),
         BadBody, Trouble,
     ))]
 pub async fn create_account(
     State(state): State<AppState>,
     caller: Caller,
     IdPath(id): IdPath<ProjectId>,
+    headers: HeaderMap,
     body: Json<NewService, BODY_MAX>,
-) -> Result<(StatusCode, Reply<ServiceAccountBody>), ApiError> {
+) -> Result<Response, ApiError> {
     let project = administered(&state, &caller, id).await?;
+    let claim = claim(&caller, &headers, &format!("service_account {id}"), &body.raw)?;
+    if let Some(answer) = repeated(&state, claim.as_ref()).await? {
+        return Ok(answer);
+    }
     let secret = Secret::draw(SecretKind::ServiceAccount);
     let nobodys = Secret::draw(SecretKind::ServiceAccount).expose().to_owned();
     let new = NewServiceAccount {
@@ -118,13 +135,22 @@ pub async fn create_account(
         password_hash: state.passwords.hash(nobodys.into()).await?,
         by: caller.by(),
     };
-    let made = service_accounts::create(&state.pool, new).await?;
+    let made = match service_accounts::create(&state.pool, new, claim, render).await? {
+        Once::Done(made) => made,
+        Once::Before(before) => return answered_before(before),
+    };
     let made = made.ok_or_else(|| {
         let message =
             format!("The project has {ACCOUNTS_MAX} service accounts, which is as many as it may; revoke some first.");
         ApiError::Conflict(Problem::new("too_many_service_accounts", message))
     })?;
-    Ok((StatusCode::CREATED, Reply(ServiceAccountBody::of(made, Some(&secret)))))
+    let body = ServiceAccountBody::of(made, Some(&secret));
+    answered(json(StatusCode::CREATED, &body))
+}
+
+/// What a repeated request is answered: the secret is kept nowhere.
+fn render(made: &ServiceAccount) -> Answer {
+    json(StatusCode::CREATED, &ServiceAccountBody::of(made.clone(), None))
 }
 
 /// List service accounts

@@ -2,8 +2,11 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
 use claimcheck_common::domain::{EndpointId, PayloadKind};
+use claimcheck_common::store::idempotency::Answer;
+use claimcheck_common::store::once::Once;
 use claimcheck_common::store::webhooks::endpoints::{
     self, ENDPOINTS_MAX, Endpoint, EndpointChange, EndpointSettings, SealedHeaders,
 };
@@ -16,6 +19,7 @@ use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::NamePath;
 use crate::extract::{self, Caller, Query};
+use crate::idempotent::{answered, answered_before, claim, json, repeated};
 use crate::validate::text::Text;
 use crate::validate::webhook::{ChangeEndpoint, Headers, NewEndpoint};
 use crate::webhooks::{draw, find, find_own, not_found, owner};
@@ -70,8 +74,9 @@ pub struct NewEndpointBody {
     /// The endpoint.
     #[serde(flatten)]
     pub endpoint: EndpointBody,
-    /// `whsec_…`: verifies `v1`.
-    pub secret: String,
+    /// `whsec_…`: verifies `v1`. Not there when the request is repeated under its `Idempotency-Key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret: Option<String>,
     /// `whpk_…`: verifies `v1a`.
     pub public_key: String,
 }
@@ -96,17 +101,28 @@ pub struct EndpointList {
 
 /// Make an endpoint
 ///
-/// The answer shows the secret that deliveries are signed with.
+/// The answer shows the secret that deliveries are signed with. A repetition under the same `Idempotency-Key` is answered alike, but
+/// without the secret: `GET /v1/webhook_endpoints/{endpoint_id}/secret` shows it.
 #[utoipa::path(post, path = "/v1/webhook_endpoints", tag = "Webhooks",
     request_body = NewEndpoint,
-    responses((status = 201, body = NewEndpointBody, description = "It gets deliveries from now on"),
-              (status = 409, body = ErrorBody, description = "There are as many as there may be (`endpoint_limit`)"),
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible ASCII characters")),
+    responses((status = 201, body = NewEndpointBody, description = "It gets deliveries from now on", headers(
+                  ("idempotent-replayed" = bool, description = "Present if this answer was given before"),
+              )),
+              (status = 409, body = ErrorBody, description = "There are as many as there may be (`endpoint_limit`), or the first \
+                  request with this key is still at work"),
+              (status = 422, body = ErrorBody, description = "The key was used with another request"),
               BadBody, NeedsToken, Trouble))]
 pub async fn create_endpoint(
     State(state): State<AppState>,
     caller: Caller,
+    headers: HeaderMap,
     body: extract::Json<NewEndpoint>,
-) -> Result<(StatusCode, Json<NewEndpointBody>), ApiError> {
+) -> Result<Response, ApiError> {
+    let claim = claim(&caller, &headers, "webhook_endpoint", &body.raw)?;
+    if let Some(answer) = repeated(&state, claim.as_ref()).await? {
+        return Ok(answer);
+    }
     let new = body.value;
     let vault = state.webhooks.vault()?;
     let target = state.webhooks.target("url", new.url.as_str())?;
@@ -120,20 +136,33 @@ pub async fn create_endpoint(
         rate_limit: new.rate_limit.map(|value| value.get() as u32),
         concurrency: new.concurrency.map_or(CONCURRENCY, |value| value.get() as u32),
     };
-    let headers = seal(vault, id, new.headers)?.unwrap_or_default();
-    let made = endpoints::create(&state.pool, owner(&caller), id, settings, headers, sealed).await?;
+    let new = endpoints::NewEndpoint {
+        id,
+        settings,
+        headers: seal(vault, id, new.headers)?.unwrap_or_default(),
+        secret: sealed,
+    };
+    let public_key = secret.public_key();
+    // What is kept for a repetition is kept in the clear.
+    let without_secret = move |endpoint: &Endpoint| shown(endpoint, None, public_key.clone());
+    let made = match endpoints::create(&state.pool, owner(&caller), new, claim, without_secret).await? {
+        Once::Done(made) => made,
+        Once::Before(before) => return answered_before(before),
+    };
     let endpoint = made.ok_or_else(|| {
         let message = format!("A project has at most {ENDPOINTS_MAX} webhook endpoints; delete one first.");
         ApiError::Conflict(Problem::new("endpoint_limit", message))
     })?;
-    Ok((
-        StatusCode::CREATED,
-        Json(NewEndpointBody {
-            endpoint: EndpointBody::from(&endpoint),
-            secret: secret.shown(),
-            public_key: secret.public_key(),
-        }),
-    ))
+    answered(shown(&endpoint, Some(secret.shown()), secret.public_key()))
+}
+
+fn shown(endpoint: &Endpoint, secret: Option<String>, public_key: String) -> Answer {
+    let body = NewEndpointBody {
+        endpoint: EndpointBody::from(endpoint),
+        secret,
+        public_key,
+    };
+    json(StatusCode::CREATED, &body)
 }
 
 /// List endpoints

@@ -12,10 +12,12 @@ use uuid::Uuid;
 use super::access::Changed;
 use super::accounts::{Account, account};
 use super::audit::By;
+use super::idempotency::{Answer, Claim};
+use super::once::{Once, make_once};
 use super::row::{column, get};
 use super::sessions::{Place, left};
 use super::{Pool, StoreError, StoreResult, budgets, transaction};
-use crate::domain::{ApiKeyId, Budget, Id, ProjectId, Scope, Scopes, TenantId, UserId};
+use crate::domain::{ApiKeyId, Budget, BudgetStanding, Id, ProjectId, Scope, Scopes, TenantId, UserId};
 use crate::validate::Problem;
 
 /// SHA-256 of a key.
@@ -124,16 +126,25 @@ pub struct Holder {
     pub left: Option<Duration>,
 }
 
-/// Keeps a new key, unless its user has [`KEYS_MAX`]: then `None`.
-pub async fn create(pool: &Pool, key: NewApiKey) -> StoreResult<Option<ApiKey>> {
-    transaction(pool, move |connection| {
+/// A key that was just made, and what is used of its budget, if it has one.
+pub type MadeApiKey = (ApiKey, Option<BudgetStanding>);
+
+/// Keeps a new key, unless its user has [`KEYS_MAX`]: then `None`. `render` makes the answer that a repeated request with the same
+/// idempotency key will be shown.
+pub async fn create(
+    pool: &Pool,
+    key: NewApiKey,
+    claim: Option<Claim>,
+    render: fn(&MadeApiKey) -> Answer,
+) -> StoreResult<Once<Option<MadeApiKey>>> {
+    make_once(pool, claim, render, move |connection| {
         let key = key.clone();
         Box::pin(async move { insert(connection, key).await })
     })
     .await
 }
 
-async fn insert(connection: &mut PgConnection, key: NewApiKey) -> StoreResult<Option<ApiKey>> {
+async fn insert(connection: &mut PgConnection, key: NewApiKey) -> StoreResult<Option<MadeApiKey>> {
     // The user's row is locked, so that two requests cannot both find room for the last one.
     sqlx::query("SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE")
         .bind(key.user_id.uuid())
@@ -160,11 +171,14 @@ async fn insert(connection: &mut PgConnection, key: NewApiKey) -> StoreResult<Op
     .await?;
     let Some(row) = row else { return Ok(None) };
     keep_secret(connection, key.id, key.sha256).await?;
+    let mut budget = None;
     if key.budget.is_some() {
-        budgets::set(&mut *connection, key.tenant_id.uuid(), key.id.uuid(), key.budget).await?;
+        let id = key.id.uuid();
+        budgets::set(&mut *connection, key.tenant_id.uuid(), id, key.budget).await?;
+        budget = budgets::find(&mut *connection, vec![id]).await?.remove(&id);
     }
     audit(connection, &key.by, "api_key.created", key.id).await?;
-    api_key(&row).map(Some)
+    Ok(Some((api_key(&row)?, budget)))
 }
 
 async fn keep_secret(connection: &mut PgConnection, id: ApiKeyId, sha256: Digest) -> StoreResult<()> {

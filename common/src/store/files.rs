@@ -9,6 +9,8 @@ use sqlx::{AssertSqlSafe, PgExecutor};
 use time::OffsetDateTime;
 
 use super::batches::unfinished;
+use super::idempotency::{Answer, Claim};
+use super::once::{Once, make_once};
 use super::row::{get as column, parse};
 use super::{Pool, StoreResult, transaction};
 use crate::domain::{FileId, FilePurpose, Id, ProjectId, TenantId};
@@ -33,6 +35,19 @@ pub struct NewFile {
     pub filename: String,
     /// It goes by itself after this time.
     pub ttl: Option<Duration>,
+}
+
+/// An upload that has come to its end.
+#[derive(Debug, Clone, Default)]
+pub struct Whole {
+    /// Its length.
+    pub bytes: u64,
+    /// Its lines that are not blank.
+    pub lines: u64,
+    /// It goes by itself after this time, if its owner said so by the way.
+    pub ttl: Option<Duration>,
+    /// What its owner calls it, if they said so by the way.
+    pub filename: Option<String>,
 }
 
 /// A file as its owner sees it.
@@ -96,27 +111,36 @@ pub async fn begin(executor: impl PgExecutor<'_>, file: &NewFile) -> StoreResult
 }
 
 /// The file is whole; what its owner said of it by the way, if anything, counts. `None`: it was given up meanwhile.
-pub async fn finish(
-    executor: impl PgExecutor<'_>,
-    id: FileId,
-    bytes: u64,
-    lines: u64,
-    ttl: Option<Duration>,
-    filename: Option<String>,
-) -> StoreResult<Option<FileView>> {
+pub async fn finish(executor: impl PgExecutor<'_>, id: FileId, whole: Whole) -> StoreResult<Option<FileView>> {
     let row = sqlx::query(
         "UPDATE files SET status = 'processed', bytes = $2, lines = $3, filename = coalesce($5, filename),
              expires_at = coalesce(created_at + $4::interval, expires_at)
          WHERE id = $1 AND status = 'uploading' RETURNING *",
     )
     .bind(id.uuid())
-    .bind(bytes.cast_signed())
-    .bind(lines.cast_signed())
-    .bind(ttl)
-    .bind(filename)
+    .bind(whole.bytes.cast_signed())
+    .bind(whole.lines.cast_signed())
+    .bind(whole.ttl)
+    .bind(whole.filename)
     .fetch_optional(executor)
     .await?;
     row.as_ref().map(view).transpose()
+}
+
+/// As [`finish`], once for each claim: what came before leaves this one unfinished, to be removed. `render` makes the answer that a
+/// repeated request with the same key will be shown.
+pub async fn finish_once(
+    pool: &Pool,
+    id: FileId,
+    whole: Whole,
+    claim: Option<Claim>,
+    render: fn(&FileView) -> Answer,
+) -> StoreResult<Once<Option<FileView>>> {
+    make_once(pool, claim, render, move |connection| {
+        let whole = whole.clone();
+        Box::pin(async move { finish(connection, id, whole).await })
+    })
+    .await
 }
 
 /// One file of a project.

@@ -76,6 +76,8 @@ pub enum WaitingReason {
     Paused,
     /// No worker that serves its model was heard of lately.
     WorkerUnhealthy,
+    /// Its tenant has as many jobs with the broker and the workers as its limit allows, over all queues.
+    RateLimit,
     /// Others are in front of it.
     Capacity,
 }
@@ -88,6 +90,7 @@ impl WaitingReason {
             Self::Backoff => "backoff",
             Self::Paused => "paused",
             Self::WorkerUnhealthy => "worker_unhealthy",
+            Self::RateLimit => "rate_limit",
             Self::Capacity => "capacity",
         }
     }
@@ -102,6 +105,7 @@ impl FromStr for WaitingReason {
             Self::Backoff,
             Self::Paused,
             Self::WorkerUnhealthy,
+            Self::RateLimit,
             Self::Capacity,
         ]
         .into_iter()
@@ -156,6 +160,18 @@ macro_rules! waiting_reason {
                   ELSE 'backoff' END
               WHEN NOT EXISTS (SELECT FROM workers w WHERE w.model = j.model AND w.ready_at IS NOT NULL AND NOT w.draining
                                    AND w.last_seen_at > now() - interval '30 seconds') THEN 'worker_unhealthy'
+              -- Counted as the relay counts, only where the tenant has a limit; what is released has its turn. The
+              -- outbox is not asked: a statement that makes a job does not see the row that it writes there.
+              WHEN (SELECT NOT EXISTS (SELECT FROM released w WHERE w.job_id = j.id) AND l.max_running <= (
+                        SELECT count(*) FROM (
+                            SELECT a.id FROM jobs a
+                            WHERE a.status IN ('in_progress', 'cancelling') AND a.tenant_id = l.tenant_id
+                            UNION ALL
+                            SELECT a.job_id FROM released a WHERE a.tenant_id = l.tenant_id
+                            LIMIT l.max_running
+                        ) counted)
+                    FROM tenant_limits l
+                    WHERE l.tenant_id = j.tenant_id AND l.max_running IS NOT NULL) THEN 'rate_limit'
               ELSE 'capacity' END AS waiting"
         )
     };

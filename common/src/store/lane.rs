@@ -1,8 +1,8 @@
 //! Connections that stay with one errand.
 //!
 //! A pool hands its connections out in turn and asks each, whenever it comes back, whether it lives. What every job passes through
-//! (shared reads, submit, relay, claim, settle) keeps a connection of its own instead: its statements are planned once and not once for
-//! each connection, and its server process finds what it needs in its caches.
+//! (shared reads, submit, relay, claim, settle, and the reads of who waits for it) keeps a connection of its own instead: its statements
+//! are planned once and not once for each connection, and its server process finds what it needs in its caches.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;

@@ -50,3 +50,19 @@ where
     })
     .await
 }
+
+/// As [`once`], for what is made, or refused with `None`: a repetition is answered with what `render` shows of it.
+pub(super) async fn make_once<T, R, W>(
+    pool: &Pool,
+    claim: Option<Claim>,
+    render: R,
+    work: W,
+) -> StoreResult<Once<Option<T>>>
+where
+    T: Send + Sync + 'static,
+    R: Fn(&T) -> Answer + Send + Sync + 'static,
+    W: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<Option<T>>> + Send + Sync + 'static,
+{
+    let answer = move |made: &Option<T>| made.as_ref().map(|made| (None, render(made)));
+    once(pool, claim, answer, work).await
+}

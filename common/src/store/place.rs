@@ -101,8 +101,11 @@ async fn ahead(connection: &mut PgConnection, id: Uuid) -> StoreResult<(u64, boo
          ), turn AS MATERIALIZED (
              SELECT own.place + coalesce((SELECT jobs FROM inside WHERE tenant_id = me.tenant_id), 0) AS turn FROM own, me
          ), tenant AS (
-             (SELECT o.tenant_id FROM outbox o, me WHERE o.model = me.model AND o.class = me.class
-              ORDER BY o.tenant_id LIMIT 1)
+             SELECT first.tenant_id FROM me CROSS JOIN LATERAL (
+                 -- Joined plainly, all that wait would be read to find the first.
+                 SELECT o.tenant_id FROM outbox o WHERE o.model = me.model AND o.class = me.class
+                 ORDER BY o.tenant_id LIMIT 1
+             ) first
              UNION ALL
              SELECT next.tenant_id FROM tenant CROSS JOIN me CROSS JOIN LATERAL (
                  SELECT o.tenant_id FROM outbox o

@@ -9,6 +9,8 @@ use time::OffsetDateTime;
 
 use super::access::Changed;
 use super::audit::{self, By, Entry};
+use super::idempotency::{Answer, Claim};
+use super::once::{Once, make_once};
 use super::row::{get, parse};
 use super::{Pool, StoreResult, transaction};
 use crate::domain::{Id, ProjectId, ProjectRole, TenantId, UserId};
@@ -70,9 +72,17 @@ pub async fn find(executor: impl PgExecutor<'_>, user: UserId, id: ProjectId) ->
     row.as_ref().map(project).transpose()
 }
 
-/// Makes a project in the organization of a user's own, unless it has [`PROJECTS_MAX`]: then `None`.
-pub async fn create(pool: &Pool, user: UserId, name: String, by: By) -> StoreResult<Option<Project>> {
-    transaction(pool, move |connection| {
+/// Makes a project in the organization of a user's own, unless it has [`PROJECTS_MAX`]: then `None`. `render` makes the answer that
+/// a repeated request with the same key will be shown.
+pub async fn create(
+    pool: &Pool,
+    user: UserId,
+    name: String,
+    by: By,
+    claim: Option<Claim>,
+    render: fn(&Project) -> Answer,
+) -> StoreResult<Once<Option<Project>>> {
+    make_once(pool, claim, render, move |connection| {
         let (name, by) = (name.clone(), by.clone());
         Box::pin(async move {
             // The organization's row is locked, so that two requests cannot both find room for the last one.

@@ -6,7 +6,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, PgExecutor};
 
 use super::pool::rehearsal;
-use super::row::{get, parse, unsigned};
+use super::row::{column, get, parse, unsigned};
 use super::settle::{Settlement, settle};
 use super::{Pool, StoreResult, transaction};
 use crate::domain::{Id, JobError, JobKey, JobStatus, QueueName};
@@ -80,6 +80,7 @@ async fn rescue(connection: &mut PgConnection) -> StoreResult<Rescued> {
             None => again.push(job.key.id.uuid()),
         }
     }
+    count_lapses(connection, &endings).await?;
     let ended = settle(connection, &endings, "service").await?.len() as u64;
     // A lapse is not the job's fault: it is available at once. Locked already, in id order.
     let done = sqlx::query(
@@ -101,6 +102,17 @@ async fn rescue(connection: &mut PgConnection) -> StoreResult<Rescued> {
         requeued: done.rows_affected(),
         ended,
     })
+}
+
+/// Before these jobs end: what is written of their ends tells of this lapse as well. Their rows are locked.
+async fn count_lapses(connection: &mut PgConnection, endings: &[Settlement]) -> StoreResult<()> {
+    if !endings.is_empty() {
+        sqlx::query("UPDATE jobs SET lapses = lapses + 1 WHERE id = ANY($1)")
+            .bind(column(endings, |ending| ending.key.id.uuid()))
+            .execute(connection)
+            .await?;
+    }
+    Ok(())
 }
 
 fn lapsed(row: &PgRow) -> StoreResult<LapsedJob> {

@@ -9,6 +9,8 @@ use time::OffsetDateTime;
 use super::access::Changed;
 use super::api_keys::{Digest, scopes};
 use super::audit::{self, By, Entry};
+use super::idempotency::{Answer, Claim};
+use super::once::{Once, make_once};
 use super::row::get;
 use super::{Pool, StoreResult, sessions, transaction};
 use crate::domain::{Id, ProjectId, Scope, Scopes, ServiceAccountId, TenantId, UserId};
@@ -65,9 +67,15 @@ impl ServiceAccount {
     }
 }
 
-/// Keeps a new one, unless its project has [`ACCOUNTS_MAX`]: then `None`.
-pub async fn create(pool: &Pool, new: NewServiceAccount) -> StoreResult<Option<ServiceAccount>> {
-    transaction(pool, move |connection| {
+/// Keeps a new one, unless its project has [`ACCOUNTS_MAX`]: then `None`. `render` makes the answer that a repeated request with
+/// the same key will be shown.
+pub async fn create(
+    pool: &Pool,
+    new: NewServiceAccount,
+    claim: Option<Claim>,
+    render: fn(&ServiceAccount) -> Answer,
+) -> StoreResult<Once<Option<ServiceAccount>>> {
+    make_once(pool, claim, render, move |connection| {
         let new = new.clone();
         Box::pin(async move { insert(connection, new).await })
     })

@@ -3,6 +3,8 @@
 //! A gate in the database holds the window open ([`Gate`]): the process is killed while it stands there, so that each test
 //! meets its window every time. What had been asked to commit then commits, what had not is undone.
 
+mod maintenance;
+
 use claimcheck_common::domain::{Class, JobId, QueueName};
 use claimcheck_tests::{Gate, Installation, Moment, Process, TINY, World, eventually, in_world, promises};
 use lapin::options::QueueDeclareOptions;
@@ -55,20 +57,26 @@ async fn completes_once(world: &World, attempts: i64) {
     assert_eq!(promises::broken(&world.pool).await, [""; 0]);
 }
 
+/// The broker's name of the queue.
+fn queue(world: &World) -> String {
+    world.broker().queue(&QueueName {
+        model: TINY.to_owned(),
+        class: Class::Interactive,
+    })
+}
+
 /// Messages that are ready in the queue.
 async fn messages(world: &World) -> u32 {
     let broker = world.broker();
-    let name = broker.queue(&QueueName {
-        model: TINY.to_owned(),
-        class: Class::Interactive,
-    });
     let channel = broker.connect("test").await.unwrap().create_channel().await.unwrap();
     let look = QueueDeclareOptions {
         passive: true,
         ..QueueDeclareOptions::default()
     };
-    let queue = channel.queue_declare(name.into(), look, FieldTable::default()).await;
-    queue.unwrap().message_count()
+    let declared = channel
+        .queue_declare(queue(world).into(), look, FieldTable::default())
+        .await;
+    declared.unwrap().message_count()
 }
 
 async fn until_messages(world: &World, wanted: u32) {

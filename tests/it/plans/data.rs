@@ -29,6 +29,11 @@ pub(super) fn job_id(n: u64) -> JobId {
     JobId::from_uuid(Uuid::from_u128((0x7000_8000 << 48) | u128::from(n)))
 }
 
+/// The first of the jobs that wait in the outbox.
+pub(super) const fn first_waiting(jobs: u64) -> u64 {
+    jobs - CLAIMED - RELEASED + 1 - jobs / 10
+}
+
 /// When the planner last looked at the jobs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Looked {
@@ -37,8 +42,8 @@ pub(super) enum Looked {
     Before,
 }
 
-/// Two tenants with half of the jobs each. A tenth of all waits in the outbox, the rest is history. Answers the project
-/// that has the even jobs.
+/// Two tenants with half of the jobs each. A tenth of all waits in the outbox, the rest is history: ten ended each
+/// second, up to now. Answers the project that has the even jobs.
 pub(super) async fn fill(world: &World, jobs: u64, looked: Looked) -> ProjectId {
     let (ours, theirs) = (account(&world.pool, "ours").await, account(&world.pool, "theirs").await);
     one_that_ended(&world.pool, &ours).await;
@@ -91,7 +96,7 @@ const WITH_INDEXES: &str = "DO $$ DECLARE statement text; BEGIN
 fn statements(jobs: u64, ours: &Account, theirs: &Account) -> String {
     let claimed_from = jobs - CLAIMED + 1;
     let released_from = claimed_from - RELEASED;
-    let waiting_from = released_from - jobs / 10;
+    let waiting_from = first_waiting(jobs);
     format!(
         "CREATE TEMP TABLE sample AS SELECT j.*, i.prompt, i.parameters, i.metadata, o.choices
              FROM jobs j JOIN job_inputs i ON i.job_id = j.id JOIN job_outputs o ON o.job_id = j.id;
@@ -112,7 +117,7 @@ fn statements(jobs: u64, ours: &Account, theirs: &Account) -> String {
                  CASE m.status WHEN 'in_progress' THEN now() + interval '1 hour' END, m.created_at,
                  s.prompt_tokens, s.completion_tokens, m.created_at,
                  CASE WHEN m.status <> 'queued' THEN m.created_at END,
-                 CASE WHEN n < {waiting_from} THEN m.created_at END
+                 CASE WHEN n < {waiting_from} THEN now() - ({waiting_from} - n) * interval '100 milliseconds' END
              FROM made m CROSS JOIN sample s ORDER BY n;
          INSERT INTO released (job_id, model, class, tenant_id)
              SELECT id, model, class, tenant_id FROM jobs WHERE id IN (SELECT id FROM made

@@ -464,10 +464,10 @@ impl Model {
         let now = self.now;
         let (mut requeued, mut ended) = (0, 0);
         for job in self.jobs.iter_mut().filter(|job| job.runs() && job.leased_until <= now) {
+            job.lapses += 1;
             if job.status == JobStatus::Cancelling {
                 job.end(JobStatus::Cancelled, None, None, now);
             } else if job.attempt < job.max_attempts {
-                job.lapses += 1;
                 job.wait_again(now);
                 requeued += 1;
                 continue;

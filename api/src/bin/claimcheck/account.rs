@@ -86,24 +86,29 @@ pub(crate) async fn keys(command: Keys, client: &Client, output: Output) -> Resu
         }
         Keys::Create { name, scopes } => {
             let body = json!({"name": name, "scopes": scopes});
-            let key: Value = client
+            let mut key: Value = client
                 .create("/v1/api_keys", &uuid::Uuid::now_v7().to_string(), &body)
                 .await?;
+            // The first answer was lost, and the key itself with it.
+            if key["key"].is_null() {
+                key = rotated(client, &cell(&key["id"])).await?;
+            }
             show_secret(&key, output)?;
         }
-        Keys::Rotate { id } => {
-            let path = format!("/v1/api_keys/{id}/rotate");
-            let key: Value = client
-                .create(&path, &uuid::Uuid::now_v7().to_string(), &json!({}))
-                .await?;
-            show_secret(&key, output)?;
-        }
+        Keys::Rotate { id } => show_secret(&rotated(client, &id).await?, output)?,
         Keys::Revoke { id } => {
             let key: Value = client.delete(&format!("/v1/api_keys/{id}")).await?;
             output.print(&key, |_| format!("{id} is revoked."))?;
         }
     }
     Ok(Outcome::Done)
+}
+
+async fn rotated(client: &Client, id: &str) -> Result<Value, Failure> {
+    let path = format!("/v1/api_keys/{id}/rotate");
+    client
+        .create(&path, &uuid::Uuid::now_v7().to_string(), &json!({}))
+        .await
 }
 
 fn key_row(key: &Value) -> Vec<String> {

@@ -111,13 +111,17 @@ impl Client {
         .await
     }
 
-    /// A request that `build` completes, repeated as a whole.
+    /// A request that `build` completes, repeated as a whole under a key of its own.
     pub(crate) async fn upload<T: DeserializeOwned>(
         &self,
         path: &str,
         build: impl Fn(RequestBuilder) -> RequestBuilder,
     ) -> Result<T, Failure> {
-        let request = || build(self.http.post(format!("{}{path}", self.url)).bearer_auth(self.secret()));
+        let key = uuid::Uuid::now_v7().to_string();
+        let request = || {
+            let request = self.http.post(format!("{}{path}", self.url)).bearer_auth(self.secret());
+            build(request.header("idempotency-key", key.as_str()))
+        };
         read(self.send(request).await?).await
     }
 

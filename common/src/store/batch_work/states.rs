@@ -138,7 +138,12 @@ pub async fn finish(
                 return Ok(Progress::Lost);
             }
             for file in [output, errors].into_iter().flatten() {
-                files::finish(&mut *connection, file.id, file.bytes, file.lines.into(), None, None).await?;
+                let whole = files::Whole {
+                    bytes: file.bytes,
+                    lines: file.lines.into(),
+                    ..files::Whole::default()
+                };
+                files::finish(&mut *connection, file.id, whole).await?;
             }
             tell(connection, id, status).await?;
             Ok(Progress::Done(()))

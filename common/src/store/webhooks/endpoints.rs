@@ -9,6 +9,8 @@ use uuid::Uuid;
 
 use crate::domain::{EndpointId, EventId, EventType, Id, JobId, PayloadKind, ProjectId, TenantId};
 use crate::store::audit::{self, By, Entry};
+use crate::store::idempotency::{Answer, Claim};
+use crate::store::once::{Once, make_once};
 use crate::store::row::{get, parse, unsigned};
 use crate::store::{Pool, StoreResult, transaction};
 
@@ -41,6 +43,19 @@ pub struct EndpointSettings {
     pub rate_limit: Option<u32>,
     /// Most deliveries at the same time.
     pub concurrency: u32,
+}
+
+/// An endpoint to be made.
+#[derive(Debug, Clone)]
+pub struct NewEndpoint {
+    /// Drawn by the caller.
+    pub id: EndpointId,
+    /// What the caller set.
+    pub settings: EndpointSettings,
+    /// Sent with every delivery.
+    pub headers: SealedHeaders,
+    /// What it signs with, sealed.
+    pub secret: Vec<u8>,
 }
 
 /// A change of some settings; `None` leaves them.
@@ -121,18 +136,24 @@ pub struct JobWebhook {
     pub payload: PayloadKind,
 }
 
-/// Makes an endpoint. `None` if the project has as many as it may.
+/// Makes an endpoint. `None` if the project has as many as it may. `render` makes the answer that a repeated request with the same
+/// key will be shown.
 pub async fn create(
     pool: &Pool,
     owner: Owner,
-    id: EndpointId,
-    settings: EndpointSettings,
-    headers: SealedHeaders,
-    secret: Vec<u8>,
-) -> StoreResult<Option<Endpoint>> {
-    transaction(pool, move |connection| {
-        let (owner, settings, headers, secret) = (owner.clone(), settings.clone(), headers.clone(), secret.clone());
+    new: NewEndpoint,
+    claim: Option<Claim>,
+    render: impl Fn(&Endpoint) -> Answer + Send + Sync + 'static,
+) -> StoreResult<Once<Option<Endpoint>>> {
+    make_once(pool, claim, render, move |connection| {
+        let (owner, new) = (owner.clone(), new.clone());
         Box::pin(async move {
+            let NewEndpoint {
+                id,
+                settings,
+                headers,
+                secret,
+            } = new;
             // Two that are made at the same time must not both be the last one.
             sqlx::query("SELECT FROM projects WHERE id = $1 FOR NO KEY UPDATE")
                 .bind(owner.project.uuid())
