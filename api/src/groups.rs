@@ -106,11 +106,12 @@ mod tests {
         let (door, mut arrivals) = mpsc::channel(64);
         let mut pace = Pace::default();
         pace.turned(Instant::now() + Duration::from_hours(1), 2);
-        for (waiting, served) in [(ENOUGH - 1, None), (ENOUGH, Some(ENOUGH)), (ENOUGH + 9, Some(40))] {
+        let most = ENOUGH + 8;
+        for (waiting, served) in [(ENOUGH - 1, None), (ENOUGH, Some(ENOUGH)), (most + 1, Some(most))] {
             for _ in 0..waiting {
                 door.try_send(()).unwrap();
             }
-            let group = next(&mut arrivals, &pace, 40).now_or_never().flatten();
+            let group = next(&mut arrivals, &pace, most).now_or_never().flatten();
             assert_eq!(group.map(|group| group.len()), served);
         }
     }
