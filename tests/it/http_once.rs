@@ -10,6 +10,8 @@ use crate::http_face::{Session, answer, code, with_api};
 use crate::store::count;
 
 const TEXT: &str = "{\"a\": 1}\n";
+const KEPT_A_DAY: &str = "SELECT count(*) FROM idempotency_keys
+    WHERE expires_at > now() + interval '23 hours 59 minutes' AND expires_at <= now() + interval '24 hours'";
 
 /// A route that makes something.
 struct Route {
@@ -96,6 +98,7 @@ async fn what_is_made_under_a_key_is_made_once_and_its_secret_is_shown_once_and_
             assert_eq!(again.json::<Value>().await.unwrap(), first, "{path}");
 
             is_reused(with_key(&ada, path, path, &(route.body)("another")), path).await;
+            assert_eq!(count(&world.pool, KEPT_A_DAY).await, place as i64 + 1, "{path}");
             let next = &routes[(place + 1) % routes.len()];
             is_reused(with_key(&ada, &next.path, path, &(next.body)("once")), &next.path).await;
             assert_eq!(count(&world.pool, route.made).await, 1, "{path}");
