@@ -68,18 +68,25 @@ pub async fn repeated(state: &AppState, claim: Option<&Claim>) -> Result<Option<
     }
 }
 
-/// An answer that has a body and no headers of its own.
-pub fn json(status: StatusCode, body: &impl Serialize) -> Answer {
+/// An answer with a body of JSON, and with these headers beside its type.
+pub fn json_answer<const N: usize>(
+    status: StatusCode,
+    headers: [(HeaderName, String); N],
+    body: &impl Serialize,
+) -> Answer {
+    let media = (header::CONTENT_TYPE, "application/json".to_owned());
+    let headers = headers.into_iter().chain([media]);
     Answer {
         status: status.as_u16(),
-        headers: [(header::CONTENT_TYPE.as_str().to_owned(), "application/json".to_owned())].into(),
+        headers: headers.map(|(name, value)| (name.as_str().to_owned(), value)).collect(),
+        // Every field has a JSON form; an empty body would be refused by the database and by `answered`.
         body: serde_json::to_string(body).unwrap_or_default(),
     }
 }
 
 /// The answer to one chunk of a change to many jobs.
 pub fn render_chunk(chunk: &Chunk) -> Answer {
-    json(StatusCode::OK, &BulkBody::from(*chunk))
+    json_answer(StatusCode::OK, [], &BulkBody::from(*chunk))
 }
 
 /// Answers for one chunk that was done now or before.

@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 
 use crate::error::{ApiError, Problem};
 use crate::extract::Caller;
-use crate::idempotent::{bound_to, json};
+use crate::idempotent::{bound_to, json_answer};
 use crate::validate::jsonl::Jsonl;
 use crate::view::FileBody;
 
@@ -221,7 +221,7 @@ impl Received {
 
 /// The answer to a file that was uploaded, and to its request whenever it is repeated.
 pub fn render(file: &FileView) -> Answer {
-    json(StatusCode::OK, &FileBody::from(file))
+    json_answer(StatusCode::OK, [], &FileBody::from(file))
 }
 
 fn swept() -> ApiError {

@@ -15,7 +15,7 @@ SMALL = 1000
 # Connections tell of the pages that they looked at within a second.
 PAGES_TOLD = 2
 
-Measure = Callable[[Installation, str, asyncpg.Connection, argparse.Namespace], Awaitable[dict]]
+Load = Callable[[Installation, str, asyncpg.Connection, argparse.Namespace], Awaitable[dict]]
 
 
 class Grown:
@@ -40,9 +40,9 @@ class Grown:
         for table in tables:
             await self.db.execute(f"ALTER TABLE {table['name']} SET (autovacuum_enabled = off)")
 
-    async def round(self, measure: Measure, wanted: argparse.Namespace) -> dict:
+    async def round(self, load: Load, wanted: argparse.Namespace) -> dict:
         """One load, and the vacuum of what it left."""
-        result = await measure(self.ours, self.token, self.db, wanted)
+        result = await load(self.ours, self.token, self.db, wanted)
         before = await pages(self.db)
         await self.db.execute("VACUUM", timeout=600)
         result["vacuum_pages"] = await pages(self.db) - before
@@ -51,7 +51,7 @@ class Grown:
 
 
 async def measure(
-    install: Callable[[Path, str], Installation], folder: Path, measure: Measure, wanted: argparse.Namespace, rows: int,
+    install: Callable[[Path, str], Installation], folder: Path, load: Load, wanted: argparse.Namespace, rows: int,
 ) -> dict[int, list[dict]]:
     """The results of the rounds by how many rows there were: `SMALL`, and `rows`."""
     grown = [Grown(install, folder, number) for number in (SMALL, rows)]
@@ -59,16 +59,15 @@ async def measure(
     async with AsyncExitStack() as stack:
         for one in grown:
             await one.ready(stack)
-            await one.round(measure, argparse.Namespace(**vars(wanted) | {"seconds": 3}))
+            await one.round(load, argparse.Namespace(**vars(wanted) | {"seconds": 3}))
         for number in range(wanted.rounds):
             for one in grown if number % 2 == 0 else reversed(grown):
-                found[one.rows].append(await one.round(measure, wanted))
+                found[one.rows].append(await one.round(load, wanted))
     return found
 
 
 async def fill(db: asyncpg.Connection, rows: int) -> None:
-    """Jobs that ended, as many as are missing: like those that the bench makes, spread over the past month."""
-    there = await db.fetchval("SELECT count(*) FROM jobs")
+    """So many jobs that ended: like those that the bench makes, spread over the past month."""
     await db.execute(
         """INSERT INTO jobs (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
                              completion_tokens, attempt, fence, created_at, started_at, finished_at)
@@ -78,11 +77,11 @@ async def fill(db: asyncpg.Connection, rows: int) -> None:
            FROM users u, generate_series(1, $1::int) n,
                LATERAL (SELECT now() - interval '30 days' * random() - interval '1 hour' AS t) at
            WHERE u.username = 'bench'""",
-        rows - there, timeout=1800,
+        rows, timeout=1800,
     )
     for statement in (
-        "INSERT INTO job_inputs (job_id, prompt, parameters) SELECT id, '\"hi\"', '{}' FROM jobs ON CONFLICT DO NOTHING",
-        "INSERT INTO job_outputs (job_id, choices) SELECT id, '[]' FROM jobs ON CONFLICT DO NOTHING",
+        "INSERT INTO job_inputs (job_id, prompt, parameters) SELECT id, '\"hi\"', '{}' FROM jobs",
+        "INSERT INTO job_outputs (job_id, choices) SELECT id, '[]' FROM jobs",
         "VACUUM ANALYZE",
     ):
         await db.execute(statement, timeout=1800)

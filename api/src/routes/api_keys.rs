@@ -19,7 +19,7 @@ use crate::auth::{Secret, SecretKind};
 use crate::docs::{BadBody, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{Caller, IdPath, Json, Query};
-use crate::idempotent::{answered, answered_before, claim, json, repeated};
+use crate::idempotent::{answered, answered_before, claim, json_answer, repeated};
 use crate::validate::api_key::{NewKey, Rotate};
 use crate::validate::budget::BudgetIn;
 use crate::view::BudgetBody;
@@ -175,12 +175,16 @@ pub async fn create_key(
         let message = format!("You have {KEYS_MAX} API keys, which is as many as you may; revoke some first.");
         ApiError::Conflict(Problem::new("too_many_keys", message))
     })?;
-    answered(json(StatusCode::CREATED, &ApiKeyBody::of(key, Some(&secret), budget)))
+    answered(json_answer(
+        StatusCode::CREATED,
+        [],
+        &ApiKeyBody::of(key, Some(&secret), budget),
+    ))
 }
 
 /// What a repeated request is answered: the key itself is kept nowhere.
 fn render((key, budget): &MadeApiKey) -> Answer {
-    json(StatusCode::CREATED, &ApiKeyBody::of(key.clone(), None, *budget))
+    json_answer(StatusCode::CREATED, [], &ApiKeyBody::of(key.clone(), None, *budget))
 }
 
 /// List API keys

@@ -10,17 +10,15 @@ use claimcheck_common::batch::{ENDPOINT, LINES_MAX};
 use claimcheck_common::domain::{BatchId, CompletionWindow, FileId};
 use claimcheck_common::store::batches::{self, Asked, BatchView, Created, NewBatch, Source};
 use claimcheck_common::store::files;
-use claimcheck_common::store::idempotency::{self, Answer, Claim, ClaimedBy};
+use claimcheck_common::store::idempotency::{Answer, Claim, ClaimedBy};
 use claimcheck_common::store::once::Once;
-use claimcheck_common::store::submit::Submitted;
-use sha2::{Digest, Sha256};
 
 use crate::app::AppState;
 use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::{BatchIdPath, batch_not_found};
 use crate::extract::{Caller, Query, RawJson};
-use crate::idempotent::{KEEP_KEY, answered, answered_before, replayed};
+use crate::idempotent::{KEEP_KEY, answered, answered_before, bound_to, json_answer, repeated, replayed};
 use crate::validate::batch::{self as validate, CreateBatch, ValidBatch, ValidLines, unknown_file};
 use crate::validate::idempotency::claimed_by;
 use crate::view::{BatchBody, BatchDryRunBody, FeasibilityBody};
@@ -49,10 +47,8 @@ pub async fn create_batch(
     RawJson(raw): RawJson,
 ) -> Result<Response, ApiError> {
     let request = Known::of(&caller, &headers, "batch", &raw)?;
-    if let Some(claim) = &request.claim
-        && let Some(Submitted::Before(before)) = idempotency::earlier(&state.pool, claim).await?
-    {
-        return answered_before(before);
+    if let Some(answer) = repeated(&state, request.claim.as_ref()).await? {
+        return Ok(answer);
     }
     let valid = validate::read(&raw)?;
     if valid.dry_run {
@@ -150,8 +146,7 @@ struct Known {
 
 impl Known {
     fn of(caller: &Caller, headers: &HeaderMap, what: &str, raw: &Bytes) -> Result<Self, ApiError> {
-        let sha256 = Sha256::new().chain_update(what).chain_update([0]).chain_update(raw);
-        let sha256: [u8; 32] = sha256.finalize().into();
+        let sha256 = bound_to(what, raw);
         let by = claimed_by(headers, KEEP_KEY)?;
         let sdk_retry = match &by {
             Some(ClaimedBy::SdkRetry(retry)) => Some(*retry),
@@ -224,13 +219,6 @@ fn answer(created: Once<Created>) -> Result<Response, ApiError> {
 
 /// The answer to an accepted batch, and to its request whenever it is repeated.
 fn render(view: &BatchView) -> Answer {
-    let headers = [
-        (header::CONTENT_TYPE, "application/json".to_owned()),
-        (header::LOCATION, format!("/v1/batches/{}", view.id)),
-    ];
-    Answer {
-        status: StatusCode::OK.as_u16(),
-        headers: headers.map(|(name, value)| (name.as_str().to_owned(), value)).into(),
-        body: serde_json::to_string(&BatchBody::from(view)).unwrap_or_default(),
-    }
+    let place = (header::LOCATION, format!("/v1/batches/{}", view.id));
+    json_answer(StatusCode::OK, [place], &BatchBody::from(view))
 }

@@ -17,7 +17,7 @@ use crate::app::AppState;
 use crate::docs::{BadBody, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::{Caller, IdPath, Json, Query};
-use crate::idempotent::{answered, answered_before, claim, json};
+use crate::idempotent::{answered, answered_before, claim, json_answer};
 use crate::validate::text::Text;
 
 const BODY_MAX: usize = 16 << 10;
@@ -128,7 +128,7 @@ pub async fn create_project(
 
 /// The answer to a new project, and to its request whenever it is repeated.
 fn render(made: &Project) -> Answer {
-    json(StatusCode::CREATED, &ProjectBody::from(made.clone()))
+    json_answer(StatusCode::CREATED, [], &ProjectBody::from(made.clone()))
 }
 
 /// Get a project

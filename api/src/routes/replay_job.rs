@@ -24,7 +24,7 @@ use crate::docs::{NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::path::job_not_found;
 use crate::extract::{Caller, JobIdPath, Metered, Query};
-use crate::idempotent::{answered, answered_before, asker};
+use crate::idempotent::{answered, answered_before, asker, json_answer};
 use crate::validate::number::from_text;
 use crate::view::StatusSchema;
 use crate::waiting::until;
@@ -161,7 +161,6 @@ async fn ended(state: &AppState, caller: &Caller, id: JobId, wait: Duration) -> 
 fn render(view: &JobView) -> Answer {
     let id = view.key.id.to_string();
     let headers = [
-        (header::CONTENT_TYPE, "application/json".to_owned()),
         (header::LOCATION, format!("/v1/jobs/{id}/replay")),
         (header::RETRY_AFTER, LOOK_AFTER.to_owned()),
     ];
@@ -176,11 +175,7 @@ fn render(view: &JobView) -> Answer {
         same_dtype: None,
         same_build: None,
     };
-    Answer {
-        status: StatusCode::ACCEPTED.as_u16(),
-        headers: headers.map(|(name, value)| (name.as_str().to_owned(), value)).into(),
-        body: serde_json::to_string(&body).unwrap_or_default(),
-    }
+    json_answer(StatusCode::ACCEPTED, headers, &body)
 }
 
 impl From<&Replay> for ReplayBody {

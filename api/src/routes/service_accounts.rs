@@ -21,7 +21,7 @@ use crate::docs::{BadBody, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::InProject;
 use crate::extract::{Caller, IdPath, Json, Query};
-use crate::idempotent::{answered, answered_before, claim, json, repeated};
+use crate::idempotent::{answered, answered_before, claim, json_answer, repeated};
 use crate::validate::api_key::{NewService, Rotate};
 
 const BODY_MAX: usize = 16 << 10;
@@ -145,12 +145,12 @@ pub async fn create_account(
         ApiError::Conflict(Problem::new("too_many_service_accounts", message))
     })?;
     let body = ServiceAccountBody::of(made, Some(&secret));
-    answered(json(StatusCode::CREATED, &body))
+    answered(json_answer(StatusCode::CREATED, [], &body))
 }
 
 /// What a repeated request is answered: the secret is kept nowhere.
 fn render(made: &ServiceAccount) -> Answer {
-    json(StatusCode::CREATED, &ServiceAccountBody::of(made.clone(), None))
+    json_answer(StatusCode::CREATED, [], &ServiceAccountBody::of(made.clone(), None))
 }
 
 /// List service accounts

@@ -18,7 +18,7 @@ use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::dry_run::{self, DryRunBody};
 use crate::error::{ApiError, ErrorBody};
 use crate::extract::{Caller, Metered, RawJson, json, trace};
-use crate::idempotent::{KEEP_KEY, answered, answered_before, replayed};
+use crate::idempotent::{KEEP_KEY, answered, answered_before, json_answer, replayed};
 use crate::prefer;
 use crate::refusal::refused;
 use crate::screen;
@@ -169,16 +169,9 @@ fn new_job(
 
 /// The answer to an accepted job, and to its request whenever it is repeated.
 pub fn render(view: &JobView) -> Answer {
-    let place = format!("/v1/jobs/{}", view.key.id);
     let headers = [
-        (header::CONTENT_TYPE, "application/json".to_owned()),
-        (header::LOCATION, place),
+        (header::LOCATION, format!("/v1/jobs/{}", view.key.id)),
         (header::RETRY_AFTER, LOOK_AFTER.to_owned()),
     ];
-    Answer {
-        status: StatusCode::ACCEPTED.as_u16(),
-        headers: headers.map(|(name, value)| (name.as_str().to_owned(), value)).into(),
-        // Every field has a JSON form; an empty body would be refused by the database and by `answered`.
-        body: serde_json::to_string(&JobBody::from(view)).unwrap_or_default(),
-    }
+    json_answer(StatusCode::ACCEPTED, headers, &JobBody::from(view))
 }

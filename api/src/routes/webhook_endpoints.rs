@@ -19,7 +19,7 @@ use crate::docs::{BadBody, NeedsToken, Trouble};
 use crate::error::{ApiError, ErrorBody, Problem};
 use crate::extract::path::NamePath;
 use crate::extract::{self, Caller, Query};
-use crate::idempotent::{answered, answered_before, claim, json, repeated};
+use crate::idempotent::{answered, answered_before, claim, json_answer, repeated};
 use crate::validate::text::Text;
 use crate::validate::webhook::{ChangeEndpoint, Headers, NewEndpoint};
 use crate::webhooks::{draw, find, find_own, not_found, owner};
@@ -162,7 +162,7 @@ fn shown(endpoint: &Endpoint, secret: Option<String>, public_key: String) -> Ans
         secret,
         public_key,
     };
-    json(StatusCode::CREATED, &body)
+    json_answer(StatusCode::CREATED, [], &body)
 }
 
 /// List endpoints
