@@ -8,11 +8,11 @@ use claimcheck_common::domain::Role;
 use claimcheck_common::store::signing_keys;
 use claimcheck_common::{shutdown, store, telemetry};
 use clap::{Parser, Subcommand};
-use mimalloc::MiMalloc;
+use tikv_jemallocator::Jemalloc;
 
 /// A request makes and drops some hundreds of small values, on whichever thread comes first.
 #[global_allocator]
-static ALLOCATOR: MiMalloc = MiMalloc;
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// The HTTP face of Claimcheck and its relay. Configured by the environment and a `.env` file.
 #[derive(Parser)]
