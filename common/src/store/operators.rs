@@ -44,16 +44,18 @@ pub struct Pause {
 
 /// Whether something of a job is paused, as SQL of its model, class and tenant, which are parameters or qualified columns. The function
 /// of that name is for the release before: it is planned anew in each statement that calls it, for longer than most of them run.
+///
+/// Whether anything is paused at all is looked up once a statement, and mostly nothing is.
 macro_rules! is_paused {
     ($model:literal, $class:literal, $tenant:literal) => {
         concat!(
-            "EXISTS (SELECT FROM pauses p WHERE p.scope = 'class' AND p.value = ",
+            "(EXISTS (SELECT FROM pauses) AND EXISTS (SELECT FROM pauses p WHERE p.scope = 'class' AND p.value = ",
             $class,
             " OR p.scope = 'model' AND p.value = ",
             $model,
             " OR p.scope = 'tenant' AND p.value = ",
             $tenant,
-            "::text)"
+            "::text))"
         )
     };
 }

@@ -274,7 +274,7 @@ async fn end(connection: &mut PgConnection, endings: &[&Settlement], by: &By) ->
              SELECT id, tenant_id, project_id, user_id, api_key_id, model, model_revision, class, status,
                  CASE WHEN choices IS NULL THEN 0 ELSE prompt_tokens END, completion_tokens, attempt, lapses,
                  created_at, finished_at,
-                 greatest(0, extract(epoch FROM now() - available_at) - coalesce(began_ago, 0)),
+                 greatest(0, date_part('epoch', now() - available_at) - coalesce(began_ago, 0)),
                  prefill, decode, device, padding, weights_sha256, dtype, build
              FROM settled
          ), ",
