@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use claimcheck_common::catalog::{self, Tokenizers, TokenizersError, Unfound};
-use claimcheck_common::domain::Prompt;
+use claimcheck_common::domain::{Encoded, Prompt};
 use claimcheck_common::store::Pool;
 use claimcheck_common::store::models::{Alias, ServedModel};
 use claimcheck_common::tokenizer::Tokenizer;
@@ -91,18 +91,18 @@ impl Catalog {
         kept.map(|kept| kept.all.clone())
     }
 
-    /// The prompt's length in the model's tokens.
-    pub async fn count_tokens(&self, model: &ServedModel, prompt: &Prompt) -> Result<u32, ApiError> {
+    /// The prompt's length in the model's tokens, and the tokens of a text.
+    pub async fn encode(&self, model: &ServedModel, prompt: &Prompt) -> Result<(u32, Option<Encoded>), ApiError> {
         let tokenizer = match prompt {
-            Prompt::Tokens(ids) => return Ok(ids.len() as u32),
+            Prompt::Tokens(ids) => return Ok((ids.len() as u32, None)),
             Prompt::Text(_) => self.tokenizer(model).await?,
         };
         if matches!(prompt, Prompt::Text(text) if text.len() <= SHORT_PROMPT_BYTES) {
-            return catalog::count(&tokenizer, prompt).map_err(ApiError::internal);
+            return catalog::encode(&tokenizer, prompt).map_err(ApiError::internal);
         }
         let prompt = prompt.clone();
-        let counting = tokio::task::spawn_blocking(move || catalog::count(&tokenizer, &prompt));
-        counting.await.map_err(ApiError::internal)?.map_err(ApiError::internal)
+        let encoding = tokio::task::spawn_blocking(move || catalog::encode(&tokenizer, &prompt));
+        encoding.await.map_err(ApiError::internal)?.map_err(ApiError::internal)
     }
 
     /// The model's own tokenizer.

@@ -1,4 +1,4 @@
-//! Which models can be asked for, and the tokenizers that count their prompts: by the same rules for a request and for a
+//! Which models can be asked for, and the tokenizers that read their prompts: by the same rules for a request and for a
 //! batch's line.
 //!
 //! Models are registered by workers; everybody else knows them from the store alone. Tokenizers are kept by their digest, so
@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::domain::Prompt;
+use crate::domain::{Encoded, Prompt};
 use crate::store::models::{self, Alias, ServedModel};
 use crate::store::{Pool, StoreError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -69,11 +69,14 @@ fn only(aliases: &[Alias]) -> Result<&Alias, Unfound> {
     }
 }
 
-/// The prompt's length in the model's tokens.
-pub fn count(tokenizer: &Tokenizer, prompt: &Prompt) -> Result<u32, TokenizerError> {
+/// The prompt's length in the model's tokens, and the tokens of a text.
+pub fn encode(tokenizer: &Tokenizer, prompt: &Prompt) -> Result<(u32, Option<Encoded>), TokenizerError> {
     match prompt {
-        Prompt::Tokens(ids) => Ok(ids.len() as u32),
-        Prompt::Text(text) => Ok(tokenizer.encode(text)?.len() as u32),
+        Prompt::Tokens(ids) => Ok((ids.len() as u32, None)),
+        Prompt::Text(text) => {
+            let encoded = tokenizer.encode_marked(text)?;
+            Ok((encoded.tokens.len() as u32, Some(encoded)))
+        }
     }
 }
 

@@ -1,9 +1,13 @@
 //! Text to token ids, by a model's own `tokenizer.json`.
 //!
-//! In `common`, because the API counts a prompt by the same code that the worker encodes it with: a prompt that was
-//! accepted fits. Adds no special tokens of its own, as GPT-2 has none in front of a text.
+//! In `common`, because a prompt is encoded where it is accepted, and once more by a worker that has another tokenizer by then: a
+//! prompt that was accepted fits. Adds no special tokens of its own, as GPT-2 has none in front of a text.
 
 use std::fmt::Write;
+
+use sha2::{Digest, Sha256};
+
+use crate::domain::{Encoded, TokenizerMark};
 
 /// A file or a text that the tokenizer does not take.
 #[derive(Debug, thiserror::Error)]
@@ -14,6 +18,7 @@ pub struct TokenizerError(String);
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    mark: TokenizerMark,
     /// The raw bytes of each token; none for special ones.
     bytes: Vec<Box<[u8]>>,
     end_tokens: Vec<u32>,
@@ -35,8 +40,10 @@ impl Tokenizer {
             .map_or(0, |greatest| greatest + 1);
         let bytes = (0..vocabulary).map(|id| token_bytes(&inner, id)).collect();
         let end_tokens = inner.token_to_id(END_OF_TEXT).into_iter().collect();
+        let digest = Sha256::digest(json);
         Ok(Self {
             inner,
+            mark: std::array::from_fn(|place| digest[place]),
             bytes,
             end_tokens,
         })
@@ -87,6 +94,17 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         let encoding = self.inner.encode_fast(text, false).map_err(failed)?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text's token ids, with whose they are.
+    pub fn encode_marked(&self, text: &str) -> Result<Encoded, TokenizerError> {
+        let (tokenizer, tokens) = (self.mark, self.encode(text)?);
+        Ok(Encoded { tokenizer, tokens })
+    }
+
+    /// The token ids, if it was this tokenizer that read the text.
+    pub fn own(&self, encoded: Encoded) -> Option<Vec<u32>> {
+        (encoded.tokenizer == self.mark).then_some(encoded.tokens)
     }
 
     /// The text that token ids stand for, special tokens left out. Bytes that are not UTF-8 become U+FFFD.
@@ -146,6 +164,15 @@ mod tests {
         let ids = tokenizer.encode("ab ba").unwrap();
         assert_eq!(ids, [3, 2, 1, 0]);
         assert_eq!(tokenizer.decode(&ids).unwrap(), "ab ba");
+    }
+
+    #[test]
+    fn tokens_are_taken_back_by_the_tokenizer_that_made_them_and_by_no_other() {
+        let tokenizer = Tokenizer::from_bytes(SMALL.as_bytes()).unwrap();
+        let other = Tokenizer::from_bytes(SMALL.replace(r#""a": 0, "b": 1"#, r#""a": 1, "b": 0"#).as_bytes()).unwrap();
+        let encoded = tokenizer.encode_marked("ab ba").unwrap();
+        assert_eq!(other.own(encoded.clone()), None);
+        assert_eq!(tokenizer.own(encoded), Some(vec![3, 2, 1, 0]));
     }
 
     #[test]

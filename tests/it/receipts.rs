@@ -1,5 +1,6 @@
 //! What a job cost, on what it ran, whether it comes out the same again: receipts, replays and usage, with a real worker.
 
+use claimcheck_common::domain::JobId;
 use claimcheck_tests::{Installation, Process, TINY, World, in_world};
 use jsonwebtoken::jwk::JwkSet;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
@@ -47,6 +48,55 @@ fn verified(signature: &str, keys: &JwkSet) -> Value {
     jsonwebtoken::decode::<Value>(signature, &key, &validation)
         .expect("a good signature")
         .claims
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_is_read_once_unless_the_worker_has_another_tokenizer() {
+    with_a_worker(async |world, api, _| {
+        let ada = api.user("ada").await;
+        world
+            .execute_as_owner(
+                "INSERT INTO pauses (scope, value, created_by) VALUES ('class', 'interactive', gen_random_uuid())",
+            )
+            .await;
+        let says = |prompt: &str| json!({"model": TINY, "prompt": prompt, "max_tokens": 40, "seed": 7, "temperature": 1});
+        let other = ada.submit(&says("The fox said to the crow")).await;
+        let mut same = Vec::new();
+        // What is kept of the other's text, in place of one's own.
+        for kept in [
+            "i.encoded",
+            "x.encoded",
+            "overlay(x.encoded PLACING '\\xffffffffffffffff' FROM 1)",
+            "NULL",
+            "'\\x07'",
+        ] {
+            let id = ada.submit(&says("Once upon a time")).await;
+            let sql = format!(
+                "UPDATE job_inputs i SET encoded = {kept} FROM job_inputs x
+                 WHERE i.job_id = $1 AND x.job_id = $2 AND x.encoded IS NOT NULL"
+            );
+            let changed = sqlx::query(sqlx::AssertSqlSafe(sql))
+                .bind(id.parse::<JobId>().unwrap().uuid())
+                .bind(other.parse::<JobId>().unwrap().uuid())
+                .execute(&world.pool);
+            assert_eq!(changed.await.unwrap().rows_affected(), 1, "{kept}");
+            same.push(id);
+        }
+        world.execute_as_owner("DELETE FROM pauses").await;
+        let mut texts = Vec::new();
+        for id in same.iter().chain([&other]) {
+            texts.push(ended(&ada, id).await["output"]["choices"][0]["text"].clone());
+        }
+        let [own, others, foreign, none, cut, other] = <[Value; 6]>::try_from(texts).unwrap();
+        assert_ne!(own, other);
+        assert_eq!(others, other, "the tokens that were kept are taken");
+        assert_eq!(
+            [foreign, none, cut],
+            [own.clone(), own.clone(), own],
+            "else the text is read"
+        );
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

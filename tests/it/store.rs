@@ -69,6 +69,7 @@ pub(crate) fn new_job(account: &Account) -> NewJob {
         class: Class::Interactive,
         prompt: Prompt::Text("Once upon a time".to_owned()),
         prompt_tokens: 4,
+        encoded: None,
         params: GenerationParams {
             max_tokens: 8,
             temperature: 0.7,

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use claimcheck_common::domain::{JobError, JobKey, Prompt};
+use claimcheck_common::domain::{Encoded, JobError, JobKey, Prompt};
 use claimcheck_common::store::claim::ClaimedJob;
 use claimcheck_common::store::settle::Settlement;
 use claimcheck_common::store::{Pool, lease};
@@ -82,7 +82,7 @@ impl Feeder {
             if let Prompt::Text(text) = &job.prompt {
                 bytes += text.len();
             }
-            match self.tokens(job.prompt) {
+            match self.tokens(job.prompt, job.encoded) {
                 Ok(prompt) => ready.push(EngineJob {
                     key: job.key,
                     prompt,
@@ -115,10 +115,10 @@ impl Feeder {
         Ok(None)
     }
 
-    fn tokens(&self, prompt: Prompt) -> Result<Vec<u32>, JobError> {
-        match prompt {
-            Prompt::Tokens(tokens) => Ok(tokens),
-            Prompt::Text(text) => self.tokenizer.encode(&text).map_err(|error| {
+    fn tokens(&self, prompt: Prompt, encoded: Option<Encoded>) -> Result<Vec<u32>, JobError> {
+        match (encoded.and_then(|encoded| self.tokenizer.own(encoded)), prompt) {
+            (Some(tokens), _) | (None, Prompt::Tokens(tokens)) => Ok(tokens),
+            (None, Prompt::Text(text)) => self.tokenizer.encode(&text).map_err(|error| {
                 tracing::error!(%error, "a prompt cannot be encoded");
                 JobError::server("prompt_not_encodable", "The prompt could not be encoded for the model.")
             }),

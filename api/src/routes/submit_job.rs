@@ -115,12 +115,13 @@ pub(crate) async fn prepare(
     let name = request.model.as_ref().map(Text::as_str);
     let served = state.catalog.find(name, caller.notes.names()).await?;
     let hits = screen::prompt(state, caller, &served, &mut request.prompt.0).await?;
-    let prompt_tokens = state.catalog.count_tokens(&served, &request.prompt.0).await?;
+    let (prompt_tokens, encoded) = state.catalog.encode(&served, &request.prompt.0).await?;
     let now = OffsetDateTime::now_utc().unix_timestamp();
     let valid = request.into_valid(prompt_tokens, served.limits(), now)?;
     screen::sampling(state, &valid.params)?;
     caller.may_generate(&served.model.name, served.alias.as_deref(), valid.params.max_tokens)?;
     Ok(NewJob {
+        encoded,
         webhook,
         hits,
         ..new_job(state, caller, served, valid, trace::parent(headers))
@@ -155,6 +156,7 @@ fn new_job(
         class: valid.class,
         prompt: valid.prompt,
         prompt_tokens: valid.prompt_tokens,
+        encoded: None,
         params: valid.params,
         metadata: (!valid.metadata.is_empty()).then_some(valid.metadata),
         scheduled_at: valid.scheduled_at,

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
 use super::row::{get, json, parse, present, unsigned};
 use super::{Lane, StoreResult, notify, operators, outbox};
-use crate::domain::{GenerationParams, Id, JobId, JobKey, Prompt, Share, WorkerId};
+use crate::domain::{Encoded, GenerationParams, Id, JobId, JobKey, Prompt, Share, WorkerId};
 
 /// A job that is now this worker's until its lease ends.
 #[derive(Debug, Clone)]
@@ -20,6 +20,8 @@ pub struct ClaimedJob {
     pub share: Share,
     /// The text or tokens.
     pub prompt: Prompt,
+    /// The tokens of a text, by the tokenizer that its model had when it was accepted.
+    pub encoded: Option<Encoded>,
     /// How to continue it.
     pub params: GenerationParams,
     /// Leases of it that ran out before: from two on it is to run alone.
@@ -131,7 +133,7 @@ async fn begin(
              RETURNING id, fence, class, lapses, tenant_id, priority, deadline_at
          ), ",
         notify::changed!("claimed", begun),
-        " SELECT c.*, i.prompt, i.parameters FROM claimed c JOIN job_inputs i ON i.job_id = c.id CROSS JOIN told ORDER BY c.id",
+        " SELECT c.*, i.prompt, i.parameters, i.encoded FROM claimed c JOIN job_inputs i ON i.job_id = c.id CROSS JOIN told ORDER BY c.id",
     ))
     .bind(ids)
     .bind(worker.uuid())
@@ -171,6 +173,7 @@ fn job(row: &PgRow) -> StoreResult<ClaimedJob> {
             deadline: get(row, "deadline_at")?,
         },
         prompt: present(json(row, "prompt")?, "prompt")?,
+        encoded: get::<Option<&[u8]>, _>(row, "encoded")?.and_then(Encoded::from_bytes),
         params: present(json(row, "parameters")?, "parameters")?,
         lapses: unsigned(row, "lapses")?,
     })

@@ -236,8 +236,8 @@ async fn insert(
              FROM pair JOIN jobs j ON j.id = pair.old
              RETURNING *
          ), input AS (
-             INSERT INTO job_inputs (job_id, prompt, parameters, metadata)
-             SELECT made.id, i.prompt, i.parameters, i.metadata
+             INSERT INTO job_inputs (job_id, prompt, parameters, metadata, encoded)
+             SELECT made.id, i.prompt, i.parameters, i.metadata, i.encoded
              FROM made JOIN pair ON pair.new = made.id JOIN job_inputs i ON i.job_id = pair.old
          ), webhook AS (
              INSERT INTO job_webhooks (job_id, endpoint_id, lane, url, events, payload)

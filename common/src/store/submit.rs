@@ -20,8 +20,8 @@ use super::row::{column, get};
 use super::webhooks::endpoints::{JobWebhook, attach};
 use super::{Lane, StoreError, StoreResult, attend, budgets, quota};
 use crate::domain::{
-    ApiKeyId, BudgetStanding, Class, GenerationParams, JobId, JobKey, JobStatus, ModelRef, Price, ProjectId, Prompt,
-    TenantId, Tokens, Usage, UserId,
+    ApiKeyId, BudgetStanding, Class, Encoded, GenerationParams, JobId, JobKey, JobStatus, ModelRef, Price, ProjectId,
+    Prompt, TenantId, Tokens, Usage, UserId,
 };
 use crate::policy::Hit;
 
@@ -48,6 +48,8 @@ pub struct NewJob {
     pub prompt: Prompt,
     /// How many tokens the prompt has by the model's tokenizer.
     pub prompt_tokens: u32,
+    /// The tokens of a text, for the worker; without them it encodes the text itself.
+    pub encoded: Option<Encoded>,
     /// How to continue it; the seed is drawn already.
     pub params: GenerationParams,
     /// The caller's own notes.
@@ -260,10 +262,10 @@ pub(super) async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> S
              FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::text[],
                  $8::text[], $9::integer[], $10::timestamptz[], $11::jsonb[], $12::jsonb[], $13::jsonb[], $14::text[],
                  $15::smallint[], $16::timestamptz[], $17::timestamptz[], $18::integer[], $19::boolean[], $20::interval[],
-                 $21::uuid[], $22::text[], $23::text[], $24::text[], $25::text[])
+                 $21::uuid[], $22::text[], $23::text[], $24::text[], $25::text[], $26::bytea[])
              AS new (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
                  scheduled_at, prompt, parameters, metadata, traceparent, priority, deadline_at, start_by, max_attempts,
-                 store, ttl, api_key_id, credential, address, request_id, requested_model)
+                 store, ttl, api_key_id, credential, address, request_id, requested_model, encoded)
          ), job AS (
              INSERT INTO jobs (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
                                available_at, priority, deadline_at, start_by, max_attempts, store, ttl, api_key_id,
@@ -271,8 +273,8 @@ pub(super) async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> S
              SELECT id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
                  available_at, priority, deadline_at, start_by, max_attempts, store, ttl, api_key_id, requested_model FROM new
          ), input AS (
-             INSERT INTO job_inputs (job_id, prompt, parameters, metadata)
-             SELECT id, prompt, parameters, metadata FROM new
+             INSERT INTO job_inputs (job_id, prompt, parameters, metadata, encoded)
+             SELECT id, prompt, parameters, metadata, encoded FROM new
          ), message AS (
              -- A scheduled job gets its message when its time has come.
              INSERT INTO outbox (job_id, model, class, traceparent, tenant_id, priority, deadline_at)
@@ -310,6 +312,7 @@ pub(super) async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> S
     .bind(column(jobs, |job| job.origin.address.map(|address| address.to_string())))
     .bind(column(jobs, |job| job.origin.request_id.as_deref()))
     .bind(column(jobs, |job| job.requested_model.as_deref()))
+    .bind(column(jobs, |job| job.encoded.as_ref().map(Encoded::to_bytes)))
     .fetch_all(connection)
     .await?;
     let by_id: HashMap<JobId, &PgRow> = rows

@@ -159,6 +159,7 @@ async fn one_that_ended(pool: &Pool, account: &Account) {
         class: Class::Interactive,
         prompt: Prompt::Text("Once upon a time there was a queue".to_owned()),
         prompt_tokens: 8,
+        encoded: None,
         params: GenerationParams {
             max_tokens: 16,
             temperature: 0.7,

@@ -217,8 +217,8 @@ fn new_job(mut body: SubmitJob, served: &Served, terms: &Terms, held: &Held, now
         Err(Unfit::Unreadable(error)) => return Err(not_encodable(error).into()),
         Err(Unfit::Rejected(rejection)) => return Err(rejection.into()),
     };
-    let tokens = catalog::count(tokenizer, &body.prompt.0).map_err(not_encodable)?;
-    let valid = body.into_valid(tokens, model.limits(), now)?;
+    let (prompt_tokens, encoded) = catalog::encode(tokenizer, &body.prompt.0).map_err(not_encodable)?;
+    let valid = body.into_valid(prompt_tokens, model.limits(), now)?;
     if let Some(grant) = &held.grant {
         grant.permits(&model.model.name, model.alias.as_deref(), valid.params.max_tokens)?;
     }
@@ -234,6 +234,7 @@ fn new_job(mut body: SubmitJob, served: &Served, terms: &Terms, held: &Held, now
         class: Class::Batch,
         prompt: valid.prompt,
         prompt_tokens: valid.prompt_tokens,
+        encoded,
         params: valid.params,
         metadata: (!valid.metadata.is_empty()).then_some(valid.metadata),
         scheduled_at: None,
