@@ -59,7 +59,8 @@ async fn a_text_is_read_once_unless_the_worker_has_another_tokenizer() {
                 "INSERT INTO pauses (scope, value, created_by) VALUES ('class', 'interactive', gen_random_uuid())",
             )
             .await;
-        let says = |prompt: &str| json!({"model": TINY, "prompt": prompt, "max_tokens": 40, "seed": 7, "temperature": 1});
+        let says =
+            |prompt: &str| json!({"model": TINY, "prompt": prompt, "max_tokens": 40, "seed": 7, "temperature": 1});
         let other = ada.submit(&says("The fox said to the crow")).await;
         let mut same = Vec::new();
         // What is kept of the other's text, in place of one's own.

@@ -27,6 +27,8 @@ use time::OffsetDateTime;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::http_face::announce;
+
 pub(crate) const LEASE: Duration = Duration::from_secs(10);
 pub(crate) const ATTEMPT: Duration = Duration::from_mins(10);
 const LIMIT: Duration = Duration::from_secs(20);
@@ -931,8 +933,11 @@ async fn lists_page_newest_first_and_foreign_jobs_do_not_exist() {
         let pool = &world.pool;
         let (mine, other) = (account(pool).await, account(pool).await);
         let mut ids = Vec::new();
-        for _ in 0..5 {
-            ids.push(accept(pool, new_job(&mine)).await.key.id);
+        for name in ["m", "n", "m", "n", "m"] {
+            announce(world, name).await;
+            let mut job = new_job(&mine);
+            job.model.name = name.to_owned();
+            ids.push(accept(pool, job).await.key.id);
         }
         ids.reverse();
         let foreign = accept(pool, new_job(&other)).await.key.id;
@@ -957,11 +962,13 @@ async fn lists_page_newest_first_and_foreign_jobs_do_not_exist() {
             model: Some("m".to_owned()),
         };
         assert_eq!(list(cancelled, None).await, ids[4..]);
-        let absent = JobFilter {
+        let of_model = |name: &str| JobFilter {
             status: None,
-            model: Some("x".to_owned()),
+            model: Some(name.to_owned()),
         };
-        assert_eq!(list(absent, None).await, []);
+        assert_eq!(list(of_model("n"), None).await, [ids[1], ids[3]]);
+        assert_eq!(list(of_model("m"), None).await, [ids[0], ids[2], ids[4]]);
+        assert_eq!(list(of_model("x"), None).await, []);
     })
     .await;
 }

@@ -207,8 +207,8 @@ pub struct Listed {
 
 /// A page of a project's jobs, newest first.
 ///
-/// Put together from a page of each state: each walks its own part of an index, whatever the project's size. An index without
-/// states would be written three times a job and read by lists alone.
+/// Put together from a page of each model and state: each walks its own part of an index, whatever the project's size. An index
+/// without models or states would be written up to three times a job and read by lists alone.
 pub async fn list(
     executor: impl PgExecutor<'_>,
     project: ProjectId,
@@ -216,10 +216,10 @@ pub async fn list(
     page: Page,
 ) -> StoreResult<Listed> {
     // Conditions are written out only where they apply: the planner then sees the index that fits.
-    let model = if filter.model.is_some() {
-        "AND model = $2"
+    let models = if filter.model.is_some() {
+        "SELECT $2::text AS model"
     } else {
-        "AND $2::text IS NULL"
+        "SELECT DISTINCT name AS model FROM models WHERE $2::text IS NULL"
     };
     let after = if page.after.is_some() {
         "AND id < $3"
@@ -231,13 +231,18 @@ pub async fn list(
         // Which of the two indexes: what has ended is kept apart.
         let ended = if status.is_terminal() { "NOT NULL" } else { "NULL" };
         format!(
-            "(SELECT id FROM jobs WHERE project_id = $1 AND status = '{status}' AND finished_at IS {ended} {model} {after}
-              ORDER BY id DESC LIMIT $4)"
+            "SELECT page.id FROM wanted CROSS JOIN LATERAL (
+                 SELECT id FROM jobs WHERE project_id = $1 AND model = wanted.model AND status = '{status}'
+                     AND finished_at IS {ended} {after}
+                 ORDER BY id DESC LIMIT $4) page"
         )
     });
     let pages = pages.collect::<Vec<_>>().join(" UNION ALL ");
     let mut rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-        "{VIEW} JOIN (SELECT id FROM ({pages}) found ORDER BY id DESC LIMIT $4) page ON page.id = j.id ORDER BY j.id DESC"
+        "WITH wanted AS MATERIALIZED ({models}), page AS MATERIALIZED (
+             SELECT id FROM ({pages}) found ORDER BY id DESC LIMIT $4
+         )
+         {VIEW} JOIN page ON page.id = j.id ORDER BY j.id DESC"
     )))
     .bind(project.uuid())
     .bind(filter.model.as_deref())

@@ -2,6 +2,7 @@
 
 use sqlx::{PgExecutor, Row};
 
+use super::quota::waiting;
 use super::{StoreResult, operators};
 use crate::domain::{Class, ProjectId, TenantId};
 
@@ -38,16 +39,12 @@ pub async fn find(
              EXISTS (SELECT FROM workers w WHERE w.model = $2 AND w.ready_at IS NOT NULL AND NOT w.draining
                          AND w.last_seen_at > now() - interval '30 seconds') AS served,
              (SELECT max_queued FROM tenant_limits WHERE tenant_id = $1) AS max_queued,
-             (SELECT count(*)::int FROM (
-                 SELECT FROM jobs
-                 WHERE tenant_id = $1 AND finished_at IS NULL AND status IN ('scheduled', 'queued') LIMIT $4
-             ) counted) AS waiting,
-             (SELECT greatest(0, l.max_queued - (
-                 SELECT count(*)::int FROM (
-                     SELECT FROM jobs
-                     WHERE tenant_id = $1 AND project_id = $5 AND finished_at IS NULL AND status IN ('scheduled', 'queued')
-                     LIMIT l.max_queued
-                 ) counted)) FROM project_limits l WHERE l.project_id = $5) AS project_room",
+             ",
+        waiting!("p.organization_id = $1", "$4"),
+        "::int AS waiting,
+             (SELECT greatest(0, l.max_queued - ",
+        waiting!("p.id = $5", "l.max_queued"),
+        "::int) FROM project_limits l WHERE l.project_id = $5) AS project_room",
     ))
     .bind(tenant.uuid())
     .bind(model)

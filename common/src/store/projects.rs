@@ -156,10 +156,9 @@ pub async fn archive(pool: &Pool, seen: Project, by: By) -> StoreResult<Changed<
 async fn shut(connection: &mut PgConnection, seen: &Project, by: &By) -> StoreResult<Archived> {
     let row = sqlx::query(
         "SELECT EXISTS (SELECT FROM users WHERE project_id = $1 AND NOT is_service) AS is_default,
-             EXISTS (SELECT FROM jobs WHERE tenant_id = $2 AND project_id = $1 AND finished_at IS NULL) AS is_busy",
+             EXISTS (SELECT FROM jobs WHERE project_id = $1 AND finished_at IS NULL) AS is_busy",
     )
     .bind(seen.id.uuid())
-    .bind(seen.tenant_id.uuid())
     .fetch_one(&mut *connection)
     .await?;
     if get::<bool, _>(&row, "is_default")? {

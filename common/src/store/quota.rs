@@ -232,16 +232,35 @@ async fn stand_in_line(connection: &mut PgConnection, whose: Uuid) -> StoreResul
     Ok(())
 }
 
+/// How many jobs wait in the projects `p` for which `$condition` holds, counted no further than `$most`, as SQL. One project after the
+/// other: a plan that is kept is not to read what all tenants have waiting.
+macro_rules! waiting {
+    ($condition:literal, $most:literal) => {
+        concat!(
+            "(SELECT count(*) FROM (
+                 SELECT FROM projects p CROSS JOIN LATERAL (
+                     SELECT FROM jobs WHERE project_id = p.id AND finished_at IS NULL AND status IN ('scheduled', 'queued') LIMIT ",
+            $most,
+            "
+                 ) waiting WHERE ",
+            $condition,
+            " LIMIT ",
+            $most,
+            "
+             ) counted)"
+        )
+    };
+}
+pub(super) use waiting;
+
 /// How many more jobs of a tenant or a project may wait. Whoever asks stands in its line: nobody else changes it until the transaction
 /// ends.
 async fn room(connection: &mut PgConnection, line: Line) -> StoreResult<u32> {
     // A statement of its own, after the lock: it sees what those before have committed.
-    let waiting: i64 = sqlx::query_scalar(
-        "SELECT count(*) FROM (
-             SELECT FROM jobs WHERE tenant_id = $1 AND finished_at IS NULL AND status IN ('scheduled', 'queued')
-                 AND project_id = coalesce($3, project_id) LIMIT $2
-         ) counted",
-    )
+    let waiting: i64 = sqlx::query_scalar(concat!(
+        "SELECT ",
+        waiting!("p.organization_id = $1 AND p.id = coalesce($3, p.id)", "$2")
+    ))
     .bind(line.tenant)
     .bind(i64::from(line.limit))
     .bind(line.project)
@@ -253,8 +272,10 @@ async fn room(connection: &mut PgConnection, line: Line) -> StoreResult<u32> {
 /// Tokens of the prompts of a tenant's waiting lines of batches. Whoever asks stands in its line.
 async fn waiting_batch_tokens(connection: &mut PgConnection, tenant: Uuid) -> StoreResult<u64> {
     let waiting: i64 = sqlx::query_scalar(
-        "SELECT coalesce(sum(prompt_tokens), 0)::bigint FROM jobs
-         WHERE tenant_id = $1 AND finished_at IS NULL AND status IN ('scheduled', 'queued') AND class = 'batch'",
+        "SELECT coalesce(sum(waiting.tokens), 0)::bigint FROM projects p CROSS JOIN LATERAL (
+             SELECT sum(prompt_tokens) AS tokens FROM jobs
+             WHERE project_id = p.id AND finished_at IS NULL AND status IN ('scheduled', 'queued') AND class = 'batch'
+         ) waiting WHERE p.organization_id = $1",
     )
     .bind(tenant)
     .fetch_one(connection)

@@ -68,7 +68,8 @@ pub(super) async fn lock_chunk(
 ) -> StoreResult<Vec<PgRow>> {
     let rows = sqlx::query(AssertSqlSafe(format!(
         "SELECT {columns} FROM jobs j
-         WHERE {condition} AND ($1::uuid IS NULL OR j.project_id = $1) AND ($2::uuid IS NULL OR j.tenant_id = $2)
+         WHERE {condition} AND ($1::uuid IS NULL OR j.project_id = $1) AND ($2::uuid IS NULL OR j.tenant_id = $2
+                 AND j.project_id IN (SELECT id FROM projects WHERE organization_id = $2))
              AND ($3::text IS NULL OR j.status = $3) AND ($4::text IS NULL OR j.model = $4)
              AND ($5::jsonb IS NULL OR EXISTS (
                  SELECT FROM job_inputs i WHERE i.job_id = j.id AND i.metadata @> $5))

@@ -15,6 +15,8 @@ use claimcheck_common::store::{Pool, accounts, claim, settle, submit};
 use claimcheck_tests::World;
 use uuid::Uuid;
 
+use crate::http_face::announce;
+
 /// The model of two thirds of the jobs.
 pub(super) const MODEL: &str = "m";
 /// The model of the others, none of which failed.
@@ -47,6 +49,9 @@ pub(super) enum Looked {
 pub(super) async fn fill(world: &World, jobs: u64, looked: Looked) -> ProjectId {
     let (ours, theirs) = (account(&world.pool, "ours").await, account(&world.pool, "theirs").await);
     one_that_ended(&world.pool, &ours).await;
+    for model in [MODEL, OTHER_MODEL, "a model that no job has"] {
+        announce(world, model).await;
+    }
     world
         .execute_as_owner(&format!(
             "CREATE TEMP TABLE kept AS
