@@ -239,10 +239,8 @@ pub async fn list(
     });
     let pages = pages.collect::<Vec<_>>().join(" UNION ALL ");
     let mut rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-        "WITH wanted AS MATERIALIZED ({models}), page AS MATERIALIZED (
-             SELECT id FROM ({pages}) found ORDER BY id DESC LIMIT $4
-         )
-         {VIEW} JOIN page ON page.id = j.id ORDER BY j.id DESC"
+        "WITH wanted AS MATERIALIZED ({models})
+         {VIEW} WHERE j.id = ANY (ARRAY(SELECT id FROM ({pages}) found ORDER BY id DESC LIMIT $4)) ORDER BY j.id DESC"
     )))
     .bind(project.uuid())
     .bind(filter.model.as_deref())
