@@ -208,7 +208,8 @@ pub struct Listed {
 /// A page of a project's jobs, newest first.
 ///
 /// Put together from a page of each model and state: each walks its own part of an index, whatever the project's size. An index
-/// without models or states would be written up to three times a job and read by lists alone.
+/// without models or states would be written up to three times a job and read by lists alone. A model that had jobs is never taken
+/// out of `models`.
 pub async fn list(
     executor: impl PgExecutor<'_>,
     project: ProjectId,
