@@ -49,6 +49,7 @@ mod sign_in;
 mod store;
 mod store_guards;
 mod store_lane;
+mod store_locks;
 mod store_shares;
 mod store_time;
 mod store_walk;

@@ -112,16 +112,20 @@ async fn running(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
     let ids = |first: u64| (first..first + GROUP).map(job_id);
     let worker = WorkerId::new();
     explainer.forget().await;
-    let claimed = claim::claim(pool, worker, ids(first).collect(), LEASE).await.unwrap();
+    // One that is not there has it look for what still waits.
+    let delivered = ids(first).chain([JobId::new()]).collect();
+    let claimed = claim::claim(pool, worker, delivered, LEASE).await.unwrap();
     assert_eq!(claimed.len() as u64, GROUP);
     let next: Vec<_> = ids(first + GROUP).collect();
-    let arguments = format!("{}, '{}', '{{}}'", array(&next), worker.uuid());
-    explainer
-        .explain("claim 20 jobs: lock", "AS late", &arguments, GROUP)
-        .await;
-    let arguments = format!("{}, '{}', '10 seconds'", array(&next), worker.uuid());
+    let arguments = format!("{}, '{}', '10 seconds', '{{}}'", array(&next), worker.uuid());
     explainer
         .explain("claim 20 jobs: begin", "claimed AS", &arguments, GROUP)
+        .await;
+    explainer
+        .explain("claim 20 jobs: recall", "DELETE FROM released", &array(&next), 0)
+        .await;
+    explainer
+        .explain("claim 20 jobs: what still waits", "FOR UPDATE", &array(&next), GROUP)
         .await;
 
     let keys: Vec<_> = ids(jobs - GROUP + 1).map(|id| JobKey { id, fence: 1 }).collect();
@@ -135,10 +139,13 @@ async fn running(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
         .await;
 
     explainer.forget().await;
-    let endings: Vec<_> = keys
-        .iter()
-        .map(|key| Settlement::completed(*key, completion("a text")))
-        .collect();
+    let completed = |key: &JobKey| Settlement::completed(*key, completion("a text"));
+    let stray = JobKey {
+        id: JobId::new(),
+        fence: 1,
+    };
+    // One that is not there has it look how its job may end.
+    let endings: Vec<_> = keys.iter().map(completed).chain([completed(&stray)]).collect();
     let mut transaction = pool.begin().await.unwrap();
     let settled = settle::settle(&mut transaction, &endings, "worker:test").await.unwrap();
     transaction.rollback().await.unwrap();
@@ -150,7 +157,7 @@ async fn running(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
     let all = |value: &str| format!("'{{{}}}'", vec![value; keys.len()].join(","));
     let (events, none) = (keys.iter().map(|_| JobId::new()).collect::<Vec<_>>(), all("NULL"));
     let arguments = format!(
-        "{}, '{{{fences}}}', {}, {none}, {}, {none}, {}, {}, '1 day', 'worker:test', NULL, NULL, NULL",
+        "{}, '{{{fences}}}', {}, {none}, {}, {none}, {}, {}, '1 day', 'worker:test', NULL, NULL, NULL, false",
         array(&held),
         all("completed"),
         all("0"),
@@ -159,7 +166,7 @@ async fn running(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
         [none.as_str(); 10].join(", "),
     );
     explainer
-        .explain("settle 20 jobs: end", "ending AS MATERIALIZED", &arguments, 0)
+        .explain("settle 20 jobs: end", "ending AS MATERIALIZED", &arguments, GROUP)
         .await;
 }
 

@@ -7,7 +7,7 @@ use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
-use super::row::{get, json, parse, present, unsigned};
+use super::row::{column, get, json, parse, present, unsigned};
 use super::{Lane, StoreResult, notify, operators, outbox};
 use crate::domain::{Encoded, GenerationParams, Id, JobId, JobKey, Prompt, Share, WorkerId};
 
@@ -26,6 +26,13 @@ pub struct ClaimedJob {
     pub params: GenerationParams,
     /// Leases of it that ran out before: from two on it is to run alone.
     pub lapses: u32,
+}
+
+/// Whether a job that waits is to expire instead of running.
+macro_rules! late {
+    () => {
+        "coalesce(least(deadline_at, CASE WHEN fence = 0 THEN start_by END) <= now(), false)"
+    };
 }
 
 /// Claims those of `ids` that wait. An id that is not in the answer is a duplicate or has ended: nothing need be kept for it.
@@ -56,81 +63,47 @@ pub async fn claim_again(
     // A claim that is answered after its lease is worth nothing.
     let limit = lease.min(ANSWER_LIMIT);
     transaction_begun_by(lane, BEGIN_WITH_KEPT_PLANS, limit, move |connection| {
-        let uuids = |ids: &[JobId]| ids.iter().map(|id| id.uuid()).collect::<Vec<_>>();
-        let (ids, unheard) = (uuids(&ids), uuids(&unheard));
+        let uuids = |ids: &[JobId]| column(ids, |id| id.uuid());
+        let (mut ids, unheard) = (uuids(&ids), uuids(&unheard));
+        ids.sort_unstable();
+        ids.dedup();
         Box::pin(async move {
-            let Waiting { due, early } = lock(connection, ids, worker, unheard).await?;
-            let claimed = begin(connection, due, worker, lease).await?;
-            send_back(connection, early).await?;
+            let claimed = begin(connection, &ids, worker, &unheard, lease).await?;
+            outbox::recall(connection, &column(&claimed, |job| job.key.id.uuid())).await?;
+            if claimed.len() < ids.len() {
+                send_back(connection, &ids).await?;
+            }
             Ok(claimed)
         })
     })
     .await
 }
 
-/// Locked jobs that wait, or were claimed unheard. What is late is in neither list: it is left to expire and costs no step.
-#[derive(Default)]
-struct Waiting {
-    due: Vec<Uuid>,
-    early: Vec<Uuid>,
-}
-
-/// Locks those of `ids` that wait, and those of `unheard` that this worker has.
+/// Makes attempts of those of `ids` that wait, and of those of `unheard` that this worker has. What is late is left to expire and costs
+/// no step.
 ///
-/// A statement of its own: the relay may hold a job to note its release, which a statement that began before does not see.
-async fn lock(
-    connection: &mut PgConnection,
-    ids: Vec<Uuid>,
-    worker: WorkerId,
-    unheard: Vec<Uuid>,
-) -> StoreResult<Waiting> {
-    let rows = sqlx::query(
-        // Locked in id order. No SKIP LOCKED: a row that is skipped would look like a duplicate.
-        concat!(
-            "SELECT id, status <> 'queued' OR available_at <= now() AND NOT ",
-            operators::is_paused!("jobs.model", "jobs.class", "jobs.tenant_id"),
-            " AS due, status = 'queued'
-                 AND coalesce(least(deadline_at, CASE WHEN fence = 0 THEN start_by END) <= now(), false) AS late
-             FROM jobs WHERE id = ANY($1)
-                 AND (status = 'queued' OR status = 'in_progress' AND worker_id = $2 AND id = ANY($3)) IS TRUE
-             ORDER BY id FOR UPDATE",
-        ),
-    )
-    .bind(ids)
-    .bind(worker.uuid())
-    .bind(unheard)
-    .fetch_all(connection)
-    .await?;
-    let mut waiting = Waiting::default();
-    for row in &rows {
-        let id = get(row, "id")?;
-        match (get(row, "due")?, get(row, "late")?) {
-            (false, _) => waiting.early.push(id),
-            (true, false) => waiting.due.push(id),
-            (true, true) => {}
-        }
-    }
-    Ok(waiting)
-}
-
-/// Makes attempts of locked jobs.
+/// The jobs are locked in the order of `ids`, as everybody locks them: sorted. Their releases are forgotten by a statement after this
+/// one: the relay may hold a job to note its release, which a statement that began before does not see.
 async fn begin(
     connection: &mut PgConnection,
-    ids: Vec<Uuid>,
+    ids: &[Uuid],
     worker: WorkerId,
+    unheard: &[Uuid],
     lease: Duration,
 ) -> StoreResult<Vec<ClaimedJob>> {
-    if ids.is_empty() {
-        return Ok(Vec::new());
-    }
     let rows = sqlx::query(concat!(
-        "WITH recalled AS (
-             DELETE FROM released WHERE job_id = ANY($1)
-         ), claimed AS (
+        // No SKIP LOCKED: a row that is skipped would look like a duplicate.
+        "WITH claimed AS (
              UPDATE jobs SET status = 'in_progress', attempt = attempt + (status = 'queued')::int, fence = fence + 1, worker_id = $2,
                  lease_expires_at = now() + $3::interval, claimed_at = now()
-             WHERE id = ANY($1) AND (status = 'queued' OR status = 'in_progress' AND worker_id = $2) IS TRUE
-             RETURNING id, fence, class, lapses, tenant_id, priority, deadline_at
+             FROM unnest($1::uuid[]) AS wanted (id)
+             WHERE jobs.id = wanted.id AND (
+                 status = 'in_progress' AND worker_id = $2 AND jobs.id = ANY($4)
+                 OR status = 'queued' AND available_at <= now() AND NOT ",
+        operators::is_paused!("jobs.model", "jobs.class", "jobs.tenant_id"),
+        " AND NOT ", late!(), "
+             ) IS TRUE
+             RETURNING jobs.id, fence, class, lapses, tenant_id, priority, deadline_at
          ), ",
         notify::changed!("claimed", begun),
         " SELECT c.*, i.prompt, i.parameters, i.encoded FROM claimed c JOIN job_inputs i ON i.job_id = c.id CROSS JOIN told ORDER BY c.id",
@@ -138,23 +111,32 @@ async fn begin(
     .bind(ids)
     .bind(worker.uuid())
     .bind(lease)
+    .bind(unheard)
     .fetch_all(connection)
     .await?;
     rows.iter().map(job).collect()
 }
 
-/// Gives locked jobs that must not run yet their outbox row back.
-async fn send_back(connection: &mut PgConnection, ids: Vec<Uuid>) -> StoreResult<()> {
-    if ids.is_empty() {
+/// Gives those of `ids` that still wait, since they must not run yet, their outbox row back.
+async fn send_back(connection: &mut PgConnection, ids: &[Uuid]) -> StoreResult<()> {
+    let early: Vec<Uuid> = sqlx::query_scalar(concat!(
+        "SELECT id FROM jobs WHERE id = ANY($1) AND (status = 'queued' AND NOT ",
+        late!(),
+        ") IS TRUE ORDER BY id FOR UPDATE"
+    ))
+    .bind(ids)
+    .fetch_all(&mut *connection)
+    .await?;
+    if early.is_empty() {
         return Ok(());
     }
-    outbox::recall(connection, &ids).await?;
+    outbox::recall(connection, &early).await?;
     sqlx::query(
         "INSERT INTO outbox (job_id, model, class, available_at, tenant_id, priority, deadline_at)
          SELECT id, model, class, available_at, tenant_id, priority, deadline_at FROM jobs j
          WHERE id = ANY($1) AND NOT EXISTS (SELECT FROM outbox o WHERE o.job_id = j.id)",
     )
-    .bind(ids)
+    .bind(early)
     .execute(connection)
     .await?;
     Ok(())

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
+use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 
 use super::audit::{self, By};
@@ -199,6 +200,35 @@ pub async fn settle(
     by: impl Into<By>,
 ) -> StoreResult<Vec<Settled>> {
     let by = &by.into();
+    let mut settled = settle_as_asked(connection, group, by).await?;
+    if settled.len() < group.len() {
+        let done: HashSet<_> = settled.iter().map(|one| one.key).collect();
+        let others: Vec<_> = group.iter().filter(|one| !done.contains(&one.key)).collect();
+        settled.extend(settle_as_allowed(connection, &others, by).await?);
+    }
+    Ok(settled)
+}
+
+/// Settles what is completed of jobs that still run and are not late: they end as asked, by one statement, which finds what changed while
+/// it waited for a job's lock. That is the way of almost every job.
+async fn settle_as_asked(connection: &mut PgConnection, group: &[Settlement], by: &By) -> StoreResult<Vec<Settled>> {
+    let mut completed: Vec<_> = group.iter().filter(|one| one.status == JobStatus::Completed).collect();
+    // Locked in id order.
+    completed.sort_by_key(|one| (one.key.id.uuid(), one.key.fence));
+    completed.dedup_by_key(|one| one.key);
+    let ended = end(connection, &completed, Which::Running, by).await?;
+    completed.retain(|one| ended.contains(&one.key));
+    audit::record_hits(connection, by, hits(&completed)).await?;
+    let settled = |one: &&Settlement| Settled {
+        key: one.key,
+        status: one.status,
+        cancel_latency: None,
+    };
+    Ok(completed.iter().map(settled).collect())
+}
+
+/// Settles whatever it is, as far and in the way that its job allows.
+async fn settle_as_allowed(connection: &mut PgConnection, group: &[&Settlement], by: &By) -> StoreResult<Vec<Settled>> {
     let locked = lock(connection, group).await?;
     let waiting: HashSet<_> = locked
         .iter()
@@ -210,8 +240,8 @@ pub async fn settle(
     let waited = ended.iter().filter(|(one, _)| waiting.contains(&one.key));
     let waited: Vec<_> = waited.map(|(one, _)| one.key.id.uuid()).collect();
     outbox::recall(connection, &waited).await?;
-    end(connection, &endings(&ended), by).await?;
-    audit::record_hits(connection, by, hits(&ended)).await?;
+    end(connection, &endings(&ended), Which::Locked, by).await?;
+    audit::record_hits(connection, by, hits(&endings(&ended))).await?;
     try_again(connection, &endings(&again), by).await?;
     let settled: Vec<_> = ended
         .into_iter()
@@ -230,15 +260,29 @@ fn endings(verdicts: &[(Settlement, Option<Duration>)]) -> Vec<&Settlement> {
 }
 
 /// The rules of the content policy that the texts met, each with its job.
-fn hits(ended: &[(Settlement, Option<Duration>)]) -> Vec<(JobId, Hit)> {
+fn hits(ended: &[&Settlement]) -> Vec<(JobId, Hit)> {
     let of_one = |one: &Settlement| one.hits.iter().map(|hit| (one.key.id, hit.clone())).collect::<Vec<_>>();
-    ended.iter().flat_map(|(one, _)| of_one(one)).collect()
+    ended.iter().flat_map(|one| of_one(one)).collect()
 }
 
-/// Writes endings of jobs that are locked and may end so.
-async fn end(connection: &mut PgConnection, endings: &[&Settlement], by: &By) -> StoreResult<()> {
+/// Which jobs a statement may end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// All of them: they are locked and may end so.
+    Locked,
+    /// Those that run, uncancelled and in time.
+    Running,
+}
+
+/// Writes endings, and answers whose jobs ended.
+async fn end(
+    connection: &mut PgConnection,
+    endings: &[&Settlement],
+    which: Which,
+    by: &By,
+) -> StoreResult<HashSet<JobKey>> {
     if endings.is_empty() {
-        return Ok(());
+        return Ok(HashSet::new());
     }
     let (ids, fences) = columns(&column(endings, |ending| ending.key));
     let spent = |part: fn(&Spent) -> Option<Duration>| {
@@ -246,7 +290,7 @@ async fn end(connection: &mut PgConnection, endings: &[&Settlement], by: &By) ->
         column(endings, |ending| seconds(ending))
     };
     let runtime = |word: fn(&Runtime) -> &str| column(endings, |ending| Some(word(&ending.measured.as_ref()?.runtime)));
-    sqlx::query(concat!(
+    let rows = sqlx::query(concat!(
         "WITH ending AS MATERIALIZED (
              SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::text[], $4::jsonb[], $5::int[], $6::jsonb[], $7::uuid[],
                      $8::float8[], $9::jsonb[], $10::float8[], $11::float8[], $12::float8[], $13::float8[], $14::float8[],
@@ -260,6 +304,7 @@ async fn end(connection: &mut PgConnection, endings: &[&Settlement], by: &By) ->
                  cancel_requested_at = CASE e.status WHEN 'cancelled' THEN coalesce(cancel_requested_at, now()) END,
                  erase_at = now() + coalesce(ttl, CASE WHEN NOT store THEN $18::interval END)
              FROM ending e WHERE j.id = e.id AND j.fence = e.fence
+                 AND ($23 OR j.status = 'in_progress' AND (j.deadline_at <= now()) IS NOT TRUE)
              RETURNING j.*, e.choices, e.event_id, e.tokens, e.started_ago, e.began_ago, e.prefill, e.decode, e.device,
                  e.padding, e.weights_sha256, e.dtype, e.build
          ), ",
@@ -279,7 +324,10 @@ async fn end(connection: &mut PgConnection, endings: &[&Settlement], by: &By) ->
              FROM settled
          ), ",
         budgets::settled!("$1"),
-        ", event AS (
+        ", audit AS (
+             INSERT INTO audit_log (tenant_id, actor, credential, address, request_id, action, subject)
+             SELECT tenant_id, $19, $20, $21, $22, 'job.' || status, id FROM settled
+         ), event AS (
              INSERT INTO events (id, project_id, type, job_id)
              SELECT event_id, project_id, 'job.' || status, id FROM settled
          ), dead_letter AS (
@@ -291,8 +339,7 @@ async fn end(connection: &mut PgConnection, endings: &[&Settlement], by: &By) ->
              FROM settled WHERE status = 'failed'
          ), ",
         notify::changed!("settled"),
-        " INSERT INTO audit_log (tenant_id, actor, credential, address, request_id, action, subject)
-         SELECT tenant_id, $19, $20, $21, $22, 'job.' || status, id FROM settled CROSS JOIN told",
+        " SELECT id, fence FROM settled CROSS JOIN told",
     ))
     .bind(ids)
     .bind(fences)
@@ -316,9 +363,17 @@ async fn end(connection: &mut PgConnection, endings: &[&Settlement], by: &By) ->
     .bind(by.credential())
     .bind(by.address())
     .bind(by.request_id())
-    .execute(connection)
+    .bind(which == Which::Locked)
+    .fetch_all(connection)
     .await?;
-    Ok(())
+    rows.iter().map(key).collect()
+}
+
+fn key(row: &PgRow) -> StoreResult<JobKey> {
+    Ok(JobKey {
+        id: Id::from_uuid(get(row, "id")?),
+        fence: get(row, "fence")?,
+    })
 }
 
 /// Sends locked jobs whose attempt failed back to the outbox, each after a pause that doubles with every attempt.
@@ -377,7 +432,7 @@ impl Locked {
 ///
 /// A statement of its own: a status that changes while one statement waits for its lock is not joined anew in that same
 /// statement, and a settle that met a cancel would then be dropped.
-async fn lock(connection: &mut PgConnection, group: &[Settlement]) -> StoreResult<HashMap<JobKey, Locked>> {
+async fn lock(connection: &mut PgConnection, group: &[&Settlement]) -> StoreResult<HashMap<JobKey, Locked>> {
     let keys: Vec<_> = group.iter().map(|one| one.key).collect();
     let (ids, fences) = columns(&keys);
     let rows = sqlx::query(
@@ -395,10 +450,6 @@ async fn lock(connection: &mut PgConnection, group: &[Settlement]) -> StoreResul
     // By key: a group may hold the ending of an old claim beside that of the newest one.
     rows.iter()
         .map(|row| {
-            let key = JobKey {
-                id: Id::from_uuid(get(row, "id")?),
-                fence: get(row, "fence")?,
-            };
             let latency: Option<f64> = get(row, "cancel_latency")?;
             let locked = Locked {
                 status: parse(row, "status")?,
@@ -406,13 +457,13 @@ async fn lock(connection: &mut PgConnection, group: &[Settlement]) -> StoreResul
                 late: get(row, "late")?,
                 cancel_latency: latency.map(|seconds| Duration::from_secs_f64(seconds.max(0.0))),
             };
-            Ok((key, locked))
+            Ok((key(row)?, locked))
         })
         .collect()
 }
 
 /// What becomes of each job of the group: those that are not in the answer stay as they are.
-fn verdicts(mut locked: HashMap<JobKey, Locked>, group: &[Settlement]) -> Vec<(Settlement, Option<Duration>)> {
+fn verdicts(mut locked: HashMap<JobKey, Locked>, group: &[&Settlement]) -> Vec<(Settlement, Option<Duration>)> {
     group
         .iter()
         .filter_map(|wanted| {
