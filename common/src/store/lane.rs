@@ -30,6 +30,8 @@ pub struct Lane {
 /// A lane's own connection.
 struct Own {
     connection: PgConnection,
+    /// What was set for it last.
+    set: &'static str,
     opened: Instant,
     used: Instant,
 }
@@ -73,6 +75,7 @@ impl Lane {
         let now = Instant::now();
         let own = Own {
             connection,
+            set: "",
             opened: now,
             used: now,
         };
@@ -101,6 +104,18 @@ impl From<&Self> for Lane {
 }
 
 impl Held {
+    /// Sets what is to hold for the lane's own connection from now on; answers whether this is that.
+    pub(super) async fn set(&mut self, settings: &'static str) -> StoreResult<bool> {
+        let Whose::Lanes(own, _) = &mut self.0 else {
+            return Ok(false);
+        };
+        if own.set != settings {
+            sqlx::raw_sql(settings).execute(&mut own.connection).await?;
+            own.set = settings;
+        }
+        Ok(true)
+    }
+
     /// Gives a connection back on which nothing is going on.
     pub fn give_back(self) {
         if let Whose::Lanes(mut own, mut place) = self.0 {

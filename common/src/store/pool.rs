@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection, PgConnection, PgPool};
 
-use super::lane::Lane;
+use super::lane::{Held, Lane};
 use super::{StoreError, StoreResult, events};
 use crate::config::DatabaseConfig;
 
@@ -98,12 +98,32 @@ fn silent(limit: Duration) -> sqlx::Error {
     ))
 }
 
-/// Begins a transaction whose statements run by plans that are made once: for those that every job passes through, and whose
-/// plan is the same whatever they are given.
+/// What holds for a piece of work beside what holds for every connection, as the words that begin a transaction and as those for a
+/// connection that does nothing else.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Settings {
+    /// `BEGIN`, and the settings until its end.
+    pub(super) begin: &'static str,
+    /// The settings from now on.
+    pub(super) session: &'static str,
+}
+
+macro_rules! settings {
+    ($($setting:literal),*) => {
+        crate::store::pool::Settings {
+            begin: concat!("BEGIN" $(, "; SET LOCAL ", $setting)*),
+            session: concat!($("SET ", $setting, ";"),*),
+        }
+    };
+}
+pub(super) use settings;
+
+/// Statements run by plans that are made once: for those that every job passes through, and whose plan is the same whatever they are
+/// given.
 ///
 /// A plan may be kept since the service was young. Where it knows jobs by their ids it must not look for them by their state, or it reads an
 /// index of all jobs from end to end when there are many: `(status = …) IS TRUE` is a value, for which no index is looked through.
-pub(super) const BEGIN_WITH_KEPT_PLANS: &str = "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan";
+pub(super) const KEPT_PLANS: Settings = settings!("plan_cache_mode = force_generic_plan");
 
 /// A connection for one errand of the owner, which may read a whole table and take its time.
 pub(super) async fn connect_alone(url: &str) -> StoreResult<PgConnection> {
@@ -139,13 +159,13 @@ where
     T: Send + 'static,
     F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Send + Sync + 'static,
 {
-    transaction_begun_by(pool, "BEGIN", ANSWER_LIMIT, work).await
+    transaction_under(pool, settings!(), ANSWER_LIMIT, work).await
 }
 
-/// As [`transaction`], begun by other words (settings may follow the `BEGIN` at no cost) and given up after `limit`.
-pub(super) async fn transaction_begun_by<T, F>(
+/// As [`transaction`], under `settings` and given up after `limit`.
+pub(super) async fn transaction_under<T, F>(
     lane: impl Into<Lane>,
-    begin: &'static str,
+    settings: Settings,
     limit: Duration,
     work: F,
 ) -> StoreResult<T>
@@ -153,11 +173,40 @@ where
     T: Send + 'static,
     F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Send + Sync + 'static,
 {
-    let lane = lane.into();
+    repeated(lane.into(), Extent::Statements, settings, limit, work).await
+}
+
+/// As [`transaction_under`], for `work` of one statement at most. On a lane's own connection that is a transaction by itself, which
+/// spares the ways to the database and back of its `BEGIN` and `COMMIT`.
+pub(super) async fn statement_under<T, F>(
+    lane: impl Into<Lane>,
+    settings: Settings,
+    limit: Duration,
+    work: F,
+) -> StoreResult<T>
+where
+    T: Send + 'static,
+    F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Send + Sync + 'static,
+{
+    repeated(lane.into(), Extent::Statement, settings, limit, work).await
+}
+
+/// How much a transaction comprises.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    Statement,
+    Statements,
+}
+
+async fn repeated<T, F>(lane: Lane, extent: Extent, settings: Settings, limit: Duration, work: F) -> StoreResult<T>
+where
+    T: Send + 'static,
+    F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Send + Sync + 'static,
+{
     let task = tokio::spawn(async move {
         let mut repeats = REPEATS;
         loop {
-            match attempt(&lane, begin, limit, &work).await {
+            match attempt(&lane, extent, settings, limit, &work).await {
                 Err(StoreError::Retry(cause)) if repeats > 0 => {
                     tracing::debug!(%cause, "transaction repeated");
                     repeats -= 1;
@@ -185,12 +234,12 @@ pub(super) async fn rehearsal<T: Send + 'static>(
     .await
 }
 
-async fn attempt<T, F>(lane: &Lane, begin: &'static str, limit: Duration, work: &F) -> StoreResult<T>
+async fn attempt<T, F>(lane: &Lane, extent: Extent, settings: Settings, limit: Duration, work: &F) -> StoreResult<T>
 where
     F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>>,
 {
     let mut connection = lane.acquire().await?;
-    match tokio::time::timeout(limit, through(&mut connection, begin, work)).await {
+    match tokio::time::timeout(limit, through(&mut connection, extent, settings, work)).await {
         Ok(Ok(outcome)) => {
             connection.give_back();
             outcome
@@ -204,11 +253,23 @@ where
 }
 
 /// The outcome of a transaction that was committed or rolled back; an error if neither is known.
-async fn through<T, F>(connection: &mut PgConnection, begin: &'static str, work: &F) -> StoreResult<StoreResult<T>>
+async fn through<T, F>(
+    connection: &mut Held,
+    extent: Extent,
+    settings: Settings,
+    work: &F,
+) -> StoreResult<StoreResult<T>>
 where
     F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>>,
 {
-    let mut transaction = connection.begin_with(begin).await?;
+    if extent == Extent::Statement && connection.set(settings.session).await? {
+        return match work(connection).await {
+            // It is not known.
+            Err(error) if error.is_transient() => Err(error),
+            outcome => Ok(outcome),
+        };
+    }
+    let mut transaction = connection.begin_with(settings.begin).await?;
     match work(&mut transaction).await {
         Ok(value) => {
             transaction.commit().await?;

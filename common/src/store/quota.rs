@@ -218,6 +218,30 @@ async fn limits(connection: &mut PgConnection, asked: &[Asked]) -> StoreResult<L
     Ok(limits)
 }
 
+/// Whose limits and budgets jobs count against, each once.
+pub(super) fn holders(asked: impl Iterator<Item = Asked>) -> Vec<Uuid> {
+    let mut ids: Vec<_> = asked.flat_map(|one| budgets::holders(&one)).map(|(_, id)| id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
+}
+
+/// Whether one of the holders `$ids` has a limit of waiting jobs or a budget, as SQL. It is asked once a statement.
+macro_rules! is_limited {
+    ($ids:literal) => {
+        concat!(
+            "(EXISTS (SELECT FROM budgets WHERE id = ANY(",
+            $ids,
+            "::uuid[])) OR EXISTS (SELECT FROM tenant_limits WHERE tenant_id = ANY(",
+            $ids,
+            "::uuid[])) OR EXISTS (SELECT FROM project_limits WHERE project_id = ANY(",
+            $ids,
+            "::uuid[])))"
+        )
+    };
+}
+pub(super) use is_limited;
+
 /// Whose limits of waiting jobs one counts against.
 fn lines(asked: &Asked) -> [Uuid; 2] {
     [asked.tenant.uuid(), asked.project.uuid()]

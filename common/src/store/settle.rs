@@ -13,7 +13,7 @@ use sqlx::types::Json;
 
 use super::audit::{self, By};
 use super::lease::columns;
-use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
+use super::pool::{ANSWER_LIMIT, KEPT_PLANS, statement_under, transaction_under};
 use super::row::{column, get, parse};
 use super::{Lane, StoreError, StoreResult, budgets, events, notify, outbox};
 use crate::domain::{
@@ -186,11 +186,26 @@ pub async fn settle_group(
 }
 
 async fn settle_in_one(lane: &Lane, group: Vec<Settlement>, by: By) -> StoreResult<Vec<Settled>> {
-    transaction_begun_by(lane, BEGIN_WITH_KEPT_PLANS, ANSWER_LIMIT, move |connection| {
+    let group: Arc<[Settlement]> = group.into();
+    let by = Arc::new(by);
+    let mut settled = Vec::new();
+    if group.iter().all(|one| one.hits.is_empty()) {
         let (group, by) = (group.clone(), by.clone());
-        Box::pin(async move { settle(connection, &group, by).await })
-    })
-    .await
+        settled = statement_under(lane, KEPT_PLANS, ANSWER_LIMIT, move |connection| {
+            let (group, by) = (group.clone(), by.clone());
+            Box::pin(async move { settle_as_asked(connection, &group, &by).await })
+        })
+        .await?;
+    }
+    let others: Arc<[_]> = others(&group, &settled).into_iter().cloned().collect();
+    if !others.is_empty() {
+        let others = transaction_under(lane, KEPT_PLANS, ANSWER_LIMIT, move |connection| {
+            let (group, by) = (others.clone(), by.clone());
+            Box::pin(async move { settle(connection, &group, &*by).await })
+        });
+        settled.extend(others.await?);
+    }
+    Ok(settled)
 }
 
 /// Settles within the caller's transaction. `by` goes to the audit log (`worker:<uuid>`, `service`).
@@ -201,12 +216,20 @@ pub async fn settle(
 ) -> StoreResult<Vec<Settled>> {
     let by = &by.into();
     let mut settled = settle_as_asked(connection, group, by).await?;
-    if settled.len() < group.len() {
-        let done: HashSet<_> = settled.iter().map(|one| one.key).collect();
-        let others: Vec<_> = group.iter().filter(|one| !done.contains(&one.key)).collect();
+    let others = others(group, &settled);
+    if !others.is_empty() {
         settled.extend(settle_as_allowed(connection, &others, by).await?);
     }
     Ok(settled)
+}
+
+/// Those of a group that are not settled yet.
+fn others<'g>(group: &'g [Settlement], settled: &[Settled]) -> Vec<&'g Settlement> {
+    if settled.len() == group.len() {
+        return Vec::new();
+    }
+    let settled: HashSet<_> = settled.iter().map(|one| one.key).collect();
+    group.iter().filter(|one| !settled.contains(&one.key)).collect()
 }
 
 /// Settles what is completed of jobs that still run and are not late: they end as asked, by one statement, which finds what changed while

@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use super::audit::{self, By, Origin};
 use super::idempotency::{self, Before, Claim, Render};
 use super::jobs::{self, JobInput, JobView};
-use super::pool::{ANSWER_LIMIT, BEGIN_WITH_KEPT_PLANS, transaction_begun_by};
+use super::pool::{ANSWER_LIMIT, KEPT_PLANS, Settings, settings, statement_under, transaction_under};
 use super::quota::{After, Asked, Refusal};
 use super::row::{column, get};
 use super::webhooks::endpoints::{JobWebhook, attach};
@@ -143,13 +143,14 @@ pub enum Patience {
 }
 
 impl Patience {
-    const fn begin(self) -> &'static str {
+    const fn settings(self) -> Settings {
         match self {
-            Self::Short => {
-                "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL lock_timeout = '200ms';
-                 SET LOCAL statement_timeout = '2s'"
-            }
-            Self::Full => BEGIN_WITH_KEPT_PLANS,
+            Self::Short => settings!(
+                "plan_cache_mode = force_generic_plan",
+                "lock_timeout = '200ms'",
+                "statement_timeout = '2s'"
+            ),
+            Self::Full => KEPT_PLANS,
         }
     }
 
@@ -183,11 +184,7 @@ pub async fn submit_group(
     render: Render,
 ) -> StoreResult<Vec<Submitted>> {
     let (lane, jobs) = (&lane.into(), group.clone());
-    let outcome = transaction_begun_by(lane, patience.begin(), patience.limit(), move |connection| {
-        let group = group.clone();
-        Box::pin(async move { submit_all(connection, &group, render).await })
-    });
-    match (outcome.await, &*jobs) {
+    match (submit_as(lane, group, patience, render).await, &*jobs) {
         // Its id was drawn for this one submit: it is there from an earlier try whose answer was lost.
         (Err(StoreError::Conflict { constraint }), [Submission { job, .. }]) if constraint == "jobs_pkey" => {
             let view = jobs::get(lane.pool(), job.project_id, job.id).await?;
@@ -196,6 +193,37 @@ pub async fn submit_group(
         }
         (outcome, _) => outcome,
     }
+}
+
+async fn submit_as(
+    lane: &Lane,
+    group: Arc<[Submission]>,
+    patience: Patience,
+    render: Render,
+) -> StoreResult<Vec<Submitted>> {
+    if group.iter().all(Submission::is_plain) {
+        let group = group.clone();
+        let submitted = statement_under(lane, patience.settings(), patience.limit(), move |connection| {
+            let group = group.clone();
+            Box::pin(async move { submit_unlimited(connection, &group).await })
+        });
+        if let Some(submitted) = submitted.await? {
+            return Ok(submitted);
+        }
+    }
+    transaction_under(lane, patience.settings(), patience.limit(), move |connection| {
+        let group = group.clone();
+        Box::pin(async move { submit_all(connection, &group, render).await })
+    })
+    .await
+}
+
+/// Records plain jobs by one statement, unless one of them counts against a limit or a budget: then none.
+async fn submit_unlimited(connection: &mut PgConnection, group: &[Submission]) -> StoreResult<Option<Vec<Submitted>>> {
+    let jobs: Vec<_> = group.iter().map(|submission| &submission.job).collect();
+    let mut views = insert(connection, &jobs, Room::IfUnlimited).await?;
+    let accepted = |job: &&NewJob| Some(Submitted::Accepted(Box::new(views.remove(&job.id)?), None));
+    Ok(jobs.iter().map(accepted).collect())
 }
 
 /// Records jobs within the caller's transaction, and answers for each in its place. Claims are taken first, then rows
@@ -224,7 +252,7 @@ async fn submit_all(
     let jobs: Vec<&NewJob> = new.iter().map(|&place| &submissions[place].job).collect();
     if !jobs.is_empty() {
         budgets::reserve(connection, &decision.reserved).await?;
-        let mut views = insert(connection, &jobs).await?;
+        let mut views = insert(connection, &jobs, Room::Given).await?;
         let hooks: Vec<_> = jobs
             .iter()
             .filter_map(|job| Some((job.id, job.webhook.as_ref()?)))
@@ -254,8 +282,25 @@ async fn submit_all(
     all.ok_or_else(|| StoreError::contradiction("a job vanished within its own transaction"))
 }
 
-/// Writes the rows of all jobs in one statement; answers them as [`jobs::get`] would.
-pub(super) async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> StoreResult<HashMap<JobId, JobView>> {
+/// Whether jobs may be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    /// They may: it was decided in this transaction.
+    Given,
+    /// Only if none of them counts against a limit or a budget.
+    IfUnlimited,
+}
+
+/// Writes the rows of all jobs, or of none, in one statement; answers them as [`jobs::get`] would.
+pub(super) async fn insert(
+    connection: &mut PgConnection,
+    jobs: &[&NewJob],
+    room: Room,
+) -> StoreResult<HashMap<JobId, JobView>> {
+    let limited = match room {
+        Room::Given => Vec::new(),
+        Room::IfUnlimited => quota::holders(jobs.iter().map(|job| job.asked())),
+    };
     let rows = sqlx::query(concat!(
         "WITH new AS MATERIALIZED (
              SELECT *, coalesce(scheduled_at, now()) AS available_at
@@ -266,6 +311,9 @@ pub(super) async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> S
              AS new (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
                  scheduled_at, prompt, parameters, metadata, traceparent, priority, deadline_at, start_by, max_attempts,
                  store, ttl, api_key_id, credential, address, request_id, requested_model, encoded)
+             WHERE NOT ",
+        quota::is_limited!("$27"),
+        "
          ), job AS (
              INSERT INTO jobs (id, tenant_id, project_id, user_id, model, model_revision, class, status, prompt_tokens,
                                available_at, priority, deadline_at, start_by, max_attempts, store, ttl, api_key_id,
@@ -313,6 +361,7 @@ pub(super) async fn insert(connection: &mut PgConnection, jobs: &[&NewJob]) -> S
     .bind(column(jobs, |job| job.origin.request_id.as_deref()))
     .bind(column(jobs, |job| job.requested_model.as_deref()))
     .bind(column(jobs, |job| job.encoded.as_ref().map(Encoded::to_bytes)))
+    .bind(limited)
     .fetch_all(connection)
     .await?;
     let by_id: HashMap<JobId, &PgRow> = rows
@@ -354,6 +403,24 @@ fn accepted(job: &NewJob, row: &PgRow) -> StoreResult<JobView> {
         cancel_requested_at: None,
         finished_at: None,
     })
+}
+
+impl Submission {
+    /// Whether there is nothing to be written for it but the job.
+    const fn is_plain(&self) -> bool {
+        let NewJob {
+            webhook,
+            hits,
+            options,
+            queue_limit,
+            ..
+        } = &self.job;
+        self.claim.is_none()
+            && webhook.is_none()
+            && hits.is_empty()
+            && options.attended.is_none()
+            && queue_limit.is_none()
+    }
 }
 
 impl NewJob {

@@ -77,7 +77,7 @@ pub async fn feed(
             if !jobs.is_empty() {
                 // Not before the mark has moved: what another worker feeds is reserved there.
                 budgets::reserve(connection, &decision.reserved).await?;
-                submit::insert(connection, &jobs).await?;
+                submit::insert(connection, &jobs, submit::Room::Given).await?;
             }
             insert_items(connection, held.view.id, taken, before).await?;
             record_policy(connection, &held, taken).await?;
