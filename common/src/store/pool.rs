@@ -104,7 +104,7 @@ fn silent(limit: Duration) -> sqlx::Error {
 pub(super) struct Settings {
     /// `BEGIN`, and the settings until its end.
     pub(super) begin: &'static str,
-    /// The settings from now on.
+    /// The settings from now on, in place of others.
     pub(super) session: &'static str,
 }
 
@@ -112,7 +112,7 @@ macro_rules! settings {
     ($($setting:literal),*) => {
         crate::store::pool::Settings {
             begin: concat!("BEGIN" $(, "; SET LOCAL ", $setting)*),
-            session: concat!($("SET ", $setting, ";"),*),
+            session: concat!("RESET ALL" $(, "; SET ", $setting)*),
         }
     };
 }
@@ -264,9 +264,8 @@ where
 {
     if extent == Extent::Statement && connection.set(settings.session).await? {
         return match work(connection).await {
-            // It is not known.
-            Err(error) if error.is_transient() => Err(error),
-            outcome => Ok(outcome),
+            Err(error) if error.is_transient() && !error.is_out_of_time() => Err(error),
+            known => Ok(known),
         };
     }
     let mut transaction = connection.begin_with(settings.begin).await?;

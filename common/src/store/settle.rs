@@ -197,11 +197,11 @@ async fn settle_in_one(lane: &Lane, group: Vec<Settlement>, by: By) -> StoreResu
         })
         .await?;
     }
-    let others: Arc<[_]> = others(&group, &settled).into_iter().cloned().collect();
-    if !others.is_empty() {
+    let left: Arc<[_]> = left(&group, &settled).into_iter().cloned().collect();
+    if !left.is_empty() {
         let others = transaction_under(lane, KEPT_PLANS, ANSWER_LIMIT, move |connection| {
-            let (group, by) = (others.clone(), by.clone());
-            Box::pin(async move { settle(connection, &group, &*by).await })
+            let (left, by) = (left.clone(), by.clone());
+            Box::pin(async move { settle(connection, &left, &*by).await })
         });
         settled.extend(others.await?);
     }
@@ -216,15 +216,15 @@ pub async fn settle(
 ) -> StoreResult<Vec<Settled>> {
     let by = &by.into();
     let mut settled = settle_as_asked(connection, group, by).await?;
-    let others = others(group, &settled);
-    if !others.is_empty() {
-        settled.extend(settle_as_allowed(connection, &others, by).await?);
+    let left = left(group, &settled);
+    if !left.is_empty() {
+        settled.extend(settle_as_allowed(connection, &left, by).await?);
     }
     Ok(settled)
 }
 
 /// Those of a group that are not settled yet.
-fn others<'g>(group: &'g [Settlement], settled: &[Settled]) -> Vec<&'g Settlement> {
+fn left<'g>(group: &'g [Settlement], settled: &[Settled]) -> Vec<&'g Settlement> {
     if settled.len() == group.len() {
         return Vec::new();
     }
