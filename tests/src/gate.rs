@@ -16,7 +16,8 @@ const LIMIT: Duration = Duration::from_mins(1);
 /// Where in a transaction the gate stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// In the statement: who is killed there has changed nothing.
+    /// In the statement: who is killed there has changed nothing. Where the statement is a transaction by itself, it ends all the same,
+    /// whether the client lives or not, unless the connection is ended first ([`Gate::end_the_dead`]).
     Statement,
     /// In the commit, which the client has asked for already: it comes whether the client lives or not.
     Commit,
@@ -74,8 +75,25 @@ impl Gate {
 
     /// Opens, and waits until the connections that stood here have ended: those of a process that was killed meanwhile.
     pub async fn open_for_the_dead(mut self) {
-        let mut dead = self.at_the_gate().await;
+        let dead = self.at_the_gate().await;
         self.unlock().await;
+        self.gone(dead).await;
+    }
+
+    /// As [`Gate::open_for_the_dead`], but the database notices the death while they stand here.
+    pub async fn end_the_dead(mut self, world: &World) {
+        let dead = self.at_the_gate().await;
+        // Who is connected as they are may end them.
+        sqlx::query("SELECT pg_terminate_backend(pid) FROM unnest($1::int[]) AS pid")
+            .bind(&dead)
+            .execute(&world.pool)
+            .await
+            .expect("Postgres is up");
+        self.gone(dead).await;
+        self.unlock().await;
+    }
+
+    async fn gone(&mut self, mut dead: Vec<i32>) {
         eventually("the database has noticed the death", LIMIT, async || {
             dead = sqlx::query_scalar("SELECT pid FROM pg_stat_activity WHERE pid = ANY($1)")
                 .bind(&dead)

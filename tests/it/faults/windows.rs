@@ -112,6 +112,24 @@ async fn killed_before_a_submits_commit_there_is_no_job_and_the_repeated_request
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn killed_in_a_plain_submits_statement_that_goes_on_the_job_runs_though_nobody_was_answered() {
+    in_world(async |world| {
+        let (installation, mut api, caller) = begin(world).await;
+        let mut gate = Gate::shut(world, Moment::Statement, "INSERT ON jobs", "true").await;
+        let unanswered = tokio::spawn(caller.post("/v1/jobs").json(&job(1, SHORT)).send());
+        gate.reached().await;
+        api.kill();
+        gate.open_for_the_dead().await;
+        assert!(unanswered.await.unwrap().is_err());
+        assert_eq!((count(world, JOBS).await, count(world, OUTBOX).await), (1, 1));
+        restarted(&mut api).await;
+        let _worker = installation.generator("worker", []).await;
+        completes_once(world, 1).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn killed_after_a_submits_commit_before_its_answer_the_repeated_request_finds_the_job() {
     in_world(async |world| {
         let (installation, mut api, caller) = begin(world).await;
@@ -228,7 +246,7 @@ async fn killed_before_the_settles_commit_nothing_of_the_result_counts() {
         caller.submit(KEY, &job(1, SHORT)).await;
         gate.reached().await;
         worker.kill();
-        gate.open_for_the_dead().await;
+        gate.end_the_dead(world).await;
         assert_eq!(count(world, RUNNING).await, 1);
         let _second = installation.worker("second", []).await;
         completes_once(world, 2).await;
@@ -236,23 +254,30 @@ async fn killed_before_the_settles_commit_nothing_of_the_result_counts() {
     .await;
 }
 
+/// The worker is killed when it has asked for the settle, which is done without it.
+async fn killed_before_the_ack(world: &mut World, moment: Moment) {
+    let (installation, _api, caller) = begin(world).await;
+    let mut gate = Gate::shut(world, moment, "UPDATE ON jobs", SETTLES).await;
+    let mut worker = installation.generator("worker", []).await;
+    caller.submit(KEY, &job(1, SHORT)).await;
+    gate.reached().await;
+    worker.kill();
+    gate.open_for_the_dead().await;
+    completes_once(world, 1).await;
+    let second = installation.worker("second", []).await;
+    until_refused(&second).await;
+    until_messages(world, 0).await;
+    completes_once(world, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_in_the_settles_statement_that_goes_on_the_message_comes_again_and_finds_nothing() {
+    in_world(async |world| killed_before_the_ack(world, Moment::Statement).await).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_after_the_settles_commit_before_the_ack_the_message_comes_again_and_finds_nothing() {
-    in_world(async |world| {
-        let (installation, _api, caller) = begin(world).await;
-        let mut gate = Gate::shut(world, Moment::Commit, "UPDATE ON jobs", SETTLES).await;
-        let mut worker = installation.generator("worker", []).await;
-        caller.submit(KEY, &job(1, SHORT)).await;
-        gate.reached().await;
-        worker.kill();
-        gate.open_for_the_dead().await;
-        completes_once(world, 1).await;
-        let second = installation.worker("second", []).await;
-        until_refused(&second).await;
-        until_messages(world, 0).await;
-        completes_once(world, 1).await;
-    })
-    .await;
+    in_world(async |world| killed_before_the_ack(world, Moment::Commit).await).await;
 }
 
 /// The rescuer is killed at the gate, and another one and a worker come after it.
@@ -307,7 +332,7 @@ async fn killed_while_settling_a_group_all_of_it_runs_again_and_each_settles_onc
         gate.reached().await;
         worker.kill();
         let before = count(world, COMPLETED).await;
-        gate.open_for_the_dead().await;
+        gate.end_the_dead(world).await;
         assert_eq!(count(world, COMPLETED).await, before, "nothing of the group counts");
         assert_eq!(count(world, RUNNING).await, GROUP as i64 - before);
         assert_eq!(promises::broken(&world.pool).await, [""; 0]);
