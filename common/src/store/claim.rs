@@ -65,6 +65,7 @@ pub async fn claim_again(
     transaction_under(lane, KEPT_PLANS, limit, move |connection| {
         let uuids = |ids: &[JobId]| column(ids, |id| id.uuid());
         let (mut ids, unheard) = (uuids(&ids), uuids(&unheard));
+        // As the index does.
         ids.sort_unstable();
         ids.dedup();
         Box::pin(async move {
@@ -82,7 +83,7 @@ pub async fn claim_again(
 /// Makes attempts of those of `ids` that wait, and of those of `unheard` that this worker has. What is late is left to expire and costs
 /// no step.
 ///
-/// The jobs are locked in the order of `ids`, as everybody locks them: sorted. Their releases are forgotten by a statement after this
+/// The jobs are locked in the order of their ids, as everybody locks them. Their releases are forgotten by a statement after this
 /// one: the relay may hold a job to note its release, which a statement that began before does not see.
 async fn begin(
     connection: &mut PgConnection,
@@ -96,14 +97,13 @@ async fn begin(
         "WITH claimed AS (
              UPDATE jobs SET status = 'in_progress', attempt = attempt + (status = 'queued')::int, fence = fence + 1, worker_id = $2,
                  lease_expires_at = now() + $3::interval, claimed_at = now()
-             FROM unnest($1::uuid[]) AS wanted (id)
-             WHERE jobs.id = wanted.id AND (
-                 status = 'in_progress' AND worker_id = $2 AND jobs.id = ANY($4)
+             WHERE id = ANY($1) AND (
+                 status = 'in_progress' AND worker_id = $2 AND id = ANY($4)
                  OR status = 'queued' AND available_at <= now() AND NOT ",
         operators::is_paused!("jobs.model", "jobs.class", "jobs.tenant_id"),
         " AND NOT ", late!(), "
              ) IS TRUE
-             RETURNING jobs.id, fence, class, lapses, tenant_id, priority, deadline_at
+             RETURNING id, fence, class, lapses, tenant_id, priority, deadline_at
          ), ",
         notify::changed!("claimed", begun),
         " SELECT c.*, i.prompt, i.parameters, i.encoded FROM claimed c JOIN job_inputs i ON i.job_id = c.id CROSS JOIN told ORDER BY c.id",

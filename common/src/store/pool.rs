@@ -123,7 +123,15 @@ pub(super) use settings;
 ///
 /// A plan may be kept since the service was young. Where it knows jobs by their ids it must not look for them by their state, or it reads an
 /// index of all jobs from end to end when there are many: `(status = …) IS TRUE` is a value, for which no index is looked through.
-pub(super) const KEPT_PLANS: Settings = settings!("plan_cache_mode = force_generic_plan");
+///
+/// For the same reason jobs that are joined by their ids are given by `id = ANY (…)` besides: a table that was nearly empty is best read
+/// from end to end. They come in the order of the index then, and are locked in it, where a bitmap would take them as they lie in
+/// the table. Without `enable_material` a group is joined by hash, and not each of it with all.
+pub(super) const KEPT_PLANS: Settings = settings!(
+    "plan_cache_mode = force_generic_plan",
+    "enable_bitmapscan = off",
+    "enable_material = off"
+);
 
 /// A connection for one errand of the owner, which may read a whole table and take its time.
 pub(super) async fn connect_alone(url: &str) -> StoreResult<PgConnection> {

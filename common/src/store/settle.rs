@@ -326,7 +326,7 @@ async fn end(
                  started_at = coalesce(started_at, now() - make_interval(secs => e.started_ago)),
                  cancel_requested_at = CASE e.status WHEN 'cancelled' THEN coalesce(cancel_requested_at, now()) END,
                  erase_at = now() + coalesce(ttl, CASE WHEN NOT store THEN $18::interval END)
-             FROM ending e WHERE j.id = e.id AND j.fence = e.fence
+             FROM ending e WHERE j.id = ANY($1) AND j.id = e.id AND j.fence = e.fence
                  AND ($23 OR j.status = 'in_progress' AND (j.deadline_at <= now()) IS NOT TRUE)
              RETURNING j.*, e.choices, e.event_id, e.tokens, e.started_ago, e.began_ago, e.prefill, e.decode, e.device,
                  e.padding, e.weights_sha256, e.dtype, e.build
@@ -464,7 +464,7 @@ async fn lock(connection: &mut PgConnection, group: &[&Settlement]) -> StoreResu
              coalesce(j.deadline_at <= now(), false) AS late,
              extract(epoch FROM now() - j.cancel_requested_at)::float8 AS cancel_latency
          FROM jobs j JOIN unnest($1::uuid[], $2::bigint[]) AS ending (id, fence) USING (id, fence)
-         ORDER BY j.id FOR UPDATE OF j",
+         WHERE j.id = ANY($1) ORDER BY j.id FOR UPDATE OF j",
     )
     .bind(ids)
     .bind(fences)
