@@ -236,11 +236,11 @@ impl Relay {
 }
 
 /// Each row with the message that its job went in: rows and messages have the jobs in the same order.
-fn sent(rows: &[OutboxRow], messages: &[JobMessage]) -> Vec<(i64, JobId)> {
+fn sent<'r>(rows: &'r [OutboxRow], messages: &[JobMessage]) -> Vec<(&'r OutboxRow, JobId)> {
     let of_jobs = messages
         .iter()
         .flat_map(|message| message.jobs().iter().map(|_| message.id()));
-    rows.iter().map(|row| row.id).zip(of_jobs).collect()
+    rows.iter().zip(of_jobs).collect()
 }
 
 /// How far the relay has come in the outbox, whose ids are drawn in order but committed out of it: what is drawn before one look at all

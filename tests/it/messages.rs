@@ -31,7 +31,7 @@ async fn what_the_broker_lost_is_counted_by_messages_though_they_tell_of_several
         publisher.publish(&queue(), &messages).await.unwrap();
         let sent: Vec<_> = rows
             .chunks(4)
-            .flat_map(|few| few.iter().map(|row| (row.id, few[0].job_id)))
+            .flat_map(|few| few.iter().map(|row| (row, few[0].job_id)))
             .collect();
         outbox::confirm(&mut transaction, &sent).await.unwrap();
         transaction.commit().await.unwrap();

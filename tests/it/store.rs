@@ -201,8 +201,8 @@ async fn with_relay_that_hears(world: &World, changes: JobChanges, outgoing: Out
 }
 
 /// Each row as if its job's message told of nothing else.
-pub(crate) fn alone(rows: &[OutboxRow]) -> Vec<(i64, JobId)> {
-    rows.iter().map(|row| (row.id, row.job_id)).collect()
+pub(crate) fn alone(rows: &[OutboxRow]) -> Vec<(&OutboxRow, JobId)> {
+    rows.iter().map(|row| (row, row.job_id)).collect()
 }
 
 pub(crate) async fn receive(subscription: &mut Subscription) -> Delivery {

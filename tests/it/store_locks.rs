@@ -10,7 +10,7 @@ use claimcheck_tests::{World, eventually, in_world};
 use sqlx::{Connection, PgConnection};
 use tokio::task::JoinHandle;
 
-use crate::store::{LEASE, accept, account, completion, count, new_job, queue, submitted};
+use crate::store::{LEASE, accept, account, alone, completion, count, new_job, queue, submitted};
 
 const LIMIT: Duration = Duration::from_secs(20);
 const WINDOW: u32 = 100;
@@ -80,8 +80,7 @@ async fn a_claim_that_waited_for_the_relay_forgets_the_release() {
         let taken = outbox::take(&mut relay, &queue(), Look::All, WINDOW, WINDOW)
             .await
             .unwrap();
-        let sent: Vec<_> = taken.rows.iter().map(|row| (row.id, row.job_id)).collect();
-        outbox::confirm(&mut relay, &sent).await.unwrap();
+        outbox::confirm(&mut relay, &alone(&taken.rows)).await.unwrap();
         let waits = pool.clone();
         let claiming = tokio::spawn(async move { claim::claim(&waits, WorkerId::new(), vec![id], LEASE).await });
         blocked(world).await;

@@ -140,7 +140,7 @@ async fn a_relay_that_looks_at_what_is_new_takes_it_by_the_same_rules() {
         let new = outbox::take(&mut transaction, &queue, look, WINDOW, 100).await.unwrap();
         let sent = alone(&new.rows);
         assert!(
-            sent.iter().all(|(id, _)| *id >= first) && sent.len() == 3 && !new.left,
+            sent.iter().all(|(row, _)| row.id >= first) && sent.len() == 3 && !new.left,
             "{new:?}"
         );
         assert_eq!(new.rows[1].job_id, third, "tenant by tenant in turn");

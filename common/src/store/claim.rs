@@ -6,7 +6,7 @@ use sqlx::PgConnection;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-use super::pool::{ANSWER_LIMIT, KEPT_PLANS, transaction_under};
+use super::pool::{ANSWER_LIMIT, Extent, KEPT_PLANS, transaction_under};
 use super::row::{column, get, json, parse, present, unsigned};
 use super::{Lane, StoreResult, notify, operators, outbox};
 use crate::domain::{Encoded, GenerationParams, Id, JobId, JobKey, Prompt, Share, WorkerId};
@@ -62,7 +62,7 @@ pub async fn claim_again(
 ) -> StoreResult<Vec<ClaimedJob>> {
     // A claim that is answered after its lease is worth nothing.
     let limit = lease.min(ANSWER_LIMIT);
-    transaction_under(lane, KEPT_PLANS, limit, move |connection| {
+    transaction_under(lane, Extent::Statements, KEPT_PLANS, limit, move |connection| {
         let uuids = |ids: &[JobId]| column(ids, |id| id.uuid());
         let (mut ids, unheard) = (uuids(&ids), uuids(&unheard));
         // As the index does.

@@ -7,9 +7,12 @@ use sqlx::postgres::PgRow;
 use sqlx::{Connection, PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
+use super::pool::{Settings, kept_plans};
 use super::row::{column, get, parse, unsigned};
 use super::{Pool, StoreResult, operators};
 use crate::domain::{JobId, QueueName};
+
+const RELAYING: Settings = kept_plans!("synchronous_commit = off");
 
 /// A job that waits to be published.
 #[derive(Debug, Clone)]
@@ -43,8 +46,7 @@ pub struct Taken {
 /// Begins a relay's transaction. It is not flushed at its commit: what a crash undoes is published once more, and a message that
 /// comes twice finds nothing to claim.
 pub async fn begin(connection: &mut PgConnection) -> StoreResult<Transaction<'_, Postgres>> {
-    let words = "BEGIN; SET LOCAL plan_cache_mode = force_generic_plan; SET LOCAL synchronous_commit = off";
-    Ok(connection.begin_with(words).await?)
+    Ok(connection.begin_with(RELAYING.begin).await?)
 }
 
 /// The queues that have rows, due or not.
@@ -209,27 +211,28 @@ const TAKE_OF_NEW: &str = take_of!(
      ), tenant AS (SELECT DISTINCT tenant_id FROM new)"
 );
 
-/// Deletes rows whose messages were confirmed and not returned, and notes the release of jobs that still wait. With each row goes
-/// the id of the message that its job went in: the first of that message's jobs.
+/// Deletes taken rows whose messages were confirmed and not returned, and notes the release of jobs that still wait. With each row
+/// goes the id of the message that its job went in: the first of that message's jobs.
 ///
 /// The jobs' rows are locked but not written: a claim that comes now waits, and finds what is noted here by a statement that begins
 /// when it has the lock ([`super::claim`]).
-pub async fn confirm(connection: &mut PgConnection, sent: &[(i64, JobId)]) -> StoreResult<()> {
+pub async fn confirm(connection: &mut PgConnection, sent: &[(&OutboxRow, JobId)]) -> StoreResult<()> {
     sqlx::query(
-        "WITH sent AS (
-             DELETE FROM outbox o USING unnest($1::bigint[], $2::uuid[]) AS gone (id, message) WHERE o.id = gone.id
-             RETURNING o.job_id, gone.message
+        "WITH gone AS (
+             DELETE FROM outbox WHERE id = ANY($1)
          ), waiting AS MATERIALIZED (
-             SELECT j.id, j.model, j.class, j.tenant_id, j.lapses > 0 AS rescued, of.message
+             SELECT j.id, j.model, j.class, j.tenant_id, j.lapses > 0 AS rescued, sent.message
              -- A job may have two rows: it was claimed though its message was not recorded, and came back.
-             FROM (SELECT DISTINCT ON (job_id) job_id, message FROM sent) of JOIN jobs j ON j.id = of.job_id
-             WHERE (j.status = 'queued') IS TRUE ORDER BY j.id FOR NO KEY UPDATE OF j
+             FROM (SELECT DISTINCT ON (job_id) * FROM unnest($2::uuid[], $3::uuid[]) AS sent (job_id, message)) sent
+                 JOIN jobs j ON j.id = sent.job_id
+             WHERE j.id = ANY($2) AND (j.status = 'queued') IS TRUE ORDER BY j.id FOR NO KEY UPDATE OF j
          )
          INSERT INTO released (job_id, model, class, tenant_id, rescued, message)
          SELECT id, model, class, tenant_id, rescued, message FROM waiting
          ON CONFLICT (job_id) DO UPDATE SET released_at = excluded.released_at, message = excluded.message",
     )
-    .bind(column(sent, |(row, _)| *row))
+    .bind(column(sent, |(row, _)| row.id))
+    .bind(column(sent, |(row, _)| row.job_id.uuid()))
     .bind(column(sent, |(_, message)| message.uuid()))
     .execute(connection)
     .await?;

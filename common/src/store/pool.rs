@@ -118,6 +118,19 @@ macro_rules! settings {
 }
 pub(super) use settings;
 
+/// [`KEPT_PLANS`] and more.
+macro_rules! kept_plans {
+    ($($more:literal),*) => {
+        crate::store::pool::settings!(
+            "plan_cache_mode = force_generic_plan",
+            "enable_bitmapscan = off",
+            "enable_material = off"
+            $(, $more)*
+        )
+    };
+}
+pub(super) use kept_plans;
+
 /// Statements run by plans that are made once: for those that every job passes through, and whose plan is the same whatever they are
 /// given.
 ///
@@ -127,11 +140,7 @@ pub(super) use settings;
 /// For the same reason jobs that are joined by their ids are given by `id = ANY (…)` besides: a table that was nearly empty is best read
 /// from end to end. They come in the order of the index then, and are locked in it, where a bitmap would take them as they lie in
 /// the table. Without `enable_material` a group is joined by hash, and not each of it with all.
-pub(super) const KEPT_PLANS: Settings = settings!(
-    "plan_cache_mode = force_generic_plan",
-    "enable_bitmapscan = off",
-    "enable_material = off"
-);
+pub(super) const KEPT_PLANS: Settings = kept_plans!();
 
 /// A connection for one errand of the owner, which may read a whole table and take its time.
 pub(super) async fn connect_alone(url: &str) -> StoreResult<PgConnection> {
@@ -167,50 +176,31 @@ where
     T: Send + 'static,
     F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Send + Sync + 'static,
 {
-    transaction_under(pool, settings!(), ANSWER_LIMIT, work).await
-}
-
-/// As [`transaction`], under `settings` and given up after `limit`.
-pub(super) async fn transaction_under<T, F>(
-    lane: impl Into<Lane>,
-    settings: Settings,
-    limit: Duration,
-    work: F,
-) -> StoreResult<T>
-where
-    T: Send + 'static,
-    F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Send + Sync + 'static,
-{
-    repeated(lane.into(), Extent::Statements, settings, limit, work).await
-}
-
-/// As [`transaction_under`], for `work` of one statement at most. On a lane's own connection that is a transaction by itself, which
-/// spares the ways to the database and back of its `BEGIN` and `COMMIT`.
-pub(super) async fn statement_under<T, F>(
-    lane: impl Into<Lane>,
-    settings: Settings,
-    limit: Duration,
-    work: F,
-) -> StoreResult<T>
-where
-    T: Send + 'static,
-    F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Send + Sync + 'static,
-{
-    repeated(lane.into(), Extent::Statement, settings, limit, work).await
+    transaction_under(pool, Extent::Statements, settings!(), ANSWER_LIMIT, work).await
 }
 
 /// How much a transaction comprises.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Extent {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Extent {
+    /// One statement at most. On a lane's own connection that is a transaction by itself, which spares the ways to the database and
+    /// back of its `BEGIN` and `COMMIT`.
     Statement,
     Statements,
 }
 
-async fn repeated<T, F>(lane: Lane, extent: Extent, settings: Settings, limit: Duration, work: F) -> StoreResult<T>
+/// As [`transaction`], for `work` of this extent, under `settings` and given up after `limit`.
+pub(super) async fn transaction_under<T, F>(
+    lane: impl Into<Lane>,
+    extent: Extent,
+    settings: Settings,
+    limit: Duration,
+    work: F,
+) -> StoreResult<T>
 where
     T: Send + 'static,
     F: for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, StoreResult<T>> + Send + Sync + 'static,
 {
+    let lane = lane.into();
     let task = tokio::spawn(async move {
         let mut repeats = REPEATS;
         loop {

@@ -164,16 +164,11 @@ fn walk(
 
 /// Reads the limits and locks the budgets, in one round trip.
 async fn limits(connection: &mut PgConnection, asked: &[Asked]) -> StoreResult<Limits> {
-    let (mut tenants, mut projects, mut holders) = (Vec::new(), BTreeMap::new(), Vec::new());
-    for one in asked {
-        tenants.push(one.tenant.uuid());
-        projects.insert(one.project.uuid(), one.tenant.uuid());
-        holders.extend(budgets::holders(one).into_iter().map(|(_, id)| id));
-    }
-    for ids in [&mut tenants, &mut holders] {
-        ids.sort_unstable();
-        ids.dedup();
-    }
+    let mut tenants: Vec<_> = asked.iter().map(|one| one.tenant.uuid()).collect();
+    tenants.sort_unstable();
+    tenants.dedup();
+    let ids = |one: &Asked| (one.project.uuid(), one.tenant.uuid());
+    let projects: BTreeMap<_, _> = asked.iter().map(ids).collect();
     let rows = sqlx::query(concat!(
         "WITH budget AS MATERIALIZED (
              SELECT * FROM budgets WHERE id = ANY($2) ORDER BY id FOR NO KEY UPDATE
@@ -189,7 +184,7 @@ async fn limits(connection: &mut PgConnection, asked: &[Asked]) -> StoreResult<L
          FROM project_limits WHERE project_id = ANY($3)"
     ))
     .bind(tenants)
-    .bind(holders)
+    .bind(holders(asked.iter().copied()))
     .bind(projects.keys().copied().collect::<Vec<_>>())
     .fetch_all(connection)
     .await?;

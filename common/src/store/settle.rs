@@ -13,7 +13,7 @@ use sqlx::types::Json;
 
 use super::audit::{self, By};
 use super::lease::columns;
-use super::pool::{ANSWER_LIMIT, KEPT_PLANS, statement_under, transaction_under};
+use super::pool::{ANSWER_LIMIT, Extent, KEPT_PLANS, transaction_under};
 use super::row::{column, get, parse};
 use super::{Lane, StoreError, StoreResult, budgets, events, notify, outbox};
 use crate::domain::{
@@ -191,7 +191,7 @@ async fn settle_in_one(lane: &Lane, group: Vec<Settlement>, by: By) -> StoreResu
     let mut settled = Vec::new();
     if group.iter().all(|one| one.hits.is_empty()) {
         let (group, by) = (group.clone(), by.clone());
-        settled = statement_under(lane, KEPT_PLANS, ANSWER_LIMIT, move |connection| {
+        settled = transaction_under(lane, Extent::Statement, KEPT_PLANS, ANSWER_LIMIT, move |connection| {
             let (group, by) = (group.clone(), by.clone());
             Box::pin(async move { settle_as_asked(connection, &group, &by).await })
         })
@@ -199,7 +199,7 @@ async fn settle_in_one(lane: &Lane, group: Vec<Settlement>, by: By) -> StoreResu
     }
     let left: Arc<[_]> = left(&group, &settled).into_iter().cloned().collect();
     if !left.is_empty() {
-        let others = transaction_under(lane, KEPT_PLANS, ANSWER_LIMIT, move |connection| {
+        let others = transaction_under(lane, Extent::Statements, KEPT_PLANS, ANSWER_LIMIT, move |connection| {
             let (left, by) = (left.clone(), by.clone());
             Box::pin(async move { settle(connection, &left, &*by).await })
         });
@@ -453,8 +453,8 @@ impl Locked {
 
 /// Locks the group's jobs, as far as their claims are the newest ones.
 ///
-/// A statement of its own: a status that changes while one statement waits for its lock is not joined anew in that same
-/// statement, and a settle that met a cancel would then be dropped.
+/// A statement of its own, before that which ends them: how a job may end is decided by what is found when it is locked. What changed
+/// while [`settle_as_asked`] waited for its lock comes here too.
 async fn lock(connection: &mut PgConnection, group: &[&Settlement]) -> StoreResult<HashMap<JobKey, Locked>> {
     let keys: Vec<_> = group.iter().map(|one| one.key).collect();
     let (ids, fences) = columns(&keys);

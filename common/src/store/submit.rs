@@ -14,7 +14,7 @@ use time::OffsetDateTime;
 use super::audit::{self, By, Origin};
 use super::idempotency::{self, Before, Claim, Render};
 use super::jobs::{self, JobInput, JobView};
-use super::pool::{ANSWER_LIMIT, KEPT_PLANS, Settings, settings, statement_under, transaction_under};
+use super::pool::{ANSWER_LIMIT, Extent, KEPT_PLANS, Settings, kept_plans, transaction_under};
 use super::quota::{After, Asked, Refusal};
 use super::row::{column, get};
 use super::webhooks::endpoints::{JobWebhook, attach};
@@ -145,11 +145,7 @@ pub enum Patience {
 impl Patience {
     const fn settings(self) -> Settings {
         match self {
-            Self::Short => settings!(
-                "plan_cache_mode = force_generic_plan",
-                "lock_timeout = '200ms'",
-                "statement_timeout = '2s'"
-            ),
+            Self::Short => kept_plans!("lock_timeout = '200ms'", "statement_timeout = '2s'"),
             Self::Full => KEPT_PLANS,
         }
     }
@@ -203,18 +199,30 @@ async fn submit_as(
 ) -> StoreResult<Vec<Submitted>> {
     if group.iter().all(Submission::is_plain) {
         let group = group.clone();
-        let submitted = statement_under(lane, patience.settings(), patience.limit(), move |connection| {
-            let group = group.clone();
-            Box::pin(async move { submit_unlimited(connection, &group).await })
-        });
+        let submitted = transaction_under(
+            lane,
+            Extent::Statement,
+            patience.settings(),
+            patience.limit(),
+            move |connection| {
+                let group = group.clone();
+                Box::pin(async move { submit_unlimited(connection, &group).await })
+            },
+        );
         if let Some(submitted) = submitted.await? {
             return Ok(submitted);
         }
     }
-    transaction_under(lane, patience.settings(), patience.limit(), move |connection| {
-        let group = group.clone();
-        Box::pin(async move { submit_all(connection, &group, render).await })
-    })
+    transaction_under(
+        lane,
+        Extent::Statements,
+        patience.settings(),
+        patience.limit(),
+        move |connection| {
+            let group = group.clone();
+            Box::pin(async move { submit_all(connection, &group, render).await })
+        },
+    )
     .await
 }
 
