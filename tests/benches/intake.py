@@ -141,6 +141,7 @@ async def measure_ours(
     jobs = max(result["accepted"], 1)
     result["cpu_us"] = {name: (after[name] - cpu.get(name, 0.0)) / jobs * 1e6 for name in sorted(after)}
     result["wal_bytes"] = int(await db.fetchval("SELECT pg_current_wal_lsn() - $1::text::pg_lsn", wal)) / jobs
+    await asyncio.sleep(growth.PAGES_TOLD)
     result["pages"] = (await growth.pages(db) - looked_at) / jobs
     result["released_most"] = watch.released
     row = await db.fetchrow(
