@@ -9,9 +9,7 @@ use claimcheck_common::domain::{Class, JobId, QueueName};
 use claimcheck_tests::{Gate, Installation, Moment, Process, TINY, World, eventually, in_world, promises};
 use lapin::options::QueueDeclareOptions;
 use lapin::types::FieldTable;
-use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use tokio::task::JoinHandle;
 
 use super::{
     ATTEMPTS, CLAIMS, COMPLETED, Caller, LIMIT, LONG, RUNNING, assert_each_settled_once, count, hurry, job, until_count,
@@ -37,11 +35,6 @@ async fn begin(world: &mut World) -> (Installation, Process, Caller) {
     drop(installation.generator("first", []).await);
     let caller = Caller::of(&api, "ada").await;
     (installation, api, caller)
-}
-
-/// A submit that may stay without an answer.
-fn send(caller: &Caller, body: &Value) -> JoinHandle<reqwest::Result<reqwest::Response>> {
-    tokio::spawn(caller.post("/v1/jobs").header("idempotency-key", KEY).json(body).send())
 }
 
 async fn restarted(api: &mut Process) {
@@ -92,60 +85,41 @@ async fn until_refused(worker: &Process) {
     .await;
 }
 
+/// An API is killed in a window of a submit, of which so many jobs are left. Without a key it is not sent again.
+async fn killed_in_a_submit(world: &mut World, moment: Moment, key: Option<&str>, left: i64) {
+    let (installation, mut api, caller) = begin(world).await;
+    let mut gate = Gate::shut(world, moment, "INSERT ON jobs", "true").await;
+    let mut request = caller.post("/v1/jobs").json(&job(1, SHORT));
+    if let Some(key) = key {
+        request = request.header("idempotency-key", key);
+    }
+    let unanswered = tokio::spawn(request.send());
+    gate.reached().await;
+    api.kill();
+    gate.open_for_the_dead().await;
+    assert!(unanswered.await.unwrap().is_err());
+    assert_eq!((count(world, JOBS).await, count(world, OUTBOX).await), (left, left));
+    restarted(&mut api).await;
+    if let Some(key) = key {
+        caller.submit(key, &job(1, SHORT)).await;
+    }
+    let _worker = installation.generator("worker", []).await;
+    completes_once(world, 1).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_before_a_submits_commit_there_is_no_job_and_the_repeated_request_makes_it() {
-    in_world(async |world| {
-        let (installation, mut api, caller) = begin(world).await;
-        let mut gate = Gate::shut(world, Moment::Statement, "INSERT ON jobs", "true").await;
-        let unanswered = send(&caller, &job(1, SHORT));
-        gate.reached().await;
-        api.kill();
-        gate.open_for_the_dead().await;
-        assert!(unanswered.await.unwrap().is_err());
-        assert_eq!(count(world, JOBS).await, 0);
-        restarted(&mut api).await;
-        caller.submit(KEY, &job(1, SHORT)).await;
-        let _worker = installation.generator("worker", []).await;
-        completes_once(world, 1).await;
-    })
-    .await;
+    in_world(async |world| killed_in_a_submit(world, Moment::Statement, Some(KEY), 0).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_in_a_plain_submits_statement_that_goes_on_the_job_runs_though_nobody_was_answered() {
-    in_world(async |world| {
-        let (installation, mut api, caller) = begin(world).await;
-        let mut gate = Gate::shut(world, Moment::Statement, "INSERT ON jobs", "true").await;
-        let unanswered = tokio::spawn(caller.post("/v1/jobs").json(&job(1, SHORT)).send());
-        gate.reached().await;
-        api.kill();
-        gate.open_for_the_dead().await;
-        assert!(unanswered.await.unwrap().is_err());
-        assert_eq!((count(world, JOBS).await, count(world, OUTBOX).await), (1, 1));
-        restarted(&mut api).await;
-        let _worker = installation.generator("worker", []).await;
-        completes_once(world, 1).await;
-    })
-    .await;
+    in_world(async |world| killed_in_a_submit(world, Moment::Statement, None, 1).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_after_a_submits_commit_before_its_answer_the_repeated_request_finds_the_job() {
-    in_world(async |world| {
-        let (installation, mut api, caller) = begin(world).await;
-        let mut gate = Gate::shut(world, Moment::Commit, "INSERT ON jobs", "true").await;
-        let unanswered = send(&caller, &job(1, SHORT));
-        gate.reached().await;
-        api.kill();
-        gate.open_for_the_dead().await;
-        assert!(unanswered.await.unwrap().is_err());
-        assert_eq!((count(world, JOBS).await, count(world, OUTBOX).await), (1, 1));
-        restarted(&mut api).await;
-        caller.submit(KEY, &job(1, SHORT)).await;
-        let _worker = installation.generator("worker", []).await;
-        completes_once(world, 1).await;
-    })
-    .await;
+    in_world(async |world| killed_in_a_submit(world, Moment::Commit, Some(KEY), 1).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
