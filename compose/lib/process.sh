@@ -86,21 +86,23 @@ end_bereaved() {
 
 none_left() { [[ -z $(server_pids "$1") ]]; }
 
-# kill_all SIGNAL SERVER: also what was forked meanwhile.
-kill_all() {
+# signal_all SIGNAL SERVER: its processes of this moment.
+signal_all() {
   local pids
   pids=$(server_pids "$2")
   # shellcheck disable=SC2086 # one argument a pid
   [[ -z $pids ]] || kill "-$1" $pids 2>/dev/null || true
+}
+
+# kill_all SIGNAL SERVER: also what was forked meanwhile.
+kill_all() {
+  signal_all "$1" "$2"
   wait_until 30 "the end of $2" kill_again "$1" "$2" || die "$2 does not end"
 }
 
 kill_again() {
-  local pids
-  pids=$(server_pids "$2")
-  [[ -n $pids ]] || return 0
-  # shellcheck disable=SC2086
-  kill "-$1" $pids 2>/dev/null || true
+  ! none_left "$2" || return 0
+  signal_all "$1" "$2"
   return 1
 }
 

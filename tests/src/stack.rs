@@ -79,6 +79,16 @@ impl Stack {
         call(&["kill", server.name()]).await;
     }
 
+    /// Stops a server where it stands, its connections standing.
+    pub async fn freeze(&self, server: Server) {
+        call(&["freeze", server.name()]).await;
+    }
+
+    /// Lets a frozen server go on.
+    pub async fn thaw(&self, server: Server) {
+        call(&["thaw", server.name()]).await;
+    }
+
     /// Starts a killed server and waits until it answers.
     pub async fn start(&self, server: Server) {
         call(&["start", server.name()]).await;

@@ -7,7 +7,7 @@ mod recovery;
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use claimcheck_common::domain::{Class, QueueName};
 use claimcheck_tests::{Process, Receiver, Server, Stack, TINY, World, eventually, in_world_on, promises, setting};
@@ -34,6 +34,8 @@ enum Blow {
     Api,
     /// `kill -9`.
     Server(Server),
+    /// A server stands still for half a lease, its connections standing.
+    Stall(Server),
     /// A worker sleeps through its leases and wakes again.
     Freeze(usize),
     /// The broker loses what is in the queue.
@@ -57,9 +59,12 @@ impl Plan {
             Blow::Server(Server::RabbitMq),
             Blow::Purge,
             Blow::Server(Server::Redis),
+            Blow::Stall(Server::Postgres),
             Blow::Freeze(1),
             Blow::Server(Server::Postgres),
+            Blow::Stall(Server::RabbitMq),
             Blow::Worker(0),
+            Blow::Stall(Server::Redis),
             Blow::Cut,
         ];
         Self { jobs: 2000, blows }
@@ -80,6 +85,9 @@ impl Plan {
             Blow::Server(Server::RabbitMq),
             Blow::Server(Server::Redis),
             Blow::Server(Server::Postgres),
+            Blow::Stall(Server::RabbitMq),
+            Blow::Stall(Server::Redis),
+            Blow::Stall(Server::Postgres),
             Blow::Freeze(0),
             Blow::Freeze(1),
             Blow::Purge,
@@ -130,13 +138,15 @@ impl Victims<'_> {
                 self.stack.kill(server).await;
                 self.stack.start(server).await;
             }
+            Blow::Stall(server) => {
+                self.stack.freeze(server).await;
+                passed(self.world.delivery.lease / 2).await;
+                self.stack.thaw(server).await;
+            }
             Blow::Freeze(number) => {
                 self.workers[number].signal("STOP");
-                let asleep = OffsetDateTime::now_utc();
-                eventually("its leases have run out", LIMIT, async || {
-                    (OffsetDateTime::now_utc() - asleep > self.world.delivery.lease * 2).then_some(())
-                })
-                .await;
+                // Its leases have run out then.
+                passed(self.world.delivery.lease * 2).await;
                 self.workers[number].signal("CONT");
             }
             Blow::Cut => {
@@ -160,6 +170,12 @@ impl Victims<'_> {
         channel.queue_purge(name.into(), QueuePurgeOptions::default()).await?;
         Ok(())
     }
+}
+
+async fn passed(time: Duration) {
+    let began = Instant::now();
+    let what = format!("{time:?} have passed");
+    eventually(&what, LIMIT, async || (began.elapsed() > time).then_some(())).await;
 }
 
 /// Submits every sixth job as far as `open` lets it, and answers the ids: all were accepted.
