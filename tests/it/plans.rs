@@ -141,10 +141,6 @@ fn keys(first: u64) -> Vec<JobKey> {
     ids(first).map(|id| JobKey { id, fence: 1 }).collect()
 }
 
-fn held(keys: &[JobKey]) -> Vec<JobId> {
-    keys.iter().map(|key| key.id).collect()
-}
-
 /// A value for each of a group.
 fn all(value: &str) -> String {
     format!("'{{{}}}'", vec![value; GROUP as usize].join(","))
@@ -174,10 +170,17 @@ async fn claiming(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
 }
 
 async fn beating(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
-    let keys = keys(jobs - GROUP + 1);
+    let first = jobs - GROUP + 1;
     explainer.forget().await;
-    assert_eq!(lease::heartbeat(pool, &keys, LEASE, ATTEMPT).await.unwrap().lost, []);
-    let arguments = format!("{}, {}, '10 seconds', '10 minutes'", array(&held(&keys)), all("1"));
+    assert_eq!(
+        lease::heartbeat(pool, &keys(first), LEASE, ATTEMPT).await.unwrap().lost,
+        []
+    );
+    let arguments = format!(
+        "{}, {}, '10 seconds', '10 minutes'",
+        array(&ids(first).collect::<Vec<_>>()),
+        all("1")
+    );
     explainer
         .explain("heartbeat of 20 jobs", "beat AS", &arguments, 0)
         .await;
@@ -200,7 +203,8 @@ async fn settling(explainer: &mut Explainer, pool: &Pool, jobs: u64) {
         .await
         .unwrap();
     assert_eq!(settled.len() as u64, explainer.there(GROUP));
-    let (held, fences) = (array(&held(&keys(jobs - GROUP + 1))), all("1"));
+    let held: Vec<_> = ids(jobs - GROUP + 1).collect();
+    let (held, fences) = (array(&held), all("1"));
     let arguments = format!("{held}, {fences}");
     explainer
         .explain("settle 20 jobs: lock", "AS attempts_left", &arguments, GROUP)

@@ -164,9 +164,6 @@ fn walk(
 
 /// Reads the limits and locks the budgets, in one round trip.
 async fn limits(connection: &mut PgConnection, asked: &[Asked]) -> StoreResult<Limits> {
-    let mut tenants: Vec<_> = asked.iter().map(|one| one.tenant.uuid()).collect();
-    tenants.sort_unstable();
-    tenants.dedup();
     let ids = |one: &Asked| (one.project.uuid(), one.tenant.uuid());
     let projects: BTreeMap<_, _> = asked.iter().map(ids).collect();
     let rows = sqlx::query(concat!(
@@ -183,7 +180,7 @@ async fn limits(connection: &mut PgConnection, asked: &[Asked]) -> StoreResult<L
          SELECT project_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, max_queued, NULL, false
          FROM project_limits WHERE project_id = ANY($3)"
     ))
-    .bind(tenants)
+    .bind(projects.values().copied().collect::<Vec<_>>())
     .bind(holders(asked.iter().copied()))
     .bind(projects.keys().copied().collect::<Vec<_>>())
     .fetch_all(connection)
